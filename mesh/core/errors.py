@@ -1,0 +1,155 @@
+"""One tree of errors. A class fixes who is at fault, the gRPC code a caller sees and whether a retry is safe.
+
+`mesh.api.status` maps these to gRPC statuses and back. Texts follow Triton's where clients match on them (substrings).
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import ClassVar
+
+
+class Code(IntEnum):
+    """gRPC status codes (the numbers of the gRPC specification; `core` does not import grpc)."""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+
+class MeshError(Exception):
+    """The root. `message` is what the caller reads: what was expected, what came, what to do."""
+
+    code: ClassVar[Code] = Code.INTERNAL
+    retry_safe: ClassVar[bool] = False
+    """True when the request certainly did not run, so another copy may be asked."""
+
+    def __init__(self, message: str) -> None:
+        """Keep `message` for the caller."""
+        super().__init__(message)
+        self.message = message
+
+
+class InvalidRequest(MeshError):
+    """The caller's fault: the request can never succeed as it is."""
+
+    code = Code.INVALID_ARGUMENT
+
+
+class UnknownModel(MeshError):
+    """No such model or version, or all its versions were unloaded."""
+
+    code = Code.NOT_FOUND
+
+
+class Unimplemented(MeshError):
+    """A call or option that this server does not offer."""
+
+    code = Code.UNIMPLEMENTED
+
+
+class DeadlineExceeded(MeshError):
+    """The caller's deadline passed before an answer."""
+
+    code = Code.DEADLINE_EXCEEDED
+
+
+class TooLarge(MeshError):
+    """A message over the configured cap."""
+
+    code = Code.RESOURCE_EXHAUSTED
+
+
+class NoCapacity(MeshError):
+    """No node can hold the model now."""
+
+    code = Code.RESOURCE_EXHAUSTED
+
+
+class NotReady(MeshError):
+    """The model or server is not ready to take this call; it was not run."""
+
+    code = Code.UNAVAILABLE
+    retry_safe = True
+
+
+class Overloaded(MeshError):
+    """A queue is full or a request waited too long in it; it was not run."""
+
+    code = Code.UNAVAILABLE
+    retry_safe = True
+
+
+class LoadFailed(MeshError):
+    """The model's files cannot be loaded."""
+
+    code = Code.INTERNAL
+
+
+class ModelFailed(MeshError):
+    """The model ran and raised."""
+
+    code = Code.INTERNAL
+
+
+class RegistryUnavailable(MeshError):
+    """The registry does not answer."""
+
+    code = Code.UNAVAILABLE
+
+
+class LeaseLost(MeshError):
+    """A lease expired or was revoked; what was registered under it is gone."""
+
+    code = Code.UNAVAILABLE
+
+
+class Conflict(MeshError):
+    """Somebody else changed it first."""
+
+    code = Code.ABORTED
+
+
+class RemoteError(MeshError):
+    """A peer answered a call with a status, passed on as it came, or the connection to it broke.
+
+    `transport_failed` is true when the status was made up by the local transport because the peer went away (no
+    trailers came from it). `unsent` is true when it is certain that the peer never saw the request.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        transport_failed: bool = False,
+        unsent: bool = False,
+        trailers: tuple[tuple[str, str | bytes], ...] = (),
+    ) -> None:
+        """Keep the status as it came."""
+        super().__init__(message)
+        self.status = Code(status)
+        self.transport_failed = transport_failed
+        self.unsent = unsent
+        self.trailers = trailers
+
+
+def code_of(error: BaseException) -> Code:
+    """Return the gRPC code a caller sees for `error`; INTERNAL for anything outside the tree."""
+    if isinstance(error, RemoteError):
+        return error.status
+    return error.code if isinstance(error, MeshError) else Code.INTERNAL

@@ -1,0 +1,181 @@
+"""The words of the mesh as types: ids, tensor types, devices, copies, nodes, model versions and placements.
+
+These records are what the registry stores (as JSON) and what every decision reads. They hold no behaviour beyond
+naming themselves. Tensor contents live in `mesh.api.tensors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NewType
+
+ModelName = NewType("ModelName", str)
+Version = NewType("Version", str)
+NodeId = NewType("NodeId", str)
+
+
+class Dtype(StrEnum):
+    """Tensor element types of the KServe v2 protocol, by their names on the wire."""
+
+    BOOL = "BOOL"
+    UINT8 = "UINT8"
+    UINT16 = "UINT16"
+    UINT32 = "UINT32"
+    UINT64 = "UINT64"
+    INT8 = "INT8"
+    INT16 = "INT16"
+    INT32 = "INT32"
+    INT64 = "INT64"
+    FP16 = "FP16"
+    FP32 = "FP32"
+    FP64 = "FP64"
+    BF16 = "BF16"
+    BYTES = "BYTES"
+
+
+ITEM_BYTES: Mapping[Dtype, int] = {
+    Dtype.BOOL: 1,
+    Dtype.UINT8: 1,
+    Dtype.UINT16: 2,
+    Dtype.UINT32: 4,
+    Dtype.UINT64: 8,
+    Dtype.INT8: 1,
+    Dtype.INT16: 2,
+    Dtype.INT32: 4,
+    Dtype.INT64: 8,
+    Dtype.FP16: 2,
+    Dtype.FP32: 4,
+    Dtype.FP64: 8,
+    Dtype.BF16: 2,
+}
+"""Bytes of one element; BYTES has no fixed size and is absent."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output of a model: its name, element type and shape.
+
+    `shape` counts elements per axis, -1 for any number. When the model batches (`max_batch_size` > 0) the first axis is
+    the batch and is -1, as ModelMetadata shows it.
+    """
+
+    name: str
+    dtype: Dtype
+    shape: tuple[int, ...]
+    optional: bool = False
+
+
+class DeviceKind(StrEnum):
+    """What a device is."""
+
+    CPU = "cpu"
+    GPU = "gpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A place with memory that copies sit on. 0 <= free_bytes <= total_bytes."""
+
+    kind: DeviceKind
+    index: int
+    name: str
+    total_bytes: int
+    free_bytes: int
+
+
+class CopyState(StrEnum):
+    """Where a copy stands, said by its node and never guessed from time."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """One model version on one node."""
+
+    model: ModelName
+    version: Version
+    state: CopyState
+    bytes: int = 0
+    """Measured bytes after the load; 0 before."""
+    last_used_s: float = 0.0
+    """Seconds since 1970-01-01 UTC of the last inference; 0 when never used."""
+    error: str = ""
+    """Why the load failed; empty unless the state is failed."""
+    device: str = "cpu:0"
+    digest: str = ""
+    """The digest of the files that were loaded: differs from the model record's when the files changed since."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What a node says of itself. It exists in the registry as long as the node keeps its lease."""
+
+    id: NodeId
+    address: str
+    """host:port of its gRPC server."""
+    incarnation: str
+    """A random id of this process, so that a restarted node is told from the one before it."""
+    started_s: float = 0.0
+    """Seconds since 1970-01-01 UTC."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    devices: tuple[Device, ...] = ()
+    copies: tuple[Copy, ...] = ()
+    draining: bool = False
+    repositories: tuple[str, ...] = ()
+    """The model repositories it can read, as absolute ``file://`` URLs."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """What one immutable version of a model is.
+
+    `inputs` and `outputs` may be empty until the first load when model.yaml does not declare them (an ONNX file knows
+    its own): the loading node then fills them in.
+    """
+
+    name: ModelName
+    version: Version
+    runtime: str
+    """"onnx" or "python"."""
+    source: str
+    """``file://`` URL of the version's folder."""
+    digest: str
+    """Hex SHA-256 over the version's files and the model's configuration."""
+    size_bytes: int
+    """Size of the version's files."""
+    platform: str = ""
+    """The name clients see in ModelMetadata, such as "onnxruntime_onnx"."""
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    max_batch_size: int = 0
+    """0: the first axis is not a batch."""
+    max_queue_delay_us: int = 0
+    max_queue_size: int = 0
+    """Requests that may wait per copy; 0: the node's default."""
+    decoupled: bool = False
+    """One request may have any number of responses: streams only."""
+    node_labels: Mapping[str, str] = field(default_factory=dict)
+    """Labels a node must carry to hold this version."""
+    device: str = "auto"
+    """"cpu", "gpu" or "auto" (a gpu if the node has one that fits and the runtime can use it)."""
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    """Passed to the runtime and shown in ModelConfig."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Which nodes should hold a version. Written with compare-and-swap on the key's mod revision."""
+
+    model: ModelName
+    version: Version
+    nodes: tuple[NodeId, ...] = ()
+    off: bool = False
+    """An operator unloaded it: requests do not load it again until a RepositoryModelLoad."""
+    requested_s: float = 0.0
+    """When the latest load was asked for, seconds since 1970-01-01 UTC: a failed copy older than this is tried again."""

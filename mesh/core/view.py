@@ -1,0 +1,78 @@
+"""`ClusterView`: the frozen, indexed picture of the registry that every request and every decision reads.
+
+A view is published by one assignment and never changes. `mesh.core.fold` makes the next one from changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mesh.core.types import Copy, CopyState, ModelName, ModelVersion, Node, NodeId, Placement, Version
+
+VersionKey = tuple[ModelName, Version]
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A copy together with the node it is on."""
+
+    node: Node
+    copy: Copy
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterView:
+    """Nodes, models, placements and the copies of every version at one registry revision."""
+
+    revision: int = 0
+    nodes: Mapping[NodeId, Node] = field(default_factory=dict)
+    models: Mapping[ModelName, Mapping[Version, ModelVersion]] = field(default_factory=dict)
+    placements: Mapping[VersionKey, Placement] = field(default_factory=dict)
+    copies: Mapping[VersionKey, tuple[Located, ...]] = field(default_factory=dict)
+    """Every copy in every state, index of `nodes`."""
+    serving: Mapping[VersionKey, tuple[Located, ...]] = field(default_factory=dict)
+    """The copies that may take new work: ready, on a node that is not draining. Subset of `copies`."""
+
+    def versions(self, name: ModelName) -> tuple[Version, ...]:
+        """Return the versions of `name`, the latest first; empty for an unknown model. O(versions)."""
+        return tuple(sorted(self.models.get(name, ()), key=version_order, reverse=True))
+
+    def resolve(self, name: ModelName, version: Version) -> ModelVersion | None:
+        """Return the record of `version`, or of the latest version that is not off when `version` is empty.
+
+        None for an unknown model, an unknown version, or when every version is off. O(versions).
+        """
+        held = self.models.get(name)
+        if held is None:
+            return None
+        if version:
+            return held.get(version)
+        for candidate in self.versions(name):
+            placement = self.placements.get((name, candidate))
+            if placement is None or not placement.off:
+                return held[candidate]
+        return None
+
+    def is_off(self, key: VersionKey) -> bool:
+        """Tell whether an operator unloaded this version."""
+        placement = self.placements.get(key)
+        return placement is not None and placement.off
+
+    def __repr__(self) -> str:
+        """Counts, for logs and tests."""
+        copies = sum(len(each) for each in self.copies.values())
+        return (
+            f"<ClusterView revision={self.revision} nodes={len(self.nodes)} models={len(self.models)} "
+            f"placements={len(self.placements)} copies={copies}>"
+        )
+
+
+def version_order(version: Version) -> tuple[int, int, str]:
+    """Return the sort key of a version: numbers by value, above any other text by its letters."""
+    return (1, int(version), "") if version.isdecimal() else (0, 0, version)
+
+
+def may_serve(node: Node, copy: Copy) -> bool:
+    """Tell whether a copy may take new work."""
+    return copy.state is CopyState.READY and not node.draining

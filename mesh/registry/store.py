@@ -1,0 +1,92 @@
+"""The seam to the registry: what the mesh needs of an etcd v3, as a Protocol.
+
+`etcd_client` is its implementation, and it talks to a real etcd and to the embedded store alike: both speak etcd's own
+gRPC API. Keys are text, values bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A key's value and its revisions."""
+
+    key: str
+    value: bytes
+    create_revision: int
+    mod_revision: int
+    version: int
+    lease: int
+    """Lease id; 0 for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """All entries of a prefix, in key order, as of `revision`."""
+
+    entries: tuple[Entry, ...]
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One key changed: `entry` is its new state, None when it was deleted."""
+
+    key: str
+    entry: Entry | None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a watch yields.
+
+    With `relisted` false, `events` happened after the batch before, in order, ending at `revision`. With `relisted`
+    true the watch could not resume (a compaction took the history): `events` are all keys of the prefix as of
+    `revision`, and every key that is not among them is gone.
+    """
+
+    events: tuple[Event, ...]
+    revision: int
+    relisted: bool = False
+
+
+class Store(Protocol):
+    """Calls on the registry. Each raises `RegistryUnavailable` when no endpoint answers within its timeout."""
+
+    async def get(self, key: str) -> Entry | None:
+        """Return the entry of `key`, None when there is none."""
+
+    async def list(self, prefix: str) -> Listing:
+        """Return all entries under `prefix`."""
+
+    async def put(self, key: str, value: bytes, *, lease: int = 0) -> int:
+        """Write `key` whatever it holds; return the new revision. Raises `LeaseLost` for an unknown lease."""
+
+    async def replace(self, key: str, value: bytes | None, *, expected: int, lease: int = 0) -> int | None:
+        """Compare-and-swap: write `key` (None deletes it) if its mod revision is `expected` (0: it must not exist).
+
+        Returns the new revision, or None when somebody else was first. Raises `LeaseLost` for an unknown lease.
+        """
+
+    async def delete(self, key: str) -> bool:
+        """Delete `key`; tell whether it was there."""
+
+    async def grant(self, ttl_s: int) -> int:
+        """Return the id of a new lease of `ttl_s` seconds."""
+
+    async def keep_alive(self, lease: int) -> float:
+        """Renew `lease` once; return its time to live in seconds. Raises `LeaseLost` when it is gone."""
+
+    async def revoke(self, lease: int) -> None:
+        """End `lease` and delete its keys; a lease that is gone already is fine."""
+
+    def watch(self, prefix: str, *, after: int) -> AsyncIterator[Batch]:
+        """Yield the changes under `prefix` after revision `after`, for ever.
+
+        Resumes from the last revision after a lost connection (on another endpoint where there is one) and re-lists
+        after a compaction. Never raises `RegistryUnavailable`: it waits and tries again with backoff.
+        """

@@ -1,0 +1,1 @@
+"""Carrying gRPC messages as bytes: the seam (`transport`) and its engines."""

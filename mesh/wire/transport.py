@@ -1,0 +1,126 @@
+"""The seam between what the mesh does with a call and what carries it: handlers over bytes.
+
+Router and node write handlers against this file only. An engine (`grpcio_server`, `grpcio_client`; later the wire)
+carries them, so that engines can be swapped and compared under the same tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
+MODEL_STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
+
+LOAD_TRAILER = "mesh-load"
+"""A node's outstanding requests, on every answer of a node, errors included. The router strips it. Its absence on a
+failed call shows that the status was made up by the local transport: the node never answered."""
+
+
+@dataclass(slots=True)
+class Call:
+    """One call as its server sees it."""
+
+    method: str
+    metadata: Metadata
+    deadline_s: float | None
+    """On the clock of `time.monotonic`; None without a deadline."""
+    peer: str
+    trailers: list[tuple[str, str | bytes]] = field(default_factory=list)
+    """Trailing metadata to send with the status. Append; never replace the list."""
+
+    def meta(self, key: str) -> str | None:
+        """Return the first value of text metadata `key` (lower case), or None. O(entries)."""
+        for name, value in self.metadata:
+            if name == key:
+                return value if isinstance(value, str) else value.decode("latin-1")
+        return None
+
+
+UnaryHandler = Callable[[Call, bytes], Awaitable[bytes]]
+"""Answers one message with one message, or raises a `MeshError`."""
+StreamHandler = Callable[[Call, AsyncIterator[bytes]], AsyncIterator[bytes]]
+"""Answers a stream of messages with a stream; the iterator ends at the caller's half-close. Raises a `MeshError`."""
+
+
+@dataclass(frozen=True, slots=True)
+class HotMethods:
+    """The methods an engine carries as bytes, by full path. Everything else on the port is a plain grpcio service."""
+
+    unary: Mapping[str, UnaryHandler]
+    stream: Mapping[str, StreamHandler]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A successful answer."""
+
+    message: bytes
+    trailers: Metadata
+
+
+class Duplex(Protocol):
+    """A two-way stream as its client sees it. Not safe for several senders at once."""
+
+    async def send(self, message: bytes) -> None:
+        """Send one message; waits for flow control. Raises `RemoteError` when the stream is over."""
+
+    async def half_close(self) -> None:
+        """Say that no more messages follow."""
+
+    async def receive(self) -> bytes | None:
+        """Return the next message, None after the last one of a stream that ended OK. Raises `RemoteError`."""
+
+    def cancel(self) -> None:
+        """Give the stream up; idempotent."""
+
+
+class Channel(Protocol):
+    """Connections to one address. Reconnects by itself."""
+
+    async def unary(self, method: str, message: bytes, *, metadata: Metadata, timeout_s: float | None) -> Reply:
+        """Call `method`. Raises `RemoteError`. Cancelling the task cancels the call at the peer."""
+
+    def stream(self, method: str, *, metadata: Metadata, timeout_s: float | None) -> Duplex:
+        """Open a two-way stream."""
+
+    async def close(self) -> None:
+        """Close the connections; calls in flight are cancelled."""
+
+
+class Server(Protocol):
+    """A listening engine."""
+
+    @property
+    def address(self) -> str:
+        """host:port it listens on."""
+
+    async def start(self) -> None:
+        """Listen. Raises OSError when the address is taken."""
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuse new calls, wait at most `grace_s` seconds for those in flight, then cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsConfig:
+    """TLS for a server or a client. Paths of PEM files."""
+
+    cert: str | None = None
+    """This side's certificate chain."""
+    key: str | None = None
+    """The key of `cert`."""
+    ca: str | None = None
+    """Roots the peer must chain to. On a server its presence asks for client certificates (mTLS)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds every engine enforces."""
+
+    max_message_bytes: int = 256 * 1024 * 1024
+    """Largest message taken in. Above it: RESOURCE_EXHAUSTED. The default leaves room for a batch of images; Triton's
+    clients send up to 2 GiB."""
