@@ -73,7 +73,7 @@ def main() -> None:
                 path.write_text(fresh[name])
             else:
                 path.unlink()
-            print(f"wrote {path.relative_to(ROOT)}")  # noqa: T201
+            print(f"wrote {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def generic_handler(service: descriptor.ServiceDescriptor, servicer: object) -> 
     return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
 
-def _handler(method: descriptor.MethodDescriptor, behaviour: Callable[..., Any]) -> Any:  # noqa: ANN401 - grpc's type
+def _handler(method: descriptor.MethodDescriptor, behaviour: Callable[..., Any]) -> Any:
     make = {
         (False, False): grpc.unary_unary_rpc_method_handler,
         (False, True): grpc.unary_stream_rpc_method_handler,
@@ -37,14 +37,14 @@ def _handler(method: descriptor.MethodDescriptor, behaviour: Callable[..., Any])
     return make(behaviour, request_deserializer=request.FromString, response_serializer=response.SerializeToString)
 
 
-def unary(channel: Any, path: str, request: type[Request], response: type[Response]) -> Callable[..., Any]:  # noqa: ANN401
+def unary(channel: Any, path: str, request: type[Request], response: type[Response]) -> Callable[..., Any]:
     """Return the callable for unary `path` ("/package.Service/Method") on a grpc or grpc.aio `channel`."""
     return channel.unary_unary(  # type: ignore[no-any-return]
         path, request_serializer=request.SerializeToString, response_deserializer=response.FromString
     )
 
 
-def stream(channel: Any, path: str, request: type[Request], response: type[Response]) -> Callable[..., Any]:  # noqa: ANN401
+def stream(channel: Any, path: str, request: type[Request], response: type[Response]) -> Callable[..., Any]:
     """Return the callable for two-way streaming `path` on a grpc or grpc.aio `channel`."""
     return channel.stream_stream(  # type: ignore[no-any-return]
         path, request_serializer=request.SerializeToString, response_deserializer=response.FromString

@@ -1,0 +1,1 @@
+"""A node: holds loaded model versions on its devices and answers inference."""

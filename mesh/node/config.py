@@ -1,0 +1,46 @@
+"""Everything a node can be told, built once at the edge (`mesh.cli`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mesh.registry.config import RegistryConfig
+from mesh.wire.transport import Limits, TlsConfig
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """Configuration of one node process."""
+
+    id: str
+    """Unique in the mesh; a second live node with the same id is refused."""
+    repositories: tuple[Path, ...]
+    """Model repository folders, scanned in this order; the first that has a model name wins."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Loopback unless told otherwise."""
+    grpc_port: int = 0
+    """0: any free port."""
+    http_port: int | None = None
+    """Port of /metrics; 0 any free port, None: no HTTP."""
+    advertise: str = ""
+    """host[:port] that routers reach this node at; empty: `host` and the real port."""
+    registry: RegistryConfig = field(default_factory=RegistryConfig)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Labels that models may ask for (node_labels in model.yaml)."""
+    memory_bytes: int = 0
+    """Memory for models on the CPU; 0: what the cgroup or host has, less 20% for everything else."""
+    lease_ttl_s: int = 5
+    """How long the mesh waits before it takes a silent node for dead. etcd's shortest useful value is about 2."""
+    repository_poll_s: float = 5.0
+    """How often the repositories are scanned again; 0: only on request."""
+    default_queue_size: int = 1024
+    """Requests that may wait per copy when model.yaml says nothing: at 1 ms a request, about a second of work."""
+    drain_s: float = 30.0
+    """How long a stopping node waits for calls in flight."""
+    settle_s: float = 1.0
+    """How long a stopping node keeps answering after it left the registry, so that routers hear of it first."""
+    limits: Limits = field(default_factory=Limits)
+    tls: TlsConfig | None = None
+    """TLS of the gRPC port; None: plaintext."""

@@ -1,0 +1,38 @@
+"""Everything a router can be told, built once at the edge (`mesh.cli`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mesh.registry.config import RegistryConfig
+from mesh.wire.transport import Limits, TlsConfig
+
+
+@dataclass(frozen=True, slots=True)
+class RouterConfig:
+    """Configuration of one router process."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Loopback unless told otherwise."""
+    grpc_port: int = 8001
+    """Triton's default, so that clients' defaults work. 0: any free port."""
+    http_port: int | None = 8000
+    """Port of /metrics; 0 any free port, None: no HTTP."""
+    server_name: str = "mesh"
+    """The name in ServerMetadata; some clients look for "triton" there."""
+    registry: RegistryConfig = field(default_factory=RegistryConfig)
+    cold_wait_s: float = 60.0
+    """How long a call without a deadline waits for a cold model."""
+    max_waiting: int = 1024
+    """Calls that may wait for one cold model; more are refused at once."""
+    max_attempts: int = 3
+    """Copies asked for one safe call: the first and two more."""
+    drain_s: float = 30.0
+    """How long a stopping router waits for calls in flight."""
+    settle_s: float = 1.0
+    """How long a stopping router says NOT_SERVING before it refuses calls, so that balancers hear of it first."""
+    limits: Limits = field(default_factory=Limits)
+    tls: TlsConfig | None = None
+    """TLS of the gRPC port; None: plaintext."""
+    node_tls: TlsConfig | None = None
+    """TLS towards nodes; None: plaintext."""
