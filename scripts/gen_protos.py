@@ -41,6 +41,9 @@ def _own_pool(text: str) -> str:
         "from google.protobuf import descriptor_pool as _descriptor_pool\n",
         "from mesh.api import pool as _pool\n",
     )
+    # protoc leaves the type arguments of its "or a dict" alternative out.
+    text = re.sub(r"_Mapping(?=[\],])(?! as)", "_Mapping[str, _Any]", text)
+    text = text.replace("from typing import ClassVar", "from typing import Any as _Any, ClassVar")
     # The version of protoc decides these lines; without them any version writes the same file.
     text = re.sub(r"^# Protobuf Python Version: .*\n", "", text, flags=re.MULTILINE)
     text = re.sub(r"^from google\.protobuf import runtime_version.*\n", "", text, flags=re.MULTILINE)

@@ -15,7 +15,7 @@ Request = TypeVar("Request", bound=message.Message)
 Response = TypeVar("Response", bound=message.Message)
 
 
-def generic_handler(service: descriptor.ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
+def generic_handler(service: descriptor.ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler[Any, Any]:
     """Return the handler that serves `service` with the methods of `servicer`, sync or async alike."""
     handlers: dict[str, Any] = {}
     for method in service.methods:

@@ -108,6 +108,8 @@ class Copy:
     error: str = ""
     """Why the load failed; empty unless the state is failed."""
     device: str = "cpu:0"
+    changed_s: float = 0.0
+    """When it entered this state, seconds since 1970-01-01 UTC."""
     digest: str = ""
     """The digest of the files that were loaded: differs from the model record's when the files changed since."""
 
@@ -178,4 +180,4 @@ class Placement:
     off: bool = False
     """An operator unloaded it: requests do not load it again until a RepositoryModelLoad."""
     requested_s: float = 0.0
-    """When the latest load was asked for, seconds since 1970-01-01 UTC: a failed copy older than this is tried again."""
+    """Seconds since 1970-01-01 UTC of the latest request to load: a copy that failed before it is tried again."""

@@ -60,7 +60,7 @@ class ClusterView:
         return placement is not None and placement.off
 
     def __repr__(self) -> str:
-        """Counts, for logs and tests."""
+        """Show the counts, for logs and tests."""
         copies = sum(len(each) for each in self.copies.values())
         return (
             f"<ClusterView revision={self.revision} nodes={len(self.nodes)} models={len(self.models)} "

@@ -4,7 +4,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from typing import Any as _Any, ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -18,7 +18,7 @@ class DescribeResponse(_message.Message):
     OUTSTANDING_FIELD_NUMBER: _ClassVar[int]
     node: _control_pb2.Node
     outstanding: int
-    def __init__(self, node: _Optional[_Union[_control_pb2.Node, _Mapping]] = ..., outstanding: _Optional[int] = ...) -> None: ...
+    def __init__(self, node: _Optional[_Union[_control_pb2.Node, _Mapping[str, _Any]]] = ..., outstanding: _Optional[int] = ...) -> None: ...
 
 class ScanRepositoryRequest(_message.Message):
     __slots__ = ()
