@@ -19,6 +19,10 @@ LOAD_TRAILER = "mesh-load"
 """A node's outstanding requests, on every answer of a node, errors included. The router strips it. Its absence on a
 failed call shows that the status was made up by the local transport: the node never answered."""
 
+NOT_RUN_TRAILER = "mesh-not-run"
+"""On a failed answer of a node: the request was certainly not run (not held here, queue full, draining), so another
+copy may be asked. Set for every error whose class is `retry_safe`. The router strips it."""
+
 
 @dataclass(slots=True)
 class Call:
