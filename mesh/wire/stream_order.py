@@ -1,0 +1,96 @@
+"""Answering a stream of requests: ordinary ones in request order, several-response ones interleaved, bounded in flight.
+
+Router and node share this. What an answer is, they say; this file owns order, the window and cancellation.
+(Triton's streams: ordinary models answer in request order, decoupled ones as their responses come.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """One request, one response, in its turn."""
+
+    response: Awaitable[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Interleaved:
+    """One request, any number of responses, in their own order but among the others as they come."""
+
+    responses: AsyncIterator[bytes]
+
+
+Answer = Ordered | Interleaved
+
+
+async def answer_stream(
+    requests: AsyncIterator[bytes], answer: Callable[[bytes], Answer], *, window: int
+) -> AsyncIterator[bytes]:
+    """Yield the responses to `requests` until the caller's half-close and the last response.
+
+    At most `window` requests are being answered at a time: reading the stream pauses then, which flow control turns
+    into back pressure on the caller. `answer` starts nothing: what it returns runs here, in tasks that end with this
+    generator, also when it is closed or cancelled. An answer that raises ends the stream with that error.
+    """
+    out: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=window)
+    feeder = asyncio.create_task(_feed(requests, answer, out, window))
+    try:
+        while (response := await out.get()) is not None:
+            yield response
+        await feeder
+    finally:
+        feeder.cancel()
+        await asyncio.gather(feeder, return_exceptions=True)
+
+
+async def _feed(
+    requests: AsyncIterator[bytes], answer: Callable[[bytes], Answer], out: asyncio.Queue[bytes | None], window: int
+) -> None:
+    room = asyncio.Semaphore(window)
+    turns: deque[asyncio.Future[None]] = deque()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            async for request in requests:
+                await room.acquire()
+                what = answer(request)
+                if isinstance(what, Ordered):
+                    before = turns[-1] if turns else None
+                    done = asyncio.get_running_loop().create_future()
+                    turns.append(done)
+                    task = tasks.create_task(_in_turn(what.response, before, done, out))
+                    task.add_done_callback(lambda _: turns.popleft())
+                else:
+                    task = tasks.create_task(_as_they_come(what.responses, out))
+                task.add_done_callback(lambda _: room.release())
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
+    finally:
+        # The reader must wake up whatever happened here; at a full queue it is awake already, and cancels this task.
+        await out.put(None)
+
+
+async def _in_turn(
+    response: Awaitable[bytes],
+    before: asyncio.Future[None] | None,
+    done: asyncio.Future[None],
+    out: asyncio.Queue[bytes | None],
+) -> None:
+    try:
+        message = await response
+        if before is not None:
+            await before
+        await out.put(message)
+    finally:
+        if not done.done():
+            done.set_result(None)
+
+
+async def _as_they_come(responses: AsyncIterator[bytes], out: asyncio.Queue[bytes | None]) -> None:
+    async for message in responses:
+        await out.put(message)
