@@ -13,8 +13,7 @@ from typing import Any, Protocol
 import grpc
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
-from grpc_reflection.v1alpha import _async as reflection
-from grpc_reflection.v1alpha import reflection_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from mesh.api.gen.grpc.health.v1 import health_pb2
 from mesh.api.gen.inference import grpc_service_pb2, model_config_pb2
@@ -96,7 +95,8 @@ def health_handlers(source: HealthSource) -> list[grpc.GenericRpcHandler[Any, An
 
 def reflection_handlers(services: Sequence[str]) -> list[grpc.GenericRpcHandler[Any, Any]]:
     """Return the handlers of server reflection (v1 and v1alpha) that list `services`, health and reflection."""
-    servicer = reflection.ReflectionServicer((*services, HEALTH, *REFLECTION), pool=_reflection_pool())
+    make = reflection.aio.ReflectionServicer  # type: ignore[attr-defined] # public, but exported without __all__
+    servicer = make((*services, HEALTH, *REFLECTION), pool=_reflection_pool())
     methods = {
         "ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(
             servicer.ServerReflectionInfo,
@@ -121,7 +121,8 @@ def _reflection_pool() -> descriptor_pool.DescriptorPool:
     v1.package = "grpc.reflection.v1"
     for message in v1.message_type:
         for field in message.field:
-            field.type_name = field.type_name.replace(".grpc.reflection.v1alpha.", ".grpc.reflection.v1.")
+            if field.type_name:
+                field.type_name = field.type_name.replace(".grpc.reflection.v1alpha.", ".grpc.reflection.v1.")
     for service in v1.service:
         for method in service.method:
             method.input_type = method.input_type.replace("v1alpha", "v1")
