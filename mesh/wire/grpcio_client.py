@@ -33,6 +33,8 @@ class GrpcioChannel:
             ("grpc.use_local_subchannel_pool", 1),
         ]
         self.address = address
+        # Any: the published stubs of grpcio know neither bytes channels nor their defaults.
+        self._channel: Any
         if tls is None:
             self._channel = grpc.aio.insecure_channel(address, options=options)
         else:

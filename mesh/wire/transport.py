@@ -23,6 +23,11 @@ NOT_RUN_TRAILER = "mesh-not-run"
 """On a failed answer of a node: the request was certainly not run (not held here, queue full, draining), so another
 copy may be asked. Set for every error whose class is `retry_safe`. The router strips it."""
 
+MODEL_HEADER = "mesh-model"
+VERSION_HEADER = "mesh-version"
+"""What the router resolved the request to. On a node they win over the name and version in the message, which the
+router forwards as it came. The router drops every ``mesh-`` key that a client sends."""
+
 
 @dataclass(slots=True)
 class Call:
