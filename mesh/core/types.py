@@ -110,6 +110,9 @@ class Copy:
     device: str = "cpu:0"
     changed_s: float = 0.0
     """When it entered this state, seconds since 1970-01-01 UTC."""
+    requested_s: float = 0.0
+    """`Placement.requested_s` as the node saw it when it began this load: a failure answers that request and no later
+    one. (The placement's own clock, so that clocks of nodes and routers are never compared.)"""
     digest: str = ""
     """The digest of the files that were loaded: differs from the model record's when the files changed since."""
 
@@ -160,6 +163,8 @@ class ModelVersion:
     max_queue_delay_us: int = 0
     max_queue_size: int = 0
     """Requests that may wait per copy; 0: the node's default."""
+    min_copies: int = 1
+    """Copies to load when it is asked for, on as many nodes, as far as there are nodes for them."""
     decoupled: bool = False
     """One request may have any number of responses: streams only."""
     node_labels: Mapping[str, str] = field(default_factory=dict)
@@ -180,4 +185,4 @@ class Placement:
     off: bool = False
     """An operator unloaded it: requests do not load it again until a RepositoryModelLoad."""
     requested_s: float = 0.0
-    """Seconds since 1970-01-01 UTC of the latest request to load: a copy that failed before it is tried again."""
+    """Seconds since 1970-01-01 UTC of the latest request to load: a node tries again what failed for an earlier one."""

@@ -1,0 +1,1 @@
+"""Decisions about copies: which node should hold what."""

@@ -1,0 +1,1 @@
+"""Decisions about requests: which version, which copy, and whether to try again."""

@@ -1,0 +1,161 @@
+"""Reading the few fields of a ModelInferRequest that routing needs, without decoding a tensor.
+
+The scan walks the message's top-level fields and skips each tensor by its length: O(fields), not O(bytes). As in
+protobuf, the last occurrence of a field wins, so the router and the node that decodes the whole message agree.
+(Protocol Buffers encoding: tag = field << 3 | wire type; wire types 0 varint, 1 64-bit, 2 length-delimited, 5 32-bit.)
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from mesh.core.errors import InvalidRequest
+
+Parameter = bool | int | str | float
+
+MAX_PARAMETERS = 256
+"""Parameters of one request. Real requests have under ten, and each costs work before any limit can be applied."""
+
+
+class PeekError(InvalidRequest):
+    """The bytes are no ModelInferRequest."""
+
+    def __init__(self, why: str) -> None:
+        """Say in which way."""
+        super().__init__(f"cannot parse ModelInferRequest: {why}")
+
+
+@dataclass(frozen=True, slots=True)
+class Peeked:
+    """What routing reads of a request."""
+
+    model_name: str
+    model_version: str
+    id: str
+    parameters: Mapping[str, Parameter]
+
+
+def peek(message: bytes) -> Peeked:
+    """Return the leading fields of `message`. Raises `PeekError` for bytes that are no protobuf message."""
+    texts = {1: b"", 2: b"", 3: b""}
+    entries: list[bytes] = []
+    for number, value in _fields(message):
+        if number > 7:
+            continue
+        if not isinstance(value, _Span):
+            raise PeekError(f"field {number} has a wire type that it cannot have")
+        if number <= 3:
+            texts[number] = message[value.start : value.end]
+        elif number == 4:
+            entries.append(message[value.start : value.end])
+            if len(entries) > MAX_PARAMETERS:
+                raise PeekError(f"more than {MAX_PARAMETERS} parameters")
+    return Peeked(
+        _text(texts[1], "model_name"),
+        _text(texts[2], "model_version"),
+        _text(texts[3], "id"),
+        dict(_parameter(entry) for entry in entries) if entries else _NONE,
+    )
+
+
+_NONE: Mapping[str, Parameter] = {}
+
+
+class _Span(NamedTuple):
+    """A length-delimited field: where its bytes are."""
+
+    start: int
+    end: int
+
+
+class _Fixed(NamedTuple):
+    """A 32- or 64-bit field."""
+
+    value: bytes
+
+
+_Value = int | _Span | _Fixed
+
+
+def _fields(data: bytes) -> list[tuple[int, _Value]]:
+    found: list[tuple[int, _Value]] = []
+    position, size = 0, len(data)
+    while position < size:
+        tag, position = _varint(data, position)
+        number, kind = tag >> 3, tag & 7
+        if number == 0:
+            raise PeekError("a field number is 0")
+        value: _Value
+        if kind == 2:
+            length, position = _varint(data, position)
+            value = _Span(position, position + length)
+            position += length
+        elif kind == 0:
+            value, position = _varint(data, position)
+        elif kind in (1, 5):
+            width = 8 if kind == 1 else 4
+            value = _Fixed(data[position : position + width])
+            position += width
+        else:
+            raise PeekError(f"field {number} has wire type {kind}")
+        if position > size:
+            raise PeekError(f"field {number} is cut off: it needs {position - size} more bytes")
+        found.append((number, value))
+    return found
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    result = shift = 0
+    while True:
+        try:
+            byte = data[position]
+        except IndexError:
+            raise PeekError("the message ends inside a number") from None
+        position += 1
+        result |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return result & 0xFFFF_FFFF_FFFF_FFFF, position
+        shift += 7
+        if shift > 63:
+            raise PeekError("a number is longer than 10 bytes")
+
+
+def _text(data: bytes, field: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise PeekError(f"{field} is not UTF-8") from None
+
+
+def _parameter(entry: bytes) -> tuple[str, Parameter]:
+    key, value = "", b""
+    for number, field in _fields(entry):
+        if number in (1, 2):
+            if not isinstance(field, _Span):
+                raise PeekError("a parameter has a wire type that it cannot have")
+            if number == 1:
+                key = _text(entry[field.start : field.end], "a parameter's name")
+            else:
+                value = entry[field.start : field.end]
+    return key, _choice(value)
+
+
+def _choice(data: bytes) -> Parameter:
+    chosen: Parameter = ""
+    for number, value in _fields(data):
+        if number == 1 and isinstance(value, int):
+            chosen = bool(value)
+        elif number == 2 and isinstance(value, int):
+            chosen = value - (1 << 64) if value >> 63 else value
+        elif number == 3 and isinstance(value, _Span):
+            chosen = _text(data[value.start : value.end], "a parameter's text")
+        elif number == 4 and isinstance(value, _Fixed) and len(value.value) == 8:
+            (chosen,) = struct.unpack("<d", value.value)
+        elif number == 5 and isinstance(value, int):
+            chosen = value
+        elif number <= 5:
+            raise PeekError("a parameter's value has a wire type that it cannot have")
+    return chosen
