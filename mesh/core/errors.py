@@ -112,6 +112,12 @@ class RegistryUnavailable(MeshError):
     code = Code.UNAVAILABLE
 
 
+class RegistryRefused(MeshError):
+    """The registry answered and said no: wrong credentials, a missing permission, no space. Trying again is no help."""
+
+    code = Code.PERMISSION_DENIED
+
+
 class LeaseLost(MeshError):
     """A lease expired or was revoked; what was registered under it is gone."""
 

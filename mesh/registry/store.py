@@ -6,7 +6,7 @@ gRPC API. Keys are text, values bytes.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,15 +47,23 @@ class Batch:
     With `relisted` false, `events` happened after the batch before, in order, ending at `revision`. With `relisted`
     true the watch could not resume (a compaction took the history): `events` are all keys of the prefix as of
     `revision`, and every key that is not among them is gone.
+
+    With `live` false the watch has just lost the registry and `events` is empty; the next batch with `live` true says
+    that it is back (it may be empty too).
     """
 
     events: tuple[Event, ...]
     revision: int
     relisted: bool = False
+    live: bool = True
 
 
 class Store(Protocol):
-    """Calls on the registry. Each raises `RegistryUnavailable` when no endpoint answers within its timeout."""
+    """Calls on the registry.
+
+    Each raises `RegistryUnavailable` when no endpoint answers within its timeout (a write may then have happened or
+    not), and `RegistryRefused` when the registry says no.
+    """
 
     async def get(self, key: str) -> Entry | None:
         """Return the entry of `key`, None when there is none."""
@@ -84,9 +92,10 @@ class Store(Protocol):
     async def revoke(self, lease: int) -> None:
         """End `lease` and delete its keys; a lease that is gone already is fine."""
 
-    def watch(self, prefix: str, *, after: int) -> AsyncIterator[Batch]:
+    def watch(self, prefix: str, *, after: int) -> AsyncGenerator[Batch, None]:
         """Yield the changes under `prefix` after revision `after`, for ever.
 
         Resumes from the last revision after a lost connection (on another endpoint where there is one) and re-lists
         after a compaction. Never raises `RegistryUnavailable`: it waits and tries again with backoff.
+        Close the generator (`contextlib.aclosing`) to end the watch at once.
         """

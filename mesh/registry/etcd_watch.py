@@ -1,0 +1,195 @@
+"""A watch that goes on for ever: resumes on another endpoint after a loss, lists again where history is gone.
+
+Owns the watch stream's protocol and the choice between resuming and listing again. Calls and endpoints are
+`etcd_calls`'s affair.
+
+History is gone when etcd compacted it, when the cluster has another id than before, or when its revision went back
+(a registry that was wiped, or an embedded one that restarted).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, Final
+
+import grpc
+from grpc.aio import EOF  # type: ignore[attr-defined]  # grpc-stubs lack it
+
+from mesh.api.gen.etcd import rpc_pb2 as rpc
+from mesh.core.errors import RegistryRefused, RegistryUnavailable
+from mesh.registry.etcd_calls import Caller, translate
+from mesh.registry.store import Batch, Entry, Event, Listing
+
+PATH: Final = "/etcdserverpb.Watch/Watch"
+_FIRST_PAUSE_S: Final = 0.05
+_LAST_PAUSE_S: Final = 1.0
+
+_LOST: Final = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    }
+)
+"""Ends of a stream after which the same watch is asked for again. Others (no permission) would come back for ever."""
+
+
+def range_end(prefix: bytes) -> bytes:
+    """Return the end of the range of all keys that start with `prefix`; etcd's "no end" when there is none above."""
+    for index in range(len(prefix) - 1, -1, -1):
+        if prefix[index] < 0xFF:
+            return prefix[:index] + bytes([prefix[index] + 1])
+    return b"\0"
+
+
+def entry_of(pair: rpc.KeyValue) -> Entry:
+    """Return etcd's pair as our entry."""
+    return Entry(text_of(pair.key), pair.value, pair.create_revision, pair.mod_revision, pair.version, pair.lease)
+
+
+def text_of(key: bytes) -> str:
+    """Return a key as text that encodes back to the same bytes, whatever they are."""
+    return key.decode("utf-8", "surrogateescape")
+
+
+def bytes_of(key: str) -> bytes:
+    """Return the inverse of `text_of`."""
+    return key.encode("utf-8", "surrogateescape")
+
+
+class EtcdWatch:
+    """One watch on the keys under `prefix`, from after revision `after`."""
+
+    def __init__(
+        self,
+        caller: Caller,
+        relist: Callable[[str], Awaitable[tuple[Listing, int]]],
+        prefix: str,
+        *,
+        after: int,
+        cluster: int,
+    ) -> None:
+        """`relist` gives a listing and its cluster id; `cluster` is the one `after` belongs to, 0 when not known."""
+        self._caller = caller
+        self._relist = relist
+        self._prefix = prefix
+        self._seen = after
+        self._cluster = cluster
+        self._live = True
+        self._failures = 0
+
+    def __repr__(self) -> str:
+        """Show where the watch stands."""
+        return f"<EtcdWatch {self._prefix} seen={self._seen} live={self._live} failures={self._failures}>"
+
+    async def batches(self) -> AsyncGenerator[Batch, None]:
+        """Yield batches for ever. Raises `RegistryRefused` when etcd does not permit the watch."""
+        while True:
+            try:
+                async with aclosing(self._session()) as session:
+                    async for batch in session:
+                        self._seen, self._live, self._failures = batch.revision, True, 0
+                        yield batch
+                continue
+            except RegistryUnavailable:
+                self._failures += 1
+            except grpc.aio.AioRpcError as error:
+                if error.code() not in _LOST:
+                    raise translate(error) from error
+                self._failures += 1
+            if self._live:
+                self._live = False
+                yield Batch((), self._seen, live=False)
+            await asyncio.sleep(pause_s(self._failures, random.random()))  # noqa: S311 - spreads load, no secret
+
+    async def _session(self) -> AsyncGenerator[Batch, None]:
+        """Yield what one stream brings. Returns when the watch must be asked for anew at once."""
+        call, endpoint = await self._caller.open(PATH, rpc.WatchRequest, rpc.WatchResponse)
+        try:
+            created = await self._create(call)
+            if created.header.cluster_id != self._cluster != 0 or created.header.revision < self._seen:
+                listing, cluster = await self._relist(self._prefix)
+                # A member that lags behind is no loss: the listing is as new as the whole cluster.
+                if cluster != self._cluster or listing.revision < self._seen:
+                    self._cluster = cluster
+                    yield _relisted(listing)
+                    return
+            self._cluster = created.header.cluster_id
+            if not self._live:
+                yield Batch((), self._seen)
+            self._failures = 0
+            async with aclosing(self._responses(call)) as responses:
+                async for batch in responses:
+                    yield batch
+        except (grpc.aio.AioRpcError, RegistryUnavailable):
+            self._caller.leave(endpoint)
+            raise
+        finally:
+            call.cancel()
+
+    async def _create(self, call: Any) -> rpc.WatchResponse:
+        key = bytes_of(self._prefix)
+        request = rpc.WatchCreateRequest(
+            key=key or b"\0",
+            range_end=range_end(key),
+            start_revision=self._seen + 1,
+            progress_notify=True,
+            fragment=True,
+        )
+        try:
+            async with asyncio.timeout(self._caller.config.timeout_s):
+                await call.write(rpc.WatchRequest(create_request=request))
+                return await _read(call)
+        except TimeoutError as error:
+            raise RegistryUnavailable(f"expected a watch on {self._prefix!r}, etcd did not answer in time") from error
+
+    async def _responses(self, call: Any) -> AsyncGenerator[Batch, None]:
+        """Yield a batch per whole response. Returns after a compaction's re-list."""
+        pending: list[Event] = []
+        last = self._seen
+        while True:
+            response = await _read(call)
+            if response.canceled:
+                if not response.compact_revision:
+                    raise RegistryRefused(f"etcd ended the watch on {self._prefix!r}: {response.cancel_reason}")
+                listing, self._cluster = await self._relist(self._prefix)
+                yield _relisted(listing)
+                return
+            for event in response.events:
+                last = max(last, event.kv.mod_revision)
+                entry = entry_of(event.kv) if event.type == rpc.Event.PUT else None
+                pending.append(Event(text_of(event.kv.key), entry))
+            if response.fragment:
+                continue
+            if not response.events:
+                # A progress notification: everything up to its revision has been sent.
+                last = max(last, response.header.revision)
+            yield Batch(tuple(pending), last)
+            pending.clear()
+
+
+async def _read(call: Any) -> rpc.WatchResponse:
+    response = await call.read()
+    if response is EOF:
+        raise RegistryUnavailable("expected a response on the watch, etcd ended the stream")
+    if response.canceled and "no leader" in response.cancel_reason:
+        raise RegistryUnavailable("expected a response on the watch, the member has no leader")
+    if response.created and response.canceled:
+        raise RegistryRefused(f"etcd refused the watch: {response.cancel_reason}")
+    return response  # type: ignore[no-any-return]
+
+
+def _relisted(listing: Listing) -> Batch:
+    return Batch(tuple(Event(entry.key, entry) for entry in listing.entries), listing.revision, relisted=True)
+
+
+def pause_s(failures: int, u: float) -> float:
+    """Return the seconds before try number `failures` + 1: doubling, capped, spread over its upper half by `u`."""
+    longest = min(_LAST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(failures - 1, 16))
+    return longest * (0.5 + 0.5 * u)

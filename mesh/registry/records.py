@@ -1,0 +1,57 @@
+"""Registry records as bytes: the frozen dataclasses of `mesh.core.types` in JSON, so that a person can read them.
+
+Unknown fields are ignored and missing ones take their defaults, so that two releases can share a registry during a
+rolling upgrade. Which key a record lives under is the affair of `mesh.registry.keys`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from mesh.core.types import ModelVersion, Node, Placement
+
+Record = Node | ModelVersion | Placement
+
+_NODE: Final = msgspec.json.Decoder(Node)
+_MODEL: Final = msgspec.json.Decoder(ModelVersion)
+_PLACEMENT: Final = msgspec.json.Decoder(Placement)
+
+
+class BadRecord(ValueError):
+    """The bytes under a key are not the record that belongs there."""
+
+
+def encode(record: Record) -> bytes:
+    """Return `record` as JSON bytes; equal records give equal bytes when their mappings have one order."""
+    return msgspec.json.encode(record)
+
+
+def decode_node(value: bytes) -> Node:
+    """Return the node record in `value`. Raises `BadRecord`."""
+    try:
+        return _NODE.decode(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise _bad("a node", value, error) from error
+
+
+def decode_model(value: bytes) -> ModelVersion:
+    """Return the model version record in `value`. Raises `BadRecord`."""
+    try:
+        return _MODEL.decode(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise _bad("a model version", value, error) from error
+
+
+def decode_placement(value: bytes) -> Placement:
+    """Return the placement record in `value`. Raises `BadRecord`."""
+    try:
+        return _PLACEMENT.decode(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise _bad("a placement", value, error) from error
+
+
+def _bad(what: str, value: bytes, error: Exception) -> BadRecord:
+    shown = value[:80]
+    return BadRecord(f"expected {what} record in JSON, got {len(value)} bytes {shown!r}: {error}")
