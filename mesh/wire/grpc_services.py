@@ -48,13 +48,13 @@ class _Health:
         self._source = source
         self._watches = 0
 
-    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - the protocol's name
+    async def Check(self, request: Any, context: Any) -> Any:
         known = self._source.serving().get(request.service)
         if known is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {request.service!r}")
         return health_pb2.HealthCheckResponse(status=_status(known))
 
-    async def List(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802 - the protocol's name
+    async def List(self, request: Any, context: Any) -> Any:
         return health_pb2.HealthListResponse(
             statuses={
                 name: health_pb2.HealthCheckResponse(status=_status(known))
@@ -62,7 +62,7 @@ class _Health:
             }
         )
 
-    async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802 - the protocol's name
+    async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:
         if self._watches >= MAX_WATCHES:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_WATCHES} health watches are open already")
         self._watches += 1

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 
 
@@ -23,7 +24,7 @@ class Ordered:
 class Interleaved:
     """One request, any number of responses, in their own order but among the others as they come."""
 
-    responses: AsyncIterator[bytes]
+    responses: AsyncGenerator[bytes]
 
 
 Answer = Ordered | Interleaved
@@ -31,7 +32,7 @@ Answer = Ordered | Interleaved
 
 async def answer_stream(
     requests: AsyncIterator[bytes], answer: Callable[[bytes], Answer], *, window: int
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes]:
     """Yield the responses to `requests` until the caller's half-close and the last response.
 
     At most `window` requests are being answered at a time: reading the stream pauses then, which flow control turns
@@ -91,6 +92,7 @@ async def _in_turn(
             done.set_result(None)
 
 
-async def _as_they_come(responses: AsyncIterator[bytes], out: asyncio.Queue[bytes | None]) -> None:
-    async for message in responses:
-        await out.put(message)
+async def _as_they_come(responses: AsyncGenerator[bytes], out: asyncio.Queue[bytes | None]) -> None:
+    async with aclosing(responses):
+        async for message in responses:
+            await out.put(message)

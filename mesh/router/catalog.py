@@ -1,0 +1,161 @@
+"""What routers answer about the mesh as if it were one server: live, ready, metadata, config, statistics."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+import mesh
+from mesh.api import messages as m
+from mesh.api.describe import model_config, model_metadata
+from mesh.core.errors import DeadlineExceeded, MeshError, RemoteError
+from mesh.core.traffic.route import resolve
+from mesh.core.types import ModelName, ModelVersion, Version
+from mesh.core.view import ClusterView, VersionKey
+from mesh.registry.mirror import Mirror
+from mesh.router.channels import Channels
+from mesh.router.cold import Cold
+
+EXTENSIONS = (
+    "classification",
+    "sequence",
+    "model_repository",
+    "schedule_policy",
+    "model_configuration",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+    "trace",
+    "logging",
+)
+"""Triton's names of the extensions that work here."""
+
+STATISTICS = "/inference.GRPCInferenceService/ModelStatistics"
+STATISTICS_TIMEOUT_S = 5.0
+"""For one node's answer: a slow node must not take the statistics of the others away."""
+
+
+class Catalog:
+    """Answers from the view; statistics from the nodes."""
+
+    def __init__(self, mirror: Mirror, channels: Channels, cold: Cold, *, server_name: str, cold_wait_s: float) -> None:
+        self._mirror = mirror
+        self._channels = channels
+        self._cold = cold
+        self._server_name = server_name
+        self._cold_wait_s = cold_wait_s
+
+    def server_metadata(self) -> m.ServerMetadataResponse:
+        """Return who this is."""
+        return m.ServerMetadataResponse(name=self._server_name, version=mesh.__version__, extensions=EXTENSIONS)
+
+    def model_ready(self, name: str, version: str) -> bool:
+        """Tell whether an inference would be tried: a copy serves, or a request would load one.
+
+        False for an unknown, an unloaded and a broken version, as Triton's released servers answer (not an error).
+        """
+        try:
+            model = resolve(self._mirror.view, name, version)
+        except MeshError:
+            return False
+        return may_answer(self._mirror.view, model)
+
+    async def metadata(self, name: str, version: str, deadline_s: float) -> m.ModelMetadataResponse:
+        """Return ModelMetadata. Loads a model whose signature nobody knows yet. Raises what `resolve` raises."""
+        model = await self._described(name, version, deadline_s)
+        listed = [version] if version else sorted(self._mirror.view.models.get(model.name, {model.version: model}))
+        return model_metadata(model, listed)
+
+    async def config(self, name: str, version: str, deadline_s: float) -> m.ModelConfigResponse:
+        """Return ModelConfig. Loads a model whose signature nobody knows yet. Raises what `resolve` raises."""
+        return m.ModelConfigResponse(config=model_config(await self._described(name, version, deadline_s)))
+
+    async def statistics(self, name: str, version: str, context_deadline_s: float | None) -> m.ModelStatisticsResponse:
+        """Return the statistics of one model or all, summed over the nodes. Raises what `resolve` raises."""
+        view = self._mirror.view
+        if name:
+            model = resolve(view, name, version)
+            keys: Iterable[VersionKey] = (
+                [(model.name, model.version)] if version else [(model.name, held) for held in view.models[model.name]]
+            )
+        else:
+            keys = view.copies.keys()
+        wanted = set(keys)
+        addresses = sorted({each.node.address for key in wanted for each in view.copies.get(key, ())})
+        timeout_s = min(STATISTICS_TIMEOUT_S, context_deadline_s or STATISTICS_TIMEOUT_S)
+        request = m.ModelStatisticsRequest(name=name, version=version).SerializeToString()
+        answers = await asyncio.gather(*(self._ask(address, request, timeout_s) for address in addresses))
+        return _summed(answers, wanted)
+
+    async def _ask(self, address: str, request: bytes, timeout_s: float) -> m.ModelStatisticsResponse:
+        try:
+            reply = await self._channels.to(address).unary(STATISTICS, request, metadata=(), timeout_s=timeout_s)
+        except RemoteError:
+            # Gone or not holding it any more: what it counted is not reachable, which is not the caller's mistake.
+            return m.ModelStatisticsResponse()
+        return m.ModelStatisticsResponse.FromString(reply.message)
+
+    async def _described(self, name: str, version: str, deadline_s: float) -> ModelVersion:
+        model = resolve(self._mirror.view, name, version)
+        if model.inputs and model.outputs:
+            return model
+        await self._cold.wait(model, deadline_s)
+        # The loading node writes the signature into the record; it may be a moment behind the copy.
+        key = (model.name, model.version)
+        try:
+            async with asyncio.timeout(self._cold_wait_s):
+                view = await self._mirror.wait_for(lambda view: bool(_record(view, key).outputs))
+        except TimeoutError:
+            raise DeadlineExceeded(f"the signature of model '{name}' did not arrive in time; call again") from None
+        return _record(view, key)
+
+
+def may_answer(view: ClusterView, model: ModelVersion) -> bool:
+    """Tell whether a request for `model` would be served or loaded: not unloaded, and no node says it is broken."""
+    key = (model.name, model.version)
+    if view.serving.get(key):
+        return True
+    broken = any(each.copy.error and each.copy.digest in ("", model.digest) for each in view.copies.get(key, ()))
+    return not view.is_off(key) and not broken and any(not node.draining for node in view.nodes.values())
+
+
+def _record(view: ClusterView, key: VersionKey) -> ModelVersion:
+    return resolve(view, *key)
+
+
+def _summed(answers: Iterable[m.ModelStatisticsResponse], wanted: set[VersionKey]) -> m.ModelStatisticsResponse:
+    total: dict[VersionKey, Any] = {}
+    for answer in answers:
+        for each in answer.model_stats:
+            key = (ModelName(each.name), Version(each.version))
+            if key not in wanted:
+                continue
+            if key in total:
+                _add(total[key], each)
+            else:
+                total[key] = each
+    return m.ModelStatisticsResponse(model_stats=[total[key] for key in sorted(total)])
+
+
+def _add(into: Any, other: Any) -> None:
+    """Add a node's ModelStatistics to another's: counters add, the last inference is the later one."""
+    into.last_inference = max(into.last_inference, other.last_inference)
+    into.inference_count += other.inference_count
+    into.execution_count += other.execution_count
+    _add_durations(into.inference_stats, other.inference_stats)
+    by_size = {each.batch_size: each for each in into.batch_stats}
+    for each in other.batch_stats:
+        if each.batch_size in by_size:
+            _add_durations(by_size[each.batch_size], each)
+        else:
+            into.batch_stats.add().CopyFrom(each)
+    into.memory_usage.extend(other.memory_usage)
+
+
+def _add_durations(into: Any, other: Any) -> None:
+    for field, value in other.ListFields():
+        if field.message_type is not None:
+            mine = getattr(into, field.name)
+            mine.count += value.count
+            mine.ns += value.ns

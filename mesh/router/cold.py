@@ -1,0 +1,155 @@
+"""Waiting for a cold model: one drive per version, however many calls wait for it.
+
+`mesh.core.placement.cold` decides each step; this file performs it (a compare-and-swap on the placement) and looks
+again at the next view. A drive outlives the callers that gave up, so that the load goes on for the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from mesh.core.errors import DeadlineExceeded, NotReady, Overloaded, RegistryUnavailable, UnknownModel
+from mesh.core.placement.cold import Place, Refused, Serving, Step, Waiting, cold_step
+from mesh.core.types import ModelVersion, NodeId, Placement
+from mesh.core.view import ClusterView, VersionKey
+from mesh.registry import records
+from mesh.registry.keys import placement_key
+from mesh.registry.mirror import Mirror
+from mesh.registry.store import Store
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+LOOK_AGAIN_S = 0.5
+"""A drive looks again after this long without a new view: a suspicion ends, a failed write is repeated."""
+
+DRIVE_IDLE_S = 120.0
+"""A drive whose callers all left goes on for this long. Loads that take longer finish on the node all the same."""
+
+
+@dataclass(slots=True)
+class _Drive:
+    task: asyncio.Task[None]
+    waiting: int = 0
+    why: str = "it is being placed"
+    left_s: float = field(default_factory=time.monotonic)
+
+
+class Cold:
+    """Loads on demand. `avoided` names the nodes whose connection failed a moment ago."""
+
+    def __init__(
+        self, mirror: Mirror, store: Store, *, avoided: Callable[[ClusterView], Collection[NodeId]], max_waiting: int
+    ) -> None:
+        self._mirror = mirror
+        self._store = store
+        self._avoided = avoided
+        self._max_waiting = max_waiting
+        self._drives: dict[VersionKey, _Drive] = {}
+
+    async def wait(self, model: ModelVersion, deadline_s: float, *, forced: bool = False) -> None:
+        """Return when a copy of `model` serves.
+
+        Raises `Overloaded` when too many calls wait already, `DeadlineExceeded` at `deadline_s` (monotonic), and what
+        `cold_step` refuses with. Cancelled or late callers leave the load going on.
+        """
+        key = (model.name, model.version)
+        drive = self._drives.get(key)
+        if drive is None or forced:
+            before = drive.task if drive is not None else None
+            drive = self._drives[key] = _Drive(asyncio.create_task(self._run(model, before, forced=forced)))
+            drive.task.add_done_callback(lambda task: self._ended(key, task))
+        if drive.waiting >= self._max_waiting:
+            raise Overloaded(f"Exceeds maximum queue size: {drive.waiting} calls wait for model '{model.name}' to load")
+        drive.waiting += 1
+        try:
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline_s - time.monotonic()):
+                await asyncio.shield(drive.task)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"model '{model.name}' version {model.version} did not become ready in time: {drive.why}; "
+                "the load goes on, call again with a longer deadline"
+            ) from None
+        finally:
+            drive.waiting -= 1
+            drive.left_s = time.monotonic()
+
+    async def close(self) -> None:
+        """Stop all drives; their callers get `NotReady`."""
+        tasks = [drive.task for drive in self._drives.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _ended(self, key: VersionKey, task: asyncio.Task[None]) -> None:
+        drive = self._drives.get(key)
+        if drive is not None and drive.task is task:
+            del self._drives[key]
+        if not task.cancelled():
+            # Retrieved, so that an error nobody waits for any more is not reported as lost.
+            task.exception()
+
+    async def _run(self, model: ModelVersion, before: asyncio.Task[None] | None, *, forced: bool) -> None:
+        if before is not None:
+            await asyncio.gather(before, return_exceptions=True)
+        key = (model.name, model.version)
+        try:
+            while True:
+                view = self._mirror.view
+                drive = self._drives[key]
+                if not drive.waiting and time.monotonic() - drive.left_s > DRIVE_IDLE_S:
+                    return
+                held = view.models.get(model.name, {}).get(model.version)
+                if held is None:
+                    raise UnknownModel(f"Request for unknown model: '{model.name}' is not found")
+                step = self._step(view, held, view.placements.get(key), forced=forced)
+                match step:
+                    case Serving():
+                        return
+                    case Refused(error):
+                        raise error
+                    case Place():
+                        forced = not await self._place(view, held, forced=forced) and forced
+                    case Waiting(_, why):
+                        drive.why = why
+                await self._next(view)
+        except asyncio.CancelledError:
+            raise NotReady("this router is shutting down") from None
+
+    def _step(self, view: ClusterView, model: ModelVersion, placement: Placement | None, *, forced: bool) -> Step:
+        return cold_step(view, model, placement, avoid=self._avoided(view), now_s=time.time(), forced=forced)
+
+    async def _place(self, view: ClusterView, model: ModelVersion, *, forced: bool) -> bool:
+        """Decide again on the registry's own placement and write it; tell whether it was written.
+
+        The view may be a moment old: another router may have placed the model already, and then nothing is written.
+        """
+        path = placement_key(model.name, model.version)
+        try:
+            entry = await self._store.get(path)
+            latest = records.decode_placement(entry.value) if entry else None
+            step = self._step(view, model, latest, forced=forced)
+            if not isinstance(step, Place):
+                return False
+            expected = entry.mod_revision if entry else 0
+            written = await self._store.replace(path, records.encode(step.placement), expected=expected)
+        except RegistryUnavailable as error:
+            log.warning("cannot place a model", model=model.name, version=model.version, error=error.message)
+            return False
+        if written is not None:
+            log.info("placed", model=model.name, version=model.version, nodes=",".join(step.placement.nodes))
+        return written is not None
+
+    async def _next(self, view: ClusterView) -> None:
+        try:
+            async with asyncio.timeout(LOOK_AGAIN_S):
+                await self._mirror.next(view)
+        except TimeoutError:
+            return
+
+    def __repr__(self) -> str:
+        """Show the drives and how many calls wait for each."""
+        return f"<Cold { ({f'{name}/{version}': drive.waiting for (name, version), drive in self._drives.items()}) }>"

@@ -1,0 +1,225 @@
+"""The hot path of the router: peek, route, admit, pick, forward.
+
+Tensors are never decoded here: the message leaves as the bytes it came in. Waiting for a cold model is `cold`'s,
+deciding is `mesh.core.traffic`'s, and carrying is the channel's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import Self
+
+from mesh.core.errors import Code, DeadlineExceeded, MeshError, RemoteError, Unimplemented
+from mesh.core.traffic.balance import Balancer
+from mesh.core.traffic.retry import may_retry
+from mesh.core.traffic.route import resolve
+from mesh.core.types import ModelVersion, Node, NodeId
+from mesh.core.view import Located
+from mesh.registry.mirror import Mirror
+from mesh.router.channels import Channels
+from mesh.router.cold import Cold
+from mesh.router.observe import Observed
+from mesh.telemetry.metrics import RouterMetrics
+from mesh.telemetry.tracing import Tracing
+from mesh.wire.peek import Peeked, peek
+from mesh.wire.transport import (
+    LOAD_TRAILER,
+    MODEL_HEADER,
+    MODEL_INFER,
+    NOT_RUN_TRAILER,
+    VERSION_HEADER,
+    Call,
+    Metadata,
+    Reply,
+)
+
+MARGIN_S = 0.002
+"""Taken off the caller's deadline for the node, so that the node's own answer about it still gets through."""
+
+STALE_VIEW_S = 0.1
+"""How long a request waits for a newer view after every copy in this one said that it does not hold the model."""
+
+
+class Dispatch:
+    """Carries requests to copies. One per router process."""
+
+    def __init__(
+        self,
+        *,
+        mirror: Mirror,
+        balancer: Balancer,
+        channels: Channels,
+        cold: Cold,
+        metrics: RouterMetrics,
+        tracing: Tracing,
+        cold_wait_s: float,
+        max_attempts: int,
+    ) -> None:
+        self._mirror = mirror
+        self._balancer = balancer
+        self.channels = channels
+        self._cold = cold
+        self._metrics = metrics
+        self._tracing = tracing
+        self._cold_wait_s = cold_wait_s
+        self._max_attempts = max_attempts
+
+    async def infer(self, call: Call, message: bytes) -> bytes:
+        """Answer one ModelInfer. Raises a `MeshError`; cancelling it cancels the call at the node."""
+        with self.observe(call) as seen:
+            return await self.answer(call, message, peek(message), seen)
+
+    def observe(self, call: Call) -> Observed:
+        """Return the context that counts and traces one request of `call`."""
+        return Observed(self._metrics, self._tracing, call)
+
+    async def answer(self, call: Call, message: bytes, request: Peeked, seen: Observed) -> bytes:
+        """Answer one request whose fields were read already, on as many copies as it safely takes."""
+        model = seen.model = self.route(call, request)
+        if model.decoupled:
+            raise Unimplemented("ModelInfer RPC doesn't support models with decoupled transaction policy")
+        metadata = self.metadata(call, model, seen)
+        sequence = str(request.parameters.get("sequence_id") or "")
+        tried: list[NodeId] = []
+        while True:
+            located = await self.pick(call, model, sequence, tried)
+            seen.asked(located.node.id)
+            try:
+                reply = await self._send(call, located, message, metadata)
+            except RemoteError as error:
+                self.refuse_or_retry(error, located, model, seen, in_sequence=bool(sequence))
+                tried.append(located.node.id)
+            else:
+                return reply.message
+
+    def refuse_or_retry(
+        self, error: RemoteError, located: Located, model: ModelVersion, seen: Observed, *, in_sequence: bool
+    ) -> None:
+        """Raise what the caller gets for `error`, or return when another copy may be asked."""
+        self._metrics.attempt_failed(located.node.id, error.status.name)
+        not_run = any(key == NOT_RUN_TRAILER for key, _ in error.trailers)
+        if not may_retry(
+            error, not_run=not_run, in_sequence=in_sequence, attempt=seen.attempts, max_attempts=self._max_attempts
+        ):
+            raise _named(error, located, model) from error
+
+    def route(self, call: Call, request: Peeked) -> ModelVersion:
+        """Return the version that answers. A name in ModelMesh's metadata wins over the one in the message."""
+        name = call.meta("mm-vmodel-id") or call.meta("mm-model-id") or request.model_name
+        return resolve(self._mirror.view, name, request.model_version)
+
+    async def pick(self, call: Call, model: ModelVersion, sequence: str, tried: list[NodeId]) -> Located:
+        """Return the copy to ask, waiting for one within the caller's deadline when none serves."""
+        key = (model.name, model.version)
+        while True:
+            now_s = time.monotonic()
+            candidates = self._mirror.view.serving.get(key, ())
+            located = (
+                self._balancer.pin(candidates, sequence, tried=tried, now_s=now_s)
+                if sequence
+                else self._balancer.pick(candidates, tried=tried, now_s=now_s, u=random.random())  # noqa: S311
+            )
+            if located is not None:
+                return located
+            if tried:
+                # All were asked once. What they answered may be news that the view does not have yet.
+                await self._newer_view()
+                tried.clear()
+                continue
+            limit_s = now_s + self._cold_wait_s
+            waited_s = time.monotonic()
+            deadline_s = limit_s if call.deadline_s is None else min(limit_s, call.deadline_s - MARGIN_S)
+            outcome = "failed"
+            try:
+                await self._cold.wait(model, deadline_s)
+                outcome = "ready"
+            finally:
+                self._metrics.cold_wait(model.name, time.monotonic() - waited_s, outcome)
+
+    def metadata(self, call: Call, model: ModelVersion, seen: Observed) -> Metadata:
+        """Return what goes to the node: the caller's own metadata, what was resolved, and the trace."""
+        dropped = _DROPPED_TRACED if seen.traced else _DROPPED
+        kept = [pair for pair in call.metadata if pair[0] not in dropped and not pair[0].startswith(_DROPPED_PREFIXES)]
+        return (*kept, *seen.headers(), (MODEL_HEADER, model.name), (VERSION_HEADER, model.version))
+
+    async def _send(self, call: Call, located: Located, message: bytes, metadata: Metadata) -> Reply:
+        with self.outstanding(located) as asked:
+            channel = self.channels.to(located.node.address)
+            reply = await channel.unary(MODEL_INFER, message, metadata=metadata, timeout_s=left_s(call))
+            asked.trailers = reply.trailers
+            return reply
+
+    def outstanding(self, located: Located) -> _Asked:
+        """Return the context that counts a request at its node and learns from how it ends."""
+        return _Asked(self._balancer, located.node)
+
+    async def _newer_view(self) -> None:
+        try:
+            async with asyncio.timeout(STALE_VIEW_S):
+                await self._mirror.next(self._mirror.view)
+        except TimeoutError:
+            return
+
+    def __repr__(self) -> str:
+        """Show the balancer."""
+        return f"<Dispatch {self._balancer!r}>"
+
+
+class _Asked:
+    """A context around one request at one node."""
+
+    __slots__ = ("_balancer", "_node", "trailers")
+
+    def __init__(self, balancer: Balancer, node: Node) -> None:
+        self._balancer = balancer
+        self._node = node
+        self.trailers: Metadata | None = None
+
+    def __enter__(self) -> Self:
+        self._balancer.picked(self._node.id)
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self._balancer.answered(self._node)
+        elif isinstance(error, RemoteError):
+            self.trailers = error.trailers
+            if error.transport_failed:
+                self._balancer.failed(self._node, time.monotonic())
+        self._balancer.done(self._node.id, _reported(self.trailers or ()))
+
+
+_DROPPED_PREFIXES = ("mesh-", "grpc-", ":")
+_DROPPED = frozenset({"user-agent", "content-type", "te", "mm-model-id", "mm-vmodel-id", "triton_grpc_error"})
+"""Said between the caller and this router only."""
+_DROPPED_TRACED = _DROPPED | {"traceparent", "tracestate"}
+
+
+def left_s(call: Call) -> float | None:
+    """Return the seconds that the node may take; None without a deadline. Raises `DeadlineExceeded`."""
+    if call.deadline_s is None:
+        return None
+    left = call.deadline_s - time.monotonic() - MARGIN_S
+    if left <= 0:
+        raise DeadlineExceeded("the deadline passed before a node could be asked")
+    return left
+
+
+def _reported(trailers: Metadata) -> int | None:
+    for key, value in trailers:
+        if key == LOAD_TRAILER and isinstance(value, str) and value.isdecimal():
+            return int(value)
+    return None
+
+
+def _named(error: RemoteError, located: Located, model: ModelVersion) -> MeshError:
+    """Say who failed, where the transport's own words would leave the caller guessing."""
+    if not error.transport_failed:
+        return error
+    return RemoteError(
+        Code.UNAVAILABLE,
+        f"node '{located.node.id}' went away while it ran model '{model.name}' ({error.message}); call again",
+        transport_failed=True,
+    )

@@ -1,0 +1,67 @@
+"""What is remembered of one request until it ends, for its metrics and its span."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from mesh.core.errors import Code, code_of
+from mesh.core.types import ModelVersion, NodeId
+from mesh.telemetry.metrics import RouterMetrics
+from mesh.telemetry.tracing import Tracing
+from mesh.wire.transport import Call, Metadata
+
+
+class Observed:
+    """A context around one request: counts it and ends its span, however it ends."""
+
+    __slots__ = ("_metrics", "_span", "_started_s", "_tracing", "attempts", "model", "node", "picked_s")
+
+    def __init__(self, metrics: RouterMetrics, tracing: Tracing, call: Call) -> None:
+        self._metrics = metrics
+        self._tracing = tracing
+        self._started_s = time.monotonic()
+        self._span = tracing.start(call.method, call.metadata, kind="server") if tracing.on else None
+        self.model: ModelVersion | None = None
+        self.node: NodeId | None = None
+        self.attempts = 0
+        self.picked_s = 0.0
+        """Seconds spent until a copy was picked, waiting for a cold model included."""
+
+    @property
+    def traced(self) -> bool:
+        """Whether a span of ours goes on to the node, in place of the caller's."""
+        return self._span is not None
+
+    def headers(self) -> Metadata:
+        """Return the trace metadata for the node; empty when there is no span."""
+        return self._tracing.headers(self._span) if self._span is not None else ()
+
+    def asked(self, node: NodeId) -> None:
+        """Note that a node was picked."""
+        if not self.attempts:
+            self.picked_s = time.monotonic() - self._started_s
+        self.attempts += 1
+        self.node = node
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Count the request by its outcome."""
+        code = Code.OK if error is None else code_of(error) if isinstance(error, Exception) else Code.CANCELLED
+        name, version = (self.model.name, self.model.version) if self.model is not None else ("", "")
+        self._metrics.request_done(
+            name, version, code, total_s=time.monotonic() - self._started_s, attempts=self.attempts
+        )
+        if self._span is not None:
+            self._span.set_attribute("mesh.model", name)
+            self._span.set_attribute("mesh.version", version)
+            self._span.set_attribute("mesh.pick_s", self.picked_s)
+            if self.node is not None:
+                self._span.set_attribute("mesh.node", self.node)
+            self._tracing.end(self._span, code, str(error) if error is not None else "")

@@ -1,0 +1,150 @@
+"""The router process: builds its parts, starts them, and drains them. Nowhere else are they put together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection
+
+from mesh.api.messages import INFERENCE_SERVICE, MESH_CONTROL_SERVICE
+from mesh.api.service import generic_handler
+from mesh.core.traffic.balance import Balancer
+from mesh.core.types import NodeId
+from mesh.core.view import ClusterView
+from mesh.gateway.http import HttpServer
+from mesh.registry.etcd_client import EtcdClient
+from mesh.registry.mirror import Mirror
+from mesh.router.catalog import Catalog
+from mesh.router.channels import Channels
+from mesh.router.cold import Cold
+from mesh.router.config import RouterConfig
+from mesh.router.dispatch import Dispatch
+from mesh.router.health import RouterHealth
+from mesh.router.repository import Repository
+from mesh.router.service import ControlService, InferenceService
+from mesh.router.settings import Settings
+from mesh.router.streams import Streams
+from mesh.telemetry import logs
+from mesh.telemetry.metrics import RouterMetrics
+from mesh.telemetry.tracing import Tracing
+from mesh.wire.grpc_services import health_handlers, reflection_handlers
+from mesh.wire.grpcio_client import GrpcioChannel
+from mesh.wire.grpcio_server import GrpcioServer
+from mesh.wire.transport import MODEL_INFER, MODEL_STREAM_INFER, HotMethods
+
+log = logs.get(__name__)
+
+
+async def run(
+    config: RouterConfig, *, tracing: Tracing, stop: asyncio.Event, on_started: Callable[[str, str], None]
+) -> None:
+    """Serve until `stop` is set, then drain. Calls `on_started(grpc_address, http_address)` when it listens.
+
+    Waits for the registry as long as it takes, with a message. Raises OSError when a port is taken. Cancelling it
+    cuts calls in flight.
+    """
+    store = EtcdClient(config.registry)
+    try:
+        waiting = asyncio.create_task(store.wait_ready(lambda text: log.warning("waiting for the registry", why=text)))
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait((waiting, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                waiting.result()
+        finally:
+            waiting.cancel()
+            stopped.cancel()
+        if not stop.is_set():
+            await _serve(config, store, tracing, stop, on_started)
+    finally:
+        await store.close()
+        await asyncio.to_thread(tracing.shutdown)
+
+
+async def _serve(
+    config: RouterConfig,
+    store: EtcdClient,
+    tracing: Tracing,
+    stop: asyncio.Event,
+    on_started: Callable[[str, str], None],
+) -> None:
+    mirror = Mirror(store)
+    metrics = RouterMetrics()
+    balancer = Balancer()
+    channels = Channels(lambda address: GrpcioChannel(address, limits=config.limits, tls=config.node_tls))
+
+    def avoided(view: ClusterView) -> Collection[NodeId]:
+        now_s = time.monotonic()
+        return {node.id for node in view.nodes.values() if balancer.is_suspect(node, now_s)}
+
+    cold = Cold(mirror, store, avoided=avoided, max_waiting=config.max_waiting)
+    dispatch = Dispatch(
+        mirror=mirror,
+        balancer=balancer,
+        channels=channels,
+        cold=cold,
+        metrics=metrics,
+        tracing=tracing,
+        cold_wait_s=config.cold_wait_s,
+        max_attempts=config.max_attempts,
+    )
+    streams = Streams(dispatch, metrics)
+    health = RouterHealth(mirror)
+    repository = Repository(mirror, store, cold)
+    inference = InferenceService(
+        Catalog(mirror, channels, cold, server_name=config.server_name, cold_wait_s=config.cold_wait_s),
+        repository,
+        Settings(tracing),
+        is_ready=health.is_ready,
+        default_wait_s=config.cold_wait_s,
+    )
+    server = GrpcioServer(
+        config.host,
+        config.grpc_port,
+        HotMethods(unary={MODEL_INFER: dispatch.infer}, stream={MODEL_STREAM_INFER: streams.stream}),
+        [
+            generic_handler(INFERENCE_SERVICE, inference),
+            generic_handler(MESH_CONTROL_SERVICE, ControlService(mirror, repository)),
+            *health_handlers(health),
+            *reflection_handlers([INFERENCE_SERVICE.full_name, MESH_CONTROL_SERVICE.full_name]),
+        ],
+        limits=config.limits,
+        tls=config.tls,
+    )
+    http = None
+    if config.http_port is not None:
+        http = HttpServer(config.host, config.http_port, metrics.registry, health.is_ready)
+    async with asyncio.TaskGroup() as tasks:
+        following = tasks.create_task(mirror.run())
+        await mirror.wait_synced()
+        tidying = tasks.create_task(_tidy(mirror, balancer, channels, metrics))
+        try:
+            await server.start()
+            if http is not None:
+                await http.start()
+            log.info("router serving", grpc=server.address, http=http.address if http else "")
+            on_started(server.address, http.address if http else "")
+            await stop.wait()
+            log.info("router draining", settle_s=config.settle_s, drain_s=config.drain_s)
+            health.drain()
+            # Balancers that watch health need this long to hear of it and send their calls elsewhere.
+            await asyncio.sleep(config.settle_s)
+        finally:
+            await server.stop(config.drain_s)
+            if http is not None:
+                await http.stop()
+            await cold.close()
+            following.cancel()
+            tidying.cancel()
+            await channels.close()
+    log.info("router stopped")
+
+
+async def _tidy(mirror: Mirror, balancer: Balancer, channels: Channels, metrics: RouterMetrics) -> None:
+    """Forget nodes that left, at each new view."""
+    view = mirror.view
+    while True:
+        balancer.forget(view.nodes.keys())
+        await channels.keep({node.address for node in view.nodes.values()})
+        metrics.view_published(view)
+        view = await mirror.next(view)

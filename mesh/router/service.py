@@ -1,0 +1,152 @@
+"""The plain grpcio services of a router: all of the inference service but the hot methods, and mesh.v1 control.
+
+Each method reads its request, calls one function and writes the answer; errors become statuses in one place.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from mesh.api import messages as m
+from mesh.api.describe import node_message
+from mesh.api.messages import control
+from mesh.api.status import status_of
+from mesh.core.errors import MeshError, Unimplemented
+from mesh.registry.mirror import Mirror
+from mesh.router.catalog import Catalog
+from mesh.router.repository import Repository
+from mesh.router.settings import Settings
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+SHARED_MEMORY = "Client shared memory is disabled: this server reads tensors from the message alone"
+"""The text of a Triton whose client shared memory is off, which is its default too."""
+
+
+class InferenceService:
+    """inference.GRPCInferenceService but ModelInfer and ModelStreamInfer."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        repository: Repository,
+        settings: Settings,
+        *,
+        is_ready: Callable[[], bool],
+        default_wait_s: float,
+    ) -> None:
+        self._catalog = catalog
+        self._repository = repository
+        self._settings = settings
+        self._is_ready = is_ready
+        self._default_wait_s = default_wait_s
+
+    async def ServerLive(self, request: Any, context: Any) -> m.ServerLiveResponse:
+        return m.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: Any, context: Any) -> m.ServerReadyResponse:
+        return m.ServerReadyResponse(ready=self._is_ready())
+
+    async def ServerMetadata(self, request: Any, context: Any) -> m.ServerMetadataResponse:
+        return self._catalog.server_metadata()
+
+    async def ModelReady(self, request: m.ModelReadyRequest, context: Any) -> m.ModelReadyResponse:
+        return m.ModelReadyResponse(ready=self._is_ready() and self._catalog.model_ready(request.name, request.version))
+
+    async def ModelMetadata(self, request: m.ModelMetadataRequest, context: Any) -> Any:
+        return await told(context, self._catalog.metadata(request.name, request.version, self._deadline_s(context)))
+
+    async def ModelConfig(self, request: m.ModelConfigRequest, context: Any) -> Any:
+        return await told(context, self._catalog.config(request.name, request.version, self._deadline_s(context)))
+
+    async def ModelStatistics(self, request: m.ModelStatisticsRequest, context: Any) -> Any:
+        left_s = context.time_remaining()
+        return await told(context, self._catalog.statistics(request.name, request.version, left_s))
+
+    async def RepositoryIndex(self, request: m.RepositoryIndexRequest, context: Any) -> Any:
+        return self._repository.index(ready_only=request.ready)
+
+    async def RepositoryModelLoad(self, request: m.RepositoryModelLoadRequest, context: Any) -> Any:
+        name = _model_of(request)
+
+        async def load() -> m.RepositoryModelLoadResponse:
+            if request.parameters:
+                raise Unimplemented(
+                    f"load parameters {sorted(request.parameters)} are not offered: put the model's configuration "
+                    "and files into a model repository that the nodes read"
+                )
+            await self._repository.load(name, self._deadline_s(context))
+            answer = m.RepositoryModelLoadResponse()
+            if not request.model_name:
+                answer.model_name, answer.isLoaded = name, True
+            return answer
+
+        return await told(context, load())
+
+    async def RepositoryModelUnload(self, request: m.RepositoryModelUnloadRequest, context: Any) -> Any:
+        name = _model_of(request)
+
+        async def unload() -> m.RepositoryModelUnloadResponse:
+            await self._repository.unload(name, self._deadline_s(context))
+            answer = m.RepositoryModelUnloadResponse()
+            if not request.model_name:
+                answer.model_name, answer.isUnloaded = name, True
+            return answer
+
+        return await told(context, unload())
+
+    async def TraceSetting(self, request: Any, context: Any) -> Any:
+        return await told(context, _later(lambda: self._settings.trace(request)))
+
+    async def LogSettings(self, request: Any, context: Any) -> Any:
+        return await told(context, _later(lambda: self._settings.logging(request)))
+
+    async def _shared_memory(self, request: Any, context: Any) -> Any:
+        await context.abort(*status_of(Unimplemented(SHARED_MEMORY)))
+
+    SystemSharedMemoryStatus = SystemSharedMemoryRegister = SystemSharedMemoryUnregister = _shared_memory
+    CudaSharedMemoryStatus = CudaSharedMemoryRegister = CudaSharedMemoryUnregister = _shared_memory
+
+    def _deadline_s(self, context: Any) -> float:
+        left_s = context.time_remaining()
+        return time.monotonic() + (self._default_wait_s if left_s is None else left_s)
+
+
+class ControlService:
+    """mesh.v1.MeshControl."""
+
+    def __init__(self, mirror: Mirror, repository: Repository) -> None:
+        self._mirror = mirror
+        self._repository = repository
+
+    async def ListNodes(self, request: control.ListNodesRequest, context: Any) -> control.ListNodesResponse:
+        nodes = self._mirror.view.nodes
+        return control.ListNodesResponse(nodes=[node_message(nodes[name]) for name in sorted(nodes)])
+
+    async def ListModels(self, request: control.ListModelsRequest, context: Any) -> Any:
+        return await told(
+            context, _later(lambda: control.ListModelsResponse(models=self._repository.list(request.name)))
+        )
+
+
+async def told(context: Any, answer: Awaitable[Any]) -> Any:
+    """Return `answer`, or end the call with the status of its error."""
+    try:
+        return await answer
+    except Exception as error:
+        if not isinstance(error, MeshError):
+            log.exception("a service method failed")
+        code, text = status_of(error)
+        await context.abort(code, text)
+
+
+async def _later(answer: Callable[[], Any]) -> Any:
+    return answer()
+
+
+def _model_of(request: Any) -> str:
+    """Return the model of a load or unload: field 2 (Triton's callers), else field 1 (KServe's)."""
+    return str(request.model_name or request.repository_name)

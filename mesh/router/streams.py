@@ -1,0 +1,161 @@
+"""ModelStreamInfer on the router: message by message, each to its own model.
+
+Ordinary models answer in request order; several-response ("decoupled") models as their responses come. A failed
+request is a message with its error, and the stream goes on, unless the caller asked for a real status by metadata
+``triton_grpc_error: true`` (Triton's rule).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+
+from mesh.api.messages import InferParameter, ModelInferResponse, ModelStreamInferResponse
+from mesh.core.errors import Code, MeshError, RemoteError, code_of
+from mesh.core.types import ModelVersion, NodeId
+from mesh.core.view import Located
+from mesh.router.dispatch import Dispatch, left_s
+from mesh.router.observe import Observed
+from mesh.telemetry.metrics import RouterMetrics
+from mesh.wire.peek import Peeked, peek
+from mesh.wire.stream_order import Answer, Interleaved, Ordered, answer_stream
+from mesh.wire.transport import MODEL_STREAM_INFER, Call, Metadata
+
+WINDOW = 64
+"""Requests of one stream being answered at a time. Enough to fill a batch of 64; beyond it the caller waits."""
+
+
+class Streams:
+    """Answers streams with the parts of `Dispatch`."""
+
+    def __init__(self, dispatch: Dispatch, metrics: RouterMetrics) -> None:
+        self._dispatch = dispatch
+        self._metrics = metrics
+
+    async def stream(self, call: Call, messages: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+        """Answer one ModelStreamInfer. Cancelling it cancels the requests in flight at their nodes."""
+        strict = call.meta("triton_grpc_error") == "true"
+
+        def answer(message: bytes) -> Answer:
+            self._metrics.stream_message("request")
+            try:
+                request = peek(message)
+                model = self._dispatch.route(call, request)
+            except MeshError as error:
+                return Ordered(_failed(error, _id(message), strict=strict))
+            if model.decoupled:
+                return Interleaved(self._several(call, message, request, model, strict=strict))
+            return Ordered(self._one(call, message, request, strict=strict))
+
+        self._metrics.stream_opened()
+        try:
+            async with aclosing(answer_stream(messages, answer, window=WINDOW)) as responses:
+                async for response in responses:
+                    self._metrics.stream_message("response")
+                    yield response
+        finally:
+            self._metrics.stream_closed()
+
+    async def _one(self, call: Call, message: bytes, request: Peeked, *, strict: bool) -> bytes:
+        try:
+            with self._dispatch.observe(call) as seen:
+                return _wrapped(await self._dispatch.answer(call, message, request, seen))
+        except MeshError as error:
+            return await _failed(error, request.id, strict=strict)
+
+    async def _several(
+        self, call: Call, message: bytes, request: Peeked, model: ModelVersion, *, strict: bool
+    ) -> AsyncGenerator[bytes]:
+        try:
+            with self._dispatch.observe(call) as seen:
+                seen.model = model
+                async with aclosing(self._relay(call, message, request, seen, model)) as responses:
+                    async for response in responses:
+                        yield response
+        except MeshError as error:
+            yield await _failed(error, request.id, strict=strict)
+
+    async def _relay(
+        self, call: Call, message: bytes, request: Peeked, seen: Observed, model: ModelVersion
+    ) -> AsyncGenerator[bytes]:
+        """Yield the responses of one request, through a stream of its own to one copy.
+
+        Another copy is asked only as long as no response came: what the caller has seen must not start again.
+        """
+        sequence = str(request.parameters.get("sequence_id") or "")
+        tried: list[NodeId] = []
+        while True:
+            located = await self._dispatch.pick(call, model, sequence, tried)
+            seen.asked(located.node.id)
+            responses = 0
+            try:
+                metadata = self._dispatch.metadata(call, model, seen)
+                async with aclosing(self._responses(call, message, located, metadata)) as answers:
+                    async for response in answers:
+                        responses += 1
+                        yield response
+            except RemoteError as error:
+                if responses:
+                    raise RemoteError(
+                        Code.UNAVAILABLE,
+                        f"node '{located.node.id}' went away after {responses} responses ({error.message}); call again",
+                    ) from error
+                self._dispatch.refuse_or_retry(error, located, model, seen, in_sequence=bool(sequence))
+                tried.append(located.node.id)
+            else:
+                return
+
+    async def _responses(
+        self, call: Call, message: bytes, located: Located, metadata: Metadata
+    ) -> AsyncGenerator[bytes]:
+        with self._dispatch.outstanding(located):
+            channel = self._dispatch.channels.to(located.node.address)
+            upstream = channel.stream(MODEL_STREAM_INFER, metadata=metadata, timeout_s=left_s(call))
+            try:
+                await upstream.send(message)
+                await upstream.half_close()
+                while (response := await upstream.receive()) is not None:
+                    yield response
+            finally:
+                upstream.cancel()
+
+
+def _id(message: bytes) -> str:
+    """Return the id of a request that could not be routed, empty when it cannot be read either."""
+    try:
+        return peek(message).id
+    except MeshError:
+        return ""
+
+
+async def _failed(error: MeshError, request_id: str, *, strict: bool) -> bytes:
+    """Return the error as a stream message, or raise it where the caller asked for a status.
+
+    tritonclient hands its user the text alone, so that the id and the code stand in it.
+    """
+    if strict:
+        raise error
+    known = f"[request id: {request_id}] " if request_id and "[request id:" not in error.message else ""
+    return ModelStreamInferResponse(
+        error_message=f"{known}{error.message} ({code_of(error).name})",
+        infer_response=ModelInferResponse(id=request_id),
+    ).SerializeToString()
+
+
+_FINAL = ModelInferResponse(parameters={"triton_final_response": InferParameter(bool_param=True)}).SerializeToString()
+_INFER_RESPONSE_TAG = b"\x12"
+"""Field 2 of ModelStreamInferResponse, length-delimited."""
+
+
+def _wrapped(response: bytes) -> bytes:
+    """Return a ModelInferResponse as a stream message with ``triton_final_response``, without decoding it.
+
+    Concatenated protobuf messages merge, so the parameter is put behind the bytes that came from the node.
+    """
+    length = len(response) + len(_FINAL)
+    head = bytearray(_INFER_RESPONSE_TAG)
+    while length > 0x7F:
+        head.append(length & 0x7F | 0x80)
+        length >>= 7
+    head.append(length)
+    return b"".join((head, response, _FINAL))
