@@ -1,0 +1,245 @@
+"""What routers and nodes count, under Prometheus names with base units (`mesh_*`), one registry per process object.
+
+The request path adds to plain numbers (`mesh.telemetry.series`); families are made from them at a scrape. Methods are
+called from the event loop's thread; scrapes may come from any thread. Triton's names are in `mesh.telemetry.triton`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+import prometheus_client
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from mesh.core.errors import Code
+from mesh.core.types import CopyState, Node
+from mesh.core.view import ClusterView
+from mesh.telemetry.series import BATCHES, SECONDS, Family, Histogram, SeriesTable
+from mesh.telemetry.triton import NodeRow, TritonCollector
+
+MAX_LABEL_VALUES: Final = 2000
+"""Children of one family whose labels are not bound to known models (node ids come and go); above it: "other"."""
+
+
+def new_registry() -> CollectorRegistry:
+    """Return a registry with the numbers of this process (memory, CPU, garbage collection) in it."""
+    registry = CollectorRegistry()
+    prometheus_client.ProcessCollector(registry=registry)
+    prometheus_client.PlatformCollector(registry=registry)
+    prometheus_client.GCCollector(registry=registry)
+    return registry
+
+
+class RouterRow:
+    """What a router counts per model and version."""
+
+    __slots__ = ("attempts", "codes", "seconds")
+
+    def __init__(self) -> None:
+        self.codes = [0] * len(Code)
+        self.attempts = 0
+        self.seconds = Histogram()
+
+
+class RouterMetrics:
+    """The numbers of one router; register nothing else under its names."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = new_registry() if registry is None else registry
+        self._table: SeriesTable[RouterRow] = SeriesTable(RouterRow)
+        self._view: Callable[[], ClusterView] = ClusterView
+        self._streams_open = 0
+        self._messages = {"request": 0, "response": 0}
+        self._failed: Counter[tuple[str, ...]] = Counter()
+        self._cold: Counter[tuple[str, ...]] = Counter()
+        self._cold_seconds = prometheus_client.Histogram(
+            "mesh_router_cold_wait_seconds",
+            "Time calls waited for a copy of a cold model.",
+            ["outcome"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.registry.register(_Scrape(self._collect))
+
+    def view_published(self, view: ClusterView) -> None:
+        """Say what the mesh holds now: names outside it are counted as "unknown". O(1)."""
+        self._view = lambda: view
+        self._table.keep(view.models)
+
+    def request_done(self, model: str, version: str, code: Code, total_s: float, attempts: int) -> None:
+        """Count one call, or one message of a stream, that was answered. About 1 us.
+
+        `model` and `version` are what the request was resolved to, or as the client wrote them when it was not.
+        `total_s` is seconds from the first byte to the answer; `attempts` is how many copies were asked.
+        """
+        row = self._table.find(model, version)
+        row.codes[code] += 1
+        row.attempts += attempts
+        row.seconds.add(total_s)
+
+    def attempt_failed(self, node: str, reason: str) -> None:
+        """Count one attempt at a copy on `node` that failed; `reason` is one of a few fixed words."""
+        _count(self._failed, (node, reason))
+
+    def cold_wait(self, model: str, seconds: float, outcome: str) -> None:
+        """Count one call that waited for a cold model; `outcome` is one of a few fixed words, such as "served"."""
+        _count(self._cold, (model, outcome))
+        self._cold_seconds.labels(outcome).observe(seconds)
+
+    def stream_opened(self) -> None:
+        """Count a ModelStreamInfer that began."""
+        self._streams_open += 1
+
+    def stream_closed(self) -> None:
+        """Count a ModelStreamInfer that ended, however it ended."""
+        self._streams_open -= 1
+
+    def stream_message(self, direction: str) -> None:
+        """Count one message of a stream; `direction` is "request" or "response"."""
+        self._messages[direction] += 1
+
+    def _collect(self) -> Iterator[Metric]:
+        view, family = self._view(), Family(self._table)
+        yield family.codes("mesh_router_requests", "Calls answered, by gRPC code.", lambda row: row.codes)
+        yield family.histogram(
+            "mesh_router_request_seconds", "Time from a call's first byte to its answer.", lambda row: row.seconds
+        )
+        yield family.counter("mesh_router_attempts", "Copies asked for calls.", lambda row: row.attempts)
+        yield _labelled(
+            "mesh_router_attempts_failed", "Attempts at a copy that failed.", ("node", "reason"), self._failed
+        )
+        yield _labelled("mesh_router_cold_requests", "Calls to a cold model.", ("model", "outcome"), self._cold)
+        yield GaugeMetricFamily("mesh_router_streams_open", "Two-way streams open now.", self._streams_open)
+        messages = CounterMetricFamily("mesh_router_stream_messages", "Messages of streams.", labels=["direction"])
+        for direction, count in self._messages.items():
+            messages.add_metric([direction], count)
+        yield messages
+        yield GaugeMetricFamily("mesh_router_view_revision", "Registry revision of the view.", view.revision)
+        yield GaugeMetricFamily("mesh_router_nodes", "Nodes in the view.", len(view.nodes))
+        yield GaugeMetricFamily("mesh_router_models", "Model names in the view.", len(view.models))
+
+
+class NodeMetrics:
+    """The numbers of one node, under the mesh's names and under Triton's."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = new_registry() if registry is None else registry
+        self._loaded: dict[str, dict[str, None]] = {}
+        self._table: SeriesTable[NodeRow] = SeriesTable(NodeRow)
+        self._table.keep(self._loaded)
+        self._node: Callable[[], Node | None] = lambda: None
+        self._outstanding: Callable[[], int] = lambda: 0
+        self.registry.register(_Scrape(self._collect))
+        self.registry.register(TritonCollector(self._table))
+
+    def observe(self, node: Callable[[], Node | None], outstanding: Callable[[], int]) -> None:
+        """Say where the gauges come from: the node's own record and its requests in flight, asked at each scrape.
+
+        Both are called from the scraping thread and must only read.
+        """
+        self._node, self._outstanding = node, outstanding
+
+    def request_done(
+        self, model: str, version: str, code: Code, *, queue_s: float, compute_s: float, total_s: float
+    ) -> None:
+        """Count one request that was answered; times in seconds. About 1 us.
+
+        Queue and compute times are counted for successful requests only, as Triton does. Models that were never
+        loaded here (see `load_done`) are counted as "unknown".
+        """
+        row = self._table.find(model, version)
+        row.codes[code] += 1
+        row.seconds.add(total_s)
+        if code == 0:
+            row.ok_s += total_s
+            row.queue.add(queue_s)
+            row.compute.add(compute_s)
+
+    def batch_run(self, model: str, version: str, batch_size: int, compute_s: float) -> None:
+        """Count one execution of a model over `batch_size` rows."""
+        row = self._table.find(model, version)
+        row.batches.add(batch_size)
+        row.run_s += compute_s
+
+    def load_done(self, model: str, version: str, ok: bool, seconds: float) -> None:  # noqa: FBT001 - reads as a fact
+        """Count one load that ended; from now on `model`, `version` has series of its own."""
+        self._loaded.setdefault(model, {})[version] = None
+        row = self._table.find(model, version)
+        row.loads[0 if ok else 1] += 1
+        row.load_s += seconds
+
+    def _collect(self) -> Iterator[Metric]:
+        family = Family(self._table)
+        yield family.codes("mesh_node_requests", "Requests answered, by gRPC code.", lambda row: row.codes)
+        yield family.histogram(
+            "mesh_node_request_seconds", "Time from a request's last byte to its answer.", lambda row: row.seconds
+        )
+        yield family.histogram(
+            "mesh_node_queue_seconds", "Time successful requests waited for a batch.", lambda row: row.queue
+        )
+        yield family.histogram(
+            "mesh_node_compute_seconds", "Time the runtime ran for successful requests.", lambda row: row.compute
+        )
+        yield family.histogram("mesh_node_batch_rows", "Rows per execution.", lambda row: row.batches)
+        yield family.counter("mesh_node_run_seconds", "Time the runtime ran, each run once.", lambda row: row.run_s)
+        yield self._loads()
+        yield family.counter("mesh_node_load_seconds", "Time spent on loads.", lambda row: row.load_s)
+        yield GaugeMetricFamily("mesh_node_outstanding", "Requests in flight.", self._outstanding())
+        node = self._node()
+        if node is not None:
+            yield from _node_gauges(node)
+
+    def _loads(self) -> CounterMetricFamily:
+        family = CounterMetricFamily("mesh_node_loads", "Loads that ended.", labels=["model", "version", "outcome"])
+        for key, row in self._table.rows():
+            for outcome, count in zip(("ok", "failed"), list(row.loads), strict=True):
+                family.add_metric((*key, outcome), count)
+        return family
+
+
+def _node_gauges(node: Node) -> Iterable[Metric]:
+    states = Counter(copy.state for copy in node.copies)
+    copies = GaugeMetricFamily("mesh_node_copies", "Copies held, by state.", labels=["state"])
+    for state in CopyState:
+        copies.add_metric([state.value], states[state])
+    total = GaugeMetricFamily("mesh_node_device_total_bytes", "Memory for models.", labels=["device", "name"])
+    free = GaugeMetricFamily("mesh_node_device_free_bytes", "Memory not held by models.", labels=["device", "name"])
+    for device in node.devices:
+        labels = [f"{device.kind}:{device.index}", device.name]
+        total.add_metric(labels, device.total_bytes)
+        free.add_metric(labels, device.free_bytes)
+    draining = GaugeMetricFamily("mesh_node_draining", "1 while the node takes no new work.", int(node.draining))
+    return copies, total, free, draining
+
+
+class _Scrape(Collector):
+    """Lets a registry call a function at each scrape."""
+
+    def __init__(self, collect: Callable[[], Iterator[Metric]]) -> None:
+        self._make = collect
+
+    def describe(self) -> list[Metric]:
+        return list(self._make())
+
+    def collect(self) -> Iterator[Metric]:
+        return self._make()
+
+
+def _count(counts: Counter[tuple[str, ...]], labels: tuple[str, ...]) -> None:
+    if labels not in counts and len(counts) >= MAX_LABEL_VALUES:
+        labels = ("other", *labels[1:])
+    counts[labels] += 1
+
+
+def _labelled(name: str, text: str, labels: tuple[str, ...], counts: Counter[tuple[str, ...]]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, text, labels=labels)
+    for values, count in list(counts.items()):
+        family.add_metric(values, count)
+    return family
+
+
+__all__ = ["BATCHES", "MAX_LABEL_VALUES", "NodeMetrics", "RouterMetrics", "new_registry"]

@@ -1,0 +1,83 @@
+"""Triton's metric names over the node's own numbers, for dashboards that know them.
+
+Names and meanings are those of Triton's metrics documentation: counters per model and version, times in microseconds,
+times of successful requests only. Nothing is counted twice: the values are read from `NodeRow` at a scrape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+from mesh.core.errors import Code
+from mesh.telemetry.series import BATCHES, LABELS, Histogram, SeriesTable
+
+
+class NodeRow:
+    """What a node counts per model and version."""
+
+    __slots__ = ("batches", "codes", "compute", "load_s", "loads", "ok_s", "queue", "run_s", "seconds")
+
+    def __init__(self) -> None:
+        self.codes = [0] * len(Code)
+        self.seconds = Histogram()
+        self.queue = Histogram()
+        self.compute = Histogram()
+        self.batches = Histogram(BATCHES)
+        self.ok_s = 0.0
+        self.run_s = 0.0
+        self.loads = [0, 0]
+        self.load_s = 0.0
+
+
+FAMILIES: Final[tuple[tuple[str, str, Callable[[NodeRow], float]], ...]] = (
+    ("nv_inference_request_success", "Number of successful inference requests", lambda row: row.codes[Code.OK]),
+    (
+        "nv_inference_request_failure",
+        "Number of failed inference requests",
+        lambda row: sum(row.codes) - row.codes[Code.OK],
+    ),
+    ("nv_inference_count", "Number of inferences performed, one per row of a batch", lambda row: row.batches.total),
+    ("nv_inference_exec_count", "Number of model executions performed", lambda row: row.batches.count()),
+    (
+        "nv_inference_request_duration_us",
+        "Cumulative time of successful requests in microseconds",
+        lambda row: _us(row.ok_s),
+    ),
+    (
+        "nv_inference_queue_duration_us",
+        "Cumulative time successful requests waited in microseconds",
+        lambda row: _us(row.queue.total),
+    ),
+    (
+        "nv_inference_compute_infer_duration_us",
+        "Cumulative time the model ran for successful requests in microseconds",
+        lambda row: _us(row.compute.total),
+    ),
+)
+
+
+class TritonCollector(Collector):
+    """Reads `table` under Triton's names."""
+
+    def __init__(self, table: SeriesTable[NodeRow]) -> None:
+        self._table = table
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield Triton's families.
+
+        They are untyped: `prometheus_client` writes counters with a `_total` at the end, which Triton's names lack.
+        """
+        rows = list(self._table.rows())
+        for name, text, read in FAMILIES:
+            metric = Metric(name, text, "unknown")
+            for key, row in rows:
+                metric.add_sample(name, dict(zip(LABELS, key, strict=True)), read(row))
+            yield metric
+
+
+def _us(seconds: float) -> int:
+    return round(seconds * 1_000_000)
