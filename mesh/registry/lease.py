@@ -1,0 +1,204 @@
+"""`Presence`: one key that is in the registry for as long as its process runs, and goes with it.
+
+Owns the lease, the registering, the keeping alive, and the registering again after whatever took the key away (an
+expired lease, a restarted or wiped registry, a deletion by hand). What the value says is its owner's affair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from typing import Final
+
+from mesh.core.errors import Conflict, LeaseLost, MeshError
+from mesh.registry.etcd_watch import pause_s
+from mesh.registry.keys import NODES, split_node_key
+from mesh.registry.records import BadRecord, decode_node
+from mesh.registry.store import Entry, Store
+
+_SPACING_S: Final = 0.1
+"""Least time between two writes of the value: a burst of publishes costs at most ten writes a second."""
+_POLL_S: Final = 0.2
+"""How often a key that somebody else holds is looked at."""
+_PREDECESSOR_S: Final = 2.0
+"""etcd looks for expired leases every 0.5 s and raises short ones to 2 s, so a dead holder's key lives that longer."""
+
+
+class Presence:
+    """Keeps `key` registered with the latest published value while `run` runs.
+
+    `is_mine` tells from a value whether this process wrote it; `on_event` is told a sentence when something happens
+    that an operator may want to know.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        key: str,
+        *,
+        ttl_s: int,
+        is_mine: Callable[[bytes], bool],
+        on_event: Callable[[str], None],
+    ) -> None:
+        self._store = store
+        self._key = key
+        self._ttl_s = ttl_s
+        self._is_mine = is_mine
+        self._on_event = on_event
+        self._value: bytes | None = None
+        self._written: bytes | None = None
+        self._written_s = float("-inf")
+        self._revision = 0
+        self._lease = 0
+        self._writes = 0
+        self._published = asyncio.Event()
+        self._registered = asyncio.Event()
+        self._withdrawn = asyncio.Event()
+        self._running: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        """Show where the key stands."""
+        held = self._written is not None and self._lease != 0
+        return f"<Presence {self._key} held={held} lease={self._lease:x} writes={self._writes}>"
+
+    def publish(self, value: bytes) -> None:
+        """Make `value` the key's value; `run` writes it soon, and only the latest of a burst."""
+        self._value = value
+        self._published.set()
+
+    async def registered(self) -> None:
+        """Return when the key has been written for the first time."""
+        await self._registered.wait()
+
+    async def run(self) -> None:
+        """Keep the key registered until `withdraw`.
+
+        Never gives up on a registry that does not answer. Raises `Conflict` when another live process holds the key.
+        """
+        if self._running is not None:
+            raise RuntimeError(f"expected one run of the presence of {self._key}, it runs already")
+        self._running = asyncio.create_task(self._keep(), name=f"presence {self._key}")
+        leaving = asyncio.create_task(self._withdrawn.wait())
+        try:
+            await asyncio.wait((self._running, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if self._running.done() and not self._running.cancelled():
+                self._running.result()
+        finally:
+            leaving.cancel()
+            self._running.cancel()
+            await asyncio.gather(self._running, leaving, return_exceptions=True)
+            self._running = None
+
+    async def withdraw(self) -> None:
+        """Stop `run` and revoke the lease, so that the key vanishes at once. Idempotent.
+
+        When the registry does not answer, the key vanishes with its lease after at most `ttl_s`.
+        """
+        self._withdrawn.set()
+        if self._running is not None:
+            # Nothing may be written after the lease is revoked: `run` cancels the same task and reports its end.
+            self._running.cancel()
+            await asyncio.wait((self._running,))
+        lease, self._lease = self._lease, 0
+        if lease:
+            try:
+                await self._store.revoke(lease)
+            except MeshError as error:
+                self._on_event(f"could not withdraw {self._key}, it goes with its lease: {error.message}")
+
+    async def _keep(self) -> None:
+        await self._published.wait()
+        failures = 0
+        while True:
+            try:
+                if self._written is None:
+                    await self._register()
+                    failures = 0
+                await self._hold()
+            except LeaseLost:
+                self._on_event(f"the lease of {self._key} was lost; registering again")
+                self._lease, self._written = 0, None
+            except Conflict:
+                raise
+            except MeshError as error:
+                failures += 1
+                self._on_event(f"{self._key} is not kept alive: {error.message}")
+            else:
+                failures = 0
+            await asyncio.sleep(pause_s(max(failures, 1), random.random()))  # noqa: S311 - spreads load, no secret
+
+    async def _register(self) -> None:
+        """Write the key by compare-and-swap. Raises `Conflict` when somebody else keeps it."""
+        foreign_since_s: float | None = None
+        while True:
+            entry = await self._store.get(self._key)
+            if entry is not None and not self._is_mine(entry.value):
+                now_s = time.monotonic()
+                if foreign_since_s is None:
+                    foreign_since_s = now_s
+                    self._on_event(f"{_taken(entry)}; waiting for it to go")
+                elif now_s - foreign_since_s > self._ttl_s + _PREDECESSOR_S:
+                    raise Conflict(f"{_taken(entry)}; give this node another --id or stop the other one")
+                await asyncio.sleep(_POLL_S)
+                continue
+            if await self._write(entry.mod_revision if entry is not None else 0):
+                self._registered.set()
+                return
+
+    async def _write(self, expected: int) -> bool:
+        """Write the latest value if the key still is at `expected`; tell whether it was."""
+        if not self._lease:
+            self._lease = await self._store.grant(self._ttl_s)
+        self._published.clear()
+        value = self._value
+        assert value is not None
+        try:
+            revision = await self._store.replace(self._key, value, expected=expected, lease=self._lease)
+        except BaseException:
+            # It may have been written or not: the value must be looked at and written again.
+            self._published.set()
+            self._written = None
+            raise
+        self._written_s = time.monotonic()
+        if revision is None:
+            self._published.set()
+            self._written = None
+            return False
+        self._written, self._revision, self._writes = value, revision, self._writes + 1
+        return True
+
+    async def _hold(self) -> None:
+        """Keep the lease alive and the value fresh. Returns when the key is no longer as it was written."""
+        while True:
+            renew_s = time.monotonic() + self._ttl_s / 3
+            await self._store.keep_alive(self._lease)
+            entry = await self._store.get(self._key)
+            if entry is None or entry.mod_revision != self._revision or entry.lease != self._lease:
+                self._on_event(f"{self._key} was changed or deleted by somebody else; registering again")
+                self._written = None
+                return
+            while (left_s := renew_s - time.monotonic()) > 0:
+                try:
+                    async with asyncio.timeout(left_s):
+                        await self._published.wait()
+                        await asyncio.sleep(max(0.0, self._written_s + _SPACING_S - time.monotonic()))
+                except TimeoutError:
+                    break
+                if self._value == self._written:
+                    self._published.clear()
+                elif not await self._write(self._revision):
+                    return
+
+
+def _taken(entry: Entry) -> str:
+    """Say who holds a key that is not ours."""
+    if not entry.key.startswith(NODES):
+        return f"key {entry.key!r} is taken by another process"
+    node = split_node_key(entry.key)
+    try:
+        record = decode_node(entry.value)
+    except BadRecord:
+        return f"node id {node!r} is taken by a record that cannot be read"
+    return f"node id {node!r} is taken by the process at {record.address} (incarnation {record.incarnation})"

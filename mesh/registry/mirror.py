@@ -1,0 +1,191 @@
+"""The watch-fed view: registry keys in, `ClusterView`s out.
+
+Owns the decoding of watch batches and the publishing of views. Folding is `mesh.core.fold`'s, and which deletions to
+believe after the registry was away is `mesh.core.grace`'s. Keys of other kinds (routes, pipelines, the leader) are
+passed over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from contextlib import aclosing
+from typing import Final
+
+from mesh.core.errors import RegistryUnavailable
+from mesh.core.fold import Change, ModelChange, NodeChange, PlacementChange, fold
+from mesh.core.grace import Grace
+from mesh.core.view import ClusterView
+from mesh.registry.keys import (
+    MODELS,
+    NODES,
+    PLACEMENTS,
+    ROOT,
+    model_key,
+    node_key,
+    placement_key,
+    split_model_key,
+    split_node_key,
+)
+from mesh.registry.records import BadRecord, decode_model, decode_node, decode_placement
+from mesh.registry.store import Batch, Event, Store
+
+_log: Final = logging.getLogger(__name__)
+_MAX_BAD: Final = 1000
+"""Bad keys remembered so that each is logged once; beyond it the memory starts anew."""
+
+
+class Mirror:
+    """Follows the registry and publishes `view`. Any number of waiters; each may be cancelled at any time.
+
+    While the registry does not answer, the last view stays. `grace_s` is how long deletions of nodes are held back
+    after it was away: twice the time in which a node registers again.
+    """
+
+    def __init__(self, store: Store, *, grace_s: float = 10.0) -> None:
+        self.view = ClusterView()
+        """The latest view; replaced, never changed."""
+        self._store = store
+        self._grace = Grace(grace_s)
+        self._synced = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._bad: set[str] = set()
+        self._live = False
+
+    def __repr__(self) -> str:
+        """Show the view's counts."""
+        return f"<Mirror live={self._live} {self.view!r} {self._grace!r}>"
+
+    @property
+    def live(self) -> bool:
+        """Whether the registry answered last; false before the first listing and while the watch is lost."""
+        return self._live
+
+    async def run(self) -> None:
+        """Follow the registry for ever. Raises `RegistryRefused` when it does not permit reading."""
+        listing = None
+        while listing is None:
+            try:
+                listing = await self._store.list(ROOT)
+            except RegistryUnavailable as error:
+                _log.warning("the registry does not answer", extra={"error": error.message})
+                await asyncio.sleep(0.1)
+        events = tuple(Event(entry.key, entry) for entry in listing.entries)
+        self._apply(Batch(events, listing.revision, relisted=True))
+        self._synced.set()
+        async with asyncio.TaskGroup() as tasks:
+            held = asyncio.Event()
+            tasks.create_task(self._release(held), name="mirror grace")
+            async with aclosing(self._store.watch(ROOT, after=listing.revision)) as batches:
+                async for batch in batches:
+                    self._apply(batch)
+                    held.set()
+
+    async def wait_synced(self) -> None:
+        """Return when the first listing has been folded into `view`."""
+        await self._synced.wait()
+
+    async def next(self, seen: ClusterView) -> ClusterView:
+        """Return the latest view as soon as it is not `seen`."""
+        while self.view is seen:
+            await self._changed.wait()
+        return self.view
+
+    async def wait_for(self, predicate: Callable[[ClusterView], bool]) -> ClusterView:
+        """Return the first view, from the present one on, that `predicate` is true of. It sees the latest only."""
+        view = self.view
+        while not predicate(view):
+            view = await self.next(view)
+        return view
+
+    def _apply(self, batch: Batch) -> None:
+        now_s = time.monotonic()
+        if not batch.live:
+            self._live = False
+            self._grace.lost()
+            _log.warning("the watch on the registry was lost; the last view stays", extra={"revision": batch.revision})
+            return
+        self._live = True
+        self._grace.live(now_s)
+        changes = [change for event in batch.events if (change := self._change(event)) is not None]
+        if batch.relisted:
+            changes.extend(_absent(self.view, batch.events))
+        self._publish(self._grace.step(self.view, changes, now_s), batch.revision)
+
+    def _publish(self, changes: tuple[Change, ...], revision: int) -> None:
+        if not changes and revision == self.view.revision:
+            return
+        self.view = fold(self.view, changes, revision)
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def _release(self, held: asyncio.Event) -> None:
+        """Publish held deletions when their grace has passed."""
+        while True:
+            next_s = self._grace.next_s
+            try:
+                async with asyncio.timeout(None if next_s is None else max(0.0, next_s - time.monotonic())):
+                    await held.wait()
+                    held.clear()
+            except TimeoutError:
+                self._publish(self._grace.due(time.monotonic()), self.view.revision)
+
+    def _change(self, event: Event) -> Change | None:
+        """Return what an event means to the view; None for keys of other kinds and for bad records."""
+        try:
+            change = _decode(event)
+        except ValueError as error:
+            self._log_once(event.key, error)
+            return None
+        self._bad.discard(event.key)
+        return change
+
+    def _log_once(self, key: str, error: ValueError) -> None:
+        if key in self._bad:
+            return
+        if len(self._bad) >= _MAX_BAD:
+            self._bad.clear()
+        self._bad.add(key)
+        _log.warning("skipped a bad record in the registry", extra={"key": key, "error": str(error)})
+
+
+def _decode(event: Event) -> Change | None:
+    """Return what an event means. Raises ValueError (`BadRecord` among them) for a wrong key or value."""
+    key, value = event.key, event.entry.value if event.entry is not None else None
+    if key.startswith(NODES):
+        id_ = split_node_key(key)
+        node = decode_node(value) if value is not None else None
+        _agree(key, node_key(id_ if node is None else node.id))
+        return NodeChange(id_, node)
+    if key.startswith(MODELS):
+        model = decode_model(value) if value is not None else None
+        named = split_model_key(key)
+        _agree(key, model_key(*(named if model is None else (model.name, model.version))))
+        return ModelChange(named, model)
+    if key.startswith(PLACEMENTS):
+        placement = decode_placement(value) if value is not None else None
+        named = split_model_key(key, PLACEMENTS)
+        _agree(key, placement_key(*(named if placement is None else (placement.model, placement.version))))
+        return PlacementChange(named, placement)
+    return None
+
+
+def _agree(key: str, named: str) -> None:
+    if key != named:
+        raise BadRecord(f"expected a record of key {key!r}, got the record of {named!r}")
+
+
+def _absent(view: ClusterView, events: Iterable[Event]) -> list[Change]:
+    """Return the deletions of what `view` holds and a full listing does not."""
+    present = {event.key for event in events}
+    changes: list[Change] = [NodeChange(id_, None) for id_ in view.nodes if node_key(id_) not in present]
+    changes.extend(
+        ModelChange((name, version), None)
+        for name, held in view.models.items()
+        for version in held
+        if model_key(name, version) not in present
+    )
+    changes.extend(PlacementChange(key, None) for key in view.placements if placement_key(*key) not in present)
+    return changes
