@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
 from mesh.api.messages import INFERENCE_SERVICE, MESH_CONTROL_SERVICE
 from mesh.api.service import generic_handler
@@ -55,19 +56,27 @@ async def run(
             waiting.cancel()
             stopped.cancel()
         if not stop.is_set():
-            await _serve(config, store, tracing, stop, on_started)
+            await _serve(config, _build(config, store, tracing), stop, on_started)
     finally:
         await store.close()
         await asyncio.to_thread(tracing.shutdown)
 
 
-async def _serve(
-    config: RouterConfig,
-    store: EtcdClient,
-    tracing: Tracing,
-    stop: asyncio.Event,
-    on_started: Callable[[str, str], None],
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Everything that lives as long as the router serves."""
+
+    mirror: Mirror
+    metrics: RouterMetrics
+    balancer: Balancer
+    channels: Channels
+    cold: Cold
+    health: RouterHealth
+    server: GrpcioServer
+    http: HttpServer | None
+
+
+def _build(config: RouterConfig, store: EtcdClient, tracing: Tracing) -> _Parts:
     mirror = Mirror(store)
     metrics = RouterMetrics()
     balancer = Balancer()
@@ -98,53 +107,55 @@ async def _serve(
         is_ready=health.is_ready,
         default_wait_s=config.cold_wait_s,
     )
-    server = GrpcioServer(
-        config.host,
-        config.grpc_port,
-        HotMethods(unary={MODEL_INFER: dispatch.infer}, stream={MODEL_STREAM_INFER: streams.stream}),
-        [
-            generic_handler(INFERENCE_SERVICE, inference),
-            generic_handler(MESH_CONTROL_SERVICE, ControlService(mirror, repository)),
-            *health_handlers(health),
-            *reflection_handlers([INFERENCE_SERVICE.full_name, MESH_CONTROL_SERVICE.full_name]),
-        ],
-        limits=config.limits,
-        tls=config.tls,
-    )
+    services = [
+        generic_handler(INFERENCE_SERVICE, inference),
+        generic_handler(MESH_CONTROL_SERVICE, ControlService(mirror, repository)),
+        *health_handlers(health),
+        *reflection_handlers([INFERENCE_SERVICE.full_name, MESH_CONTROL_SERVICE.full_name]),
+    ]
+    hot = HotMethods(unary={MODEL_INFER: dispatch.infer}, stream={MODEL_STREAM_INFER: streams.stream})
+    server = GrpcioServer(config.host, config.grpc_port, hot, services, limits=config.limits, tls=config.tls)
     http = None
     if config.http_port is not None:
         http = HttpServer(config.host, config.http_port, metrics.registry, health.is_ready)
+    return _Parts(mirror, metrics, balancer, channels, cold, health, server, http)
+
+
+async def _serve(
+    config: RouterConfig, parts: _Parts, stop: asyncio.Event, on_started: Callable[[str, str], None]
+) -> None:
     async with asyncio.TaskGroup() as tasks:
-        following = tasks.create_task(mirror.run())
-        await mirror.wait_synced()
-        tidying = tasks.create_task(_tidy(mirror, balancer, channels, metrics))
+        following = tasks.create_task(parts.mirror.run())
+        await parts.mirror.wait_synced()
+        tidying = tasks.create_task(_tidy(parts))
         try:
-            await server.start()
-            if http is not None:
-                await http.start()
-            log.info("router serving", grpc=server.address, http=http.address if http else "")
-            on_started(server.address, http.address if http else "")
+            await parts.server.start()
+            if parts.http is not None:
+                await parts.http.start()
+            http_address = parts.http.address if parts.http is not None else ""
+            log.info("router serving", grpc=parts.server.address, http=http_address)
+            on_started(parts.server.address, http_address)
             await stop.wait()
             log.info("router draining", settle_s=config.settle_s, drain_s=config.drain_s)
-            health.drain()
+            parts.health.drain()
             # Balancers that watch health need this long to hear of it and send their calls elsewhere.
             await asyncio.sleep(config.settle_s)
         finally:
-            await server.stop(config.drain_s)
-            if http is not None:
-                await http.stop()
-            await cold.close()
+            await parts.server.stop(config.drain_s)
+            if parts.http is not None:
+                await parts.http.stop()
+            await parts.cold.close()
             following.cancel()
             tidying.cancel()
-            await channels.close()
+            await parts.channels.close()
     log.info("router stopped")
 
 
-async def _tidy(mirror: Mirror, balancer: Balancer, channels: Channels, metrics: RouterMetrics) -> None:
+async def _tidy(parts: _Parts) -> None:
     """Forget nodes that left, at each new view."""
-    view = mirror.view
+    view = parts.mirror.view
     while True:
-        balancer.forget(view.nodes.keys())
-        await channels.keep({node.address for node in view.nodes.values()})
-        metrics.view_published(view)
-        view = await mirror.next(view)
+        parts.balancer.forget(view.nodes.keys())
+        await parts.channels.keep({node.address for node in view.nodes.values()})
+        parts.metrics.view_published(view)
+        view = await parts.mirror.next(view)
