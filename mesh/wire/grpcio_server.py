@@ -96,7 +96,7 @@ def _credentials(tls: TlsConfig) -> grpc.ServerCredentials:
     return grpc.ssl_server_credentials([pair], root_certificates=roots, require_client_auth=roots is not None)
 
 
-class _Hot(grpc.GenericRpcHandler[bytes, bytes]):
+class _Hot(grpc.GenericRpcHandler):  # type: ignore[type-arg] # generic in the stubs only, not when it runs
     """Finds the hot methods by path and carries their messages as bytes."""
 
     def __init__(self, hot: HotMethods) -> None:

@@ -7,7 +7,6 @@ Router and node share this. What an answer is, they say; this file owns order, t
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -39,10 +38,10 @@ async def answer_stream(
     into back pressure on the caller. `answer` starts nothing: what it returns runs here, in tasks that end with this
     generator, also when it is closed or cancelled. An answer that raises ends the stream with that error.
     """
-    out: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=window)
+    out = _Out(window)
     feeder = asyncio.create_task(_feed(requests, answer, out, window))
     try:
-        while (response := await out.get()) is not None:
+        while (response := await out.take()) is not None:
             yield response
         await feeder
     finally:
@@ -50,49 +49,55 @@ async def answer_stream(
         await asyncio.gather(feeder, return_exceptions=True)
 
 
-async def _feed(
-    requests: AsyncIterator[bytes], answer: Callable[[bytes], Answer], out: asyncio.Queue[bytes | None], window: int
-) -> None:
+class _Out:
+    """Responses on their way to the caller, at most `size` of them; `end` never waits."""
+
+    def __init__(self, size: int) -> None:
+        self._room = asyncio.Semaphore(size)
+        self._queue: asyncio.Queue[bytes | None] = asyncio.Queue()
+
+    async def put(self, message: bytes) -> None:
+        await self._room.acquire()
+        self._queue.put_nowait(message)
+
+    def end(self) -> None:
+        self._queue.put_nowait(None)
+
+    async def take(self) -> bytes | None:
+        message = await self._queue.get()
+        self._room.release()
+        return message
+
+
+async def _feed(requests: AsyncIterator[bytes], answer: Callable[[bytes], Answer], out: _Out, window: int) -> None:
     room = asyncio.Semaphore(window)
-    turns: deque[asyncio.Future[None]] = deque()
+    last: asyncio.Event | None = None
     try:
         async with asyncio.TaskGroup() as tasks:
             async for request in requests:
                 await room.acquire()
                 what = answer(request)
                 if isinstance(what, Ordered):
-                    before = turns[-1] if turns else None
-                    done = asyncio.get_running_loop().create_future()
-                    turns.append(done)
-                    task = tasks.create_task(_in_turn(what.response, before, done, out))
-                    task.add_done_callback(lambda _: turns.popleft())
+                    before, last = last, asyncio.Event()
+                    task = tasks.create_task(_in_turn(what.response, before, last, out))
                 else:
                     task = tasks.create_task(_as_they_come(what.responses, out))
                 task.add_done_callback(lambda _: room.release())
     except BaseExceptionGroup as group:
         raise group.exceptions[0] from None
     finally:
-        # The reader must wake up whatever happened here; at a full queue it is awake already, and cancels this task.
-        await out.put(None)
+        out.end()
 
 
-async def _in_turn(
-    response: Awaitable[bytes],
-    before: asyncio.Future[None] | None,
-    done: asyncio.Future[None],
-    out: asyncio.Queue[bytes | None],
-) -> None:
-    try:
-        message = await response
-        if before is not None:
-            await before
-        await out.put(message)
-    finally:
-        if not done.done():
-            done.set_result(None)
+async def _in_turn(response: Awaitable[bytes], before: asyncio.Event | None, done: asyncio.Event, out: _Out) -> None:
+    message = await response
+    if before is not None:
+        await before.wait()
+    await out.put(message)
+    done.set()
 
 
-async def _as_they_come(responses: AsyncGenerator[bytes], out: asyncio.Queue[bytes | None]) -> None:
+async def _as_they_come(responses: AsyncGenerator[bytes], out: _Out) -> None:
     async with aclosing(responses):
         async for message in responses:
             await out.put(message)
