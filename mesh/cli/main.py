@@ -1,0 +1,41 @@
+"""The entry of `mesh`: the list of its commands. What a command does is imported when it runs, so help is quick."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from mesh.cli import node, router, up
+from mesh.cli.bench import bench
+
+app = typer.Typer(
+    name="mesh",
+    help="A gRPC-native model mesh: KServe v2 inference over many nodes, with etcd as its registry.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("up")(up.up)
+app.command("router")(router.router)
+app.command("node")(node.node)
+app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)
+
+
+def main() -> None:
+    """Run the command line; the process exits with the command's code: 2 for wrong flags, with one sentence."""
+    try:
+        code = app(standalone_mode=False)
+    except typer.Abort:
+        code = 130
+    except typer.TyperException as error:
+        message = error.format_message()
+        if message:  # empty when the help was shown instead
+            print(f"error: {message}", file=sys.stderr)
+        code = error.exit_code
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

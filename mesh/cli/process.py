@@ -1,0 +1,142 @@
+"""Runs one long-lived process: event loop, signals, the ready line and the exit code. What it serves is given to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import typer
+
+from mesh.core.errors import MeshError
+from mesh.telemetry import logs
+
+INTERRUPTED: Final = 130
+"""Exit code after a second signal: 128 + SIGINT, as shells count."""
+
+ORPHAN_S: Final = 5.0
+"""How long a process whose parent is gone may take to stop before it ends itself."""
+
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+Main = Callable[[asyncio.Event], Awaitable[None]]
+
+
+def run(main: Main, *, loop: str = "auto", exit_with_stdin: bool = False) -> None:
+    """Run `main` until it returns; a signal sets the event it is given. Exits the process unless all went well.
+
+    Exit codes: 0 after `main` returned, 1 for a `MeshError` or OSError (one sentence on stderr) or anything
+    unexpected (logged), 130 at once for a second signal. `loop` is "auto" (uvloop where it is installed), "uvloop"
+    or "asyncio". With `exit_with_stdin` the end of stdin is a signal too, and nothing outlives it by `ORPHAN_S`.
+    """
+    try:
+        with asyncio.Runner(loop_factory=_factory(loop)) as runner:
+            runner.run(_with_signals(main, exit_with_stdin=exit_with_stdin))
+    except KeyboardInterrupt:  # before the handlers were in place
+        raise typer.Exit(INTERRUPTED) from None
+    except BaseExceptionGroup as group:
+        _fail(_first(group))
+    except Exception as error:  # noqa: BLE001 - the edge of the process
+        _fail(error)
+
+
+async def _with_signals(main: Main, *, exit_with_stdin: bool) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def ask() -> None:
+        if stop.is_set():
+            os._exit(INTERRUPTED)
+        stop.set()
+
+    for each in SIGNALS:
+        loop.add_signal_handler(each, ask)
+    if exit_with_stdin:
+        threading.Thread(target=_watch_stdin, args=(loop, stop), name="stdin", daemon=True).start()
+    await main(stop)
+
+
+def _watch_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    with contextlib.suppress(OSError):
+        while os.read(0, 4096):
+            pass
+    with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending anyway
+        loop.call_soon_threadsafe(stop.set)
+    time.sleep(ORPHAN_S)
+    os._exit(1)
+
+
+def _factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if name == "asyncio":
+        return None
+    if name not in {"auto", "uvloop"}:
+        raise typer.BadParameter(f"expected auto, uvloop or asyncio, got {name!r}", param_hint="--loop")
+    try:
+        import uvloop  # noqa: PLC0415 - not installed everywhere
+    except ImportError:
+        if name == "uvloop":
+            raise typer.BadParameter("uvloop is not installed: use --loop asyncio", param_hint="--loop") from None
+        return None
+    return uvloop.new_event_loop
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first error of a group that says something to a person; groups of tasks hold the cause first."""
+    leaves: list[BaseException] = []
+    queue: list[BaseException] = [group]
+    while queue:
+        each = queue.pop(0)
+        if isinstance(each, BaseExceptionGroup):
+            queue[:0] = each.exceptions
+        else:
+            leaves.append(each)
+    return next((each for each in leaves if isinstance(each, MeshError | OSError)), leaves[0])
+
+
+def _fail(error: BaseException) -> None:
+    """End the process for `error`, which is being handled: what is unexpected is logged whole."""
+    if isinstance(error, typer.Exit | typer.BadParameter | SystemExit):
+        raise error
+    if isinstance(error, MeshError | OSError):
+        fail(sentence(error))
+    logs.get("mesh.cli").exception("stopped by an unexpected error")
+    fail(f"unexpected {type(error).__name__}: {error}; please report it with the log line above")
+
+
+def sentence(error: BaseException) -> str:
+    """Return what an error says to a person."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
+    return str(error) or type(error).__name__
+
+
+def fail(message: str, code: int = 1) -> None:
+    """Print one sentence on stderr and exit with `code`."""
+    with contextlib.suppress(OSError):
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    raise typer.Exit(code)
+
+
+def set_logs(level: str, *, as_json: bool) -> None:
+    """Configure logging as the flags say."""
+    try:
+        logs.configure(level, as_json)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--log-level") from None
+
+
+def say_ready(kind: str, name: str, grpc: str, http: str, *, as_json: bool) -> None:
+    """Print the one line on stdout that says this process takes calls."""
+    if as_json:
+        line = json.dumps({"ready": True, "kind": kind, "id": name, "pid": os.getpid(), "grpc": grpc, "http": http})
+    else:
+        line = f"{kind} {name} ready on {grpc}" + (f", http {http}" if http else "")
+    with contextlib.suppress(OSError):  # nobody reads it: no reason to stop serving
+        print(line, flush=True)

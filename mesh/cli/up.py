@@ -1,0 +1,171 @@
+"""`mesh up`: a whole mesh on this machine with one command, for trying and developing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import sys
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import mesh
+from mesh.cli import flags, process
+from mesh.cli.node import folders
+
+Models = Annotated[
+    list[Path] | None, typer.Option(help="Model repository folder; may be given several times. Default: the demo's.")
+]
+OwnRegistry = Annotated[str, typer.Option(metavar="HOST:PORT,...", help="Use this etcd instead of a local registry.")]
+
+
+def up(  # noqa: PLR0917 - typer calls it by name
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes to start.")] = 2,
+    models: Models = None,
+    host: flags.Host = "127.0.0.1",
+    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="The router's; 0: any free port.")] = 8001,
+    http_port: Annotated[int, typer.Option(min=0, max=65535, help="Metrics and health; 0: any free port.")] = 8000,
+    registry: OwnRegistry = "",
+    registry_ca: flags.RegistryCa = None,
+    registry_cert: flags.RegistryCert = None,
+    registry_key: flags.RegistryKey = None,
+    registry_user: flags.RegistryUser = "",
+    registry_password_file: flags.RegistryPasswordFile = None,
+    server_name: Annotated[str, typer.Option(help="Name in ServerMetadata.")] = "mesh",
+    node_prefix: Annotated[str, typer.Option(help="Before the node ids, where several share a registry.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line on stdout when ready.")] = False,
+    data_dir: Annotated[Path | None, typer.Option(help="Where the local etcd keeps its data.")] = None,
+    start_timeout_s: Annotated[float, typer.Option(min=1, help="Time to get ready.")] = 120.0,
+    log_level: flags.LogLevel = "warning",
+    log_json: flags.LogJson = False,
+    trace_sample: flags.TraceSample = 1.0,
+) -> None:
+    """Start a registry, a router and nodes here, and keep them running until Ctrl-C."""
+    process.set_logs(log_level, as_json=log_json)
+    found = folders(models) if models else (demo_models(),)
+    given = None
+    shared = ["--log-level", log_level, "--trace-sample", str(trace_sample), *(["--log-json"] if log_json else [])]
+    if registry:
+        given = flags.registry_config(
+            registry,
+            ca=registry_ca,
+            cert=registry_cert,
+            key=registry_key,
+            user=registry_user,
+            password_file=registry_password_file,
+        )
+        for flag, value in (
+            ("--registry-ca", registry_ca),
+            ("--registry-cert", registry_cert),
+            ("--registry-key", registry_key),
+            ("--registry-user", registry_user),
+            ("--registry-password-file", registry_password_file),
+        ):
+            shared += [flag, str(value)] if value else []
+
+    async def main(stop: asyncio.Event) -> None:
+        from mesh.cli.local_registry import choose  # noqa: PLC0415 - help must not load grpc
+        from mesh.cli.supervisor import Plan, Supervisor, node_names  # noqa: PLC0415
+
+        # Nodes are reached from this machine alone, unless others share the registry.
+        wildcard = host in {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
+        plan = Plan(
+            nodes=node_names(nodes, node_prefix),
+            models=found,
+            host=host,
+            grpc_port=grpc_port,
+            http_port=http_port,
+            server_name=server_name,
+            node_host=host if registry else "127.0.0.1",
+            node_advertise=socket.gethostname() if registry and wildcard else "",
+            shared_flags=tuple(shared),
+        )
+        supervisor = Supervisor(plan, choose(given, registry, data_dir, say), say=say, relay=relay)
+        try:
+            with progress(f"starting a registry, a router and {nodes} nodes"):
+                running = await unless(stop, supervisor.start(start_timeout_s))
+            if running is None:
+                return
+            tell(supervisor, running, as_json=as_json)
+            await unless(stop, supervisor.watch())
+        finally:
+            with progress("stopping: calls in flight finish first"):
+                await supervisor.stop()
+
+    # uvloop starts children no faster, and its child watching differs from version to version.
+    process.run(main, loop="asyncio")
+
+
+async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, Any]) -> Any:
+    """Run `work` until it ends or `stop` is set; return its result, None when it was stopped."""
+    running = asyncio.ensure_future(work)
+    stopped = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        return running.result() if running.done() else None
+    finally:
+        stopped.cancel()
+        running.cancel()
+        await asyncio.gather(running, stopped, return_exceptions=True)
+
+
+def tell(supervisor: Any, running: Any, *, as_json: bool) -> None:
+    """Print the one line on stdout that says an inference would succeed."""
+    url, router = supervisor.registry.url, running.router
+    if as_json:
+        line = json.dumps(
+            {
+                "ready": True,
+                "registry": url,
+                "router": {"pid": supervisor.router.pid, "grpc": router.grpc, "http": router.http},
+                "nodes": [
+                    {"id": name, "pid": child.pid, "grpc": ready.grpc}
+                    for (name, ready), child in zip(running.nodes, supervisor.nodes, strict=True)
+                ],
+            }
+        )
+    else:
+        names = ",".join(name for name, _ in running.nodes)
+        line = (
+            f"ready  grpc {router.grpc}  http {router.http}  registry {url}  nodes {names}  models {running.models}\n"
+            f"try:   mesh models --address {router.grpc}   (Ctrl-C stops everything)"
+        )
+    with contextlib.suppress(OSError):  # nobody reads it: no reason to stop serving
+        print(line, flush=True)
+
+
+def say(text: str) -> None:
+    """Print a sentence about the mesh on stderr."""
+    relay(f"mesh up  {text}")
+
+
+def relay(line: str) -> None:
+    """Pass a line on to stderr; a reader who went away is no reason to stop."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def progress(text: str) -> Iterator[None]:
+    """Show a spinner on stderr while the block runs, on a terminal only."""
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield
+        return
+    from rich.console import Console  # noqa: PLC0415 - only terminals need it
+
+    with Console(stderr=True).status(text):
+        yield
+
+
+def demo_models() -> Path:
+    """Return the demo's model folder: the checkout's, or the one the installed package brought along."""
+    package = Path(mesh.__file__).parent
+    for folder in (package.parent / "models" / "demo", package / "_models" / "demo"):
+        if folder.is_dir():
+            return folder
+    raise typer.BadParameter("the demo models are not here: give a folder of models", param_hint="--models")
