@@ -14,7 +14,8 @@ BENCH_ARGS ?=
 RUN_STAMP := $(VENV)/.stamp-run
 DEV_STAMP := $(VENV)/.stamp-dev
 
-.PHONY: help setup demo test check lint format proto models bench clean
+.PHONY: help setup demo test check format proto models bench clean
+.PHONY: lint lint-format lint-style lint-types lint-imports lint-generated
 
 help:
 	@echo 'make demo     try the mesh: install it into .venv, start it, run the demo models'
@@ -58,11 +59,22 @@ demo: $(RUN_STAMP)
 test: $(DEV_STAMP)
 	@$(PYTHON) -m pytest $(PYTEST_ARGS)
 
-lint: $(DEV_STAMP)
+# Apart from each other, so that `make --keep-going lint` shows all that is wrong.
+lint: lint-format lint-style lint-types lint-imports lint-generated
+
+lint-format: $(DEV_STAMP)
 	@$(PYTHON) -m ruff format --check
+
+lint-style: $(DEV_STAMP)
 	@$(PYTHON) -m ruff check
+
+lint-types: $(DEV_STAMP)
 	@$(PYTHON) -m mypy
+
+lint-imports: $(DEV_STAMP)
 	@$(PYTHON) -m pytest -q tests/test_architecture.py
+
+lint-generated: $(DEV_STAMP)
 	@$(PYTHON) scripts/gen_protos.py --check
 	@$(PYTHON) scripts/gen_sync_client.py --check
 	@$(PYTHON) scripts/build_models.py --check
