@@ -234,13 +234,11 @@ class _Servicer:
                 wake.set()
 
         reader = asyncio.create_task(read(), name="embedded registry watch requests")
-        reader.add_done_callback(lambda _: wake.set())
         self._wakes.add(wake)
         tick_s = time.monotonic() + _PROGRESS_S
         try:
             while True:
                 wake.clear()
-                ended = reader.done()
                 while not inbox.empty():
                     answer = watchers.handle(inbox.get_nowait())
                     if answer is not None:
@@ -248,8 +246,6 @@ class _Servicer:
                 while responses := watchers.ready():
                     for response in responses:
                         yield self._stamp(response)
-                if ended:
-                    return
                 try:
                     async with asyncio.timeout(max(0.0, tick_s - time.monotonic())):
                         await wake.wait()
