@@ -16,7 +16,6 @@ import typer
 
 import mesh
 from mesh.cli import flags, process
-from mesh.cli.node import folders
 
 Models = Annotated[
     list[Path] | None, typer.Option(help="Model repository folder; may be given several times. Default: the demo's.")
@@ -44,10 +43,11 @@ def up(  # noqa: PLR0917 - typer calls it by name
     log_level: flags.LogLevel = "warning",
     log_json: flags.LogJson = False,
     trace_sample: flags.TraceSample = 1.0,
+    exit_with_stdin: flags.ExitWithStdin = False,
 ) -> None:
     """Start a registry, a router and nodes here, and keep them running until Ctrl-C."""
     process.set_logs(log_level, as_json=log_json)
-    found = folders(models) if models else (demo_models(),)
+    found = repositories(models) if models else (demo_models(),)
     given = None
     shared = ["--log-level", log_level, "--trace-sample", str(trace_sample), *(["--log-json"] if log_json else [])]
     if registry:
@@ -98,7 +98,7 @@ def up(  # noqa: PLR0917 - typer calls it by name
                 await supervisor.stop()
 
     # uvloop starts children no faster, and its child watching differs from version to version.
-    process.run(main, loop="asyncio")
+    process.run(main, loop="asyncio", exit_with_stdin=exit_with_stdin)
 
 
 async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, Any]) -> Any:
@@ -160,6 +160,16 @@ def progress(text: str) -> Iterator[None]:
 
     with Console(stderr=True).status(text):
         yield
+
+
+def repositories(paths: list[Path]) -> tuple[Path, ...]:
+    """Return the folders of `paths`, absolute; ends the process with a sentence when one cannot hold a model."""
+    for path in paths:
+        if not path.is_dir():
+            process.fail(f"expected a folder of models, found none at {path}")
+        if not any(each.is_dir() for each in path.iterdir()):
+            process.fail(f"there is no model in {path}: expected folders such as NAME/VERSION/model.onnx in it")
+    return tuple(path.resolve() for path in paths)
 
 
 def demo_models() -> Path:

@@ -138,7 +138,6 @@ def test_labels_are_pairs() -> None:
         (["node", "--id", "", "--models", "."], "expected a name, got an empty text"),
         (["node", "--id", "a", "--models", "/no/such/folder"], "expected a folder of models, found none at"),
         (["node", "--models", "."], "Missing option '--id'"),
-        (["up", "--models", "/no/such/folder"], "expected a folder of models, found none at"),
         (["up", "--nodes", "0"], "--nodes"),
         (["nonsense"], "No such command 'nonsense'"),
     ],
