@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
-from mesh.api.messages import InferParameter, ModelInferResponse, ModelStreamInferResponse
-from mesh.core.errors import Code, MeshError, RemoteError, code_of
+from mesh.api.messages import InferParameter, ModelInferResponse
+from mesh.api.stream import error_message
+from mesh.core.errors import Code, MeshError, RemoteError
 from mesh.core.types import ModelVersion, NodeId
 from mesh.core.view import Located
 from mesh.router.dispatch import Dispatch, left_s
@@ -129,17 +130,10 @@ def _id(message: bytes) -> str:
 
 
 async def _failed(error: MeshError, request_id: str, *, strict: bool) -> bytes:
-    """Return the error as a stream message, or raise it where the caller asked for a status.
-
-    tritonclient hands its user the text alone, so that the id and the code stand in it.
-    """
+    """Return the error as a stream message, or raise it where the caller asked for a status."""
     if strict:
         raise error
-    known = f"[request id: {request_id}] " if request_id and "[request id:" not in error.message else ""
-    return ModelStreamInferResponse(
-        error_message=f"{known}{error.message} ({code_of(error).name})",
-        infer_response=ModelInferResponse(id=request_id),
-    ).SerializeToString()
+    return error_message(error, request_id)
 
 
 _FINAL = ModelInferResponse(parameters={"triton_final_response": InferParameter(bool_param=True)}).SerializeToString()

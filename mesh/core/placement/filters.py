@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from mesh.core.placement.ledger import predicted_bytes
 from mesh.core.types import CopyState, ModelVersion, Node, NodeId
-
-PREDICTED_FACTOR = 2
-"""Bytes a version needs when loaded, per byte of its files, before anything was measured: weights plus workspace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +73,7 @@ def has_device(asked: Asked, node: Node) -> Verdict:
 
 def fits_in_total(asked: Asked, node: Node) -> Verdict:
     """Refuse a node on which the version would not fit even if all else were evicted."""
-    needs = predicted_bytes(asked.model)
+    needs = predicted_bytes(asked.model.size_bytes)
     largest = max((device.total_bytes for device in node.devices), default=0)
     return Pass() if needs <= largest else Refuse(f"it needs {needs} bytes and its largest device has {largest}")
 
@@ -98,8 +96,3 @@ FILTERS: tuple[Callable[[Asked, Node], Verdict], ...] = (
     fits_in_total,
     did_not_fail,
 )
-
-
-def predicted_bytes(model: ModelVersion) -> int:
-    """Return the bytes a copy is expected to take before it was ever measured."""
-    return model.size_bytes * PREDICTED_FACTOR

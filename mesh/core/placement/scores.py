@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mesh.core.placement.filters import Asked, predicted_bytes
+from mesh.core.placement.filters import Asked
+from mesh.core.placement.ledger import predicted_bytes
 from mesh.core.types import CopyState, Node
 
 
@@ -16,7 +17,7 @@ def free_memory(asked: Asked, node: Node) -> float:
     best = 0.0
     for device in node.devices:
         if device.total_bytes and asked.model.device in ("auto", device.kind.value):
-            best = max(best, (device.free_bytes - predicted_bytes(asked.model)) / device.total_bytes)
+            best = max(best, (device.free_bytes - predicted_bytes(asked.model.size_bytes)) / device.total_bytes)
     return best
 
 

@@ -19,10 +19,11 @@ from mesh.core.view import ClusterView
 
 MODEL = ModelVersion(ModelName("m"), Version("1"), "onnx", "file:///models/m/1", "d", size_bytes=100)
 NOW_S = 1000.0
+MIB = 1024 * 1024
 
 
 def node(name: str, *copies: Copy, free: int = 1000, draining: bool = False, root: str = "file:///models") -> Node:
-    device = Device(DeviceKind.CPU, 0, "cpu", 1000, free)
+    device = Device(DeviceKind.CPU, 0, "cpu", 1000 * MIB, free * MIB)
     return Node(
         NodeId(name), f"{name}:1", "i", devices=(device,), copies=copies, draining=draining, repositories=(root,)
     )

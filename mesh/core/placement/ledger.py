@@ -1,0 +1,102 @@
+"""Bytes of one device: what copies hold, what loads have reserved, what is left.
+
+Invariants: 0 <= held, 0 <= reserved, and held + reserved <= capacity after every successful `reserve`. A measurement
+may push `held` above capacity (a copy turned out larger than predicted): then `free` is 0 and nothing more fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mesh.core.view import VersionKey
+
+MIN_BYTES = 1024 * 1024
+"""Predicted at least: a session of the smallest ONNX model takes about this much beside its file."""
+
+LOADED_FACTOR = 2
+"""Predicted bytes in memory per byte of file: weights plus workspace, before anything was measured."""
+
+
+def predicted_bytes(size_bytes: int) -> int:
+    """Return what files of `size_bytes` are expected to take in memory."""
+    return max(MIN_BYTES, size_bytes * LOADED_FACTOR)
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """A copy that may be evicted: nothing in flight."""
+
+    key: VersionKey
+    bytes: int
+    last_used_s: float
+
+
+class Ledger:
+    """The account of one device of `capacity` bytes."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._held: dict[VersionKey, int] = {}
+        self._reserved: dict[VersionKey, int] = {}
+
+    @property
+    def held(self) -> int:
+        """Bytes of loaded copies."""
+        return sum(self._held.values())
+
+    @property
+    def reserved(self) -> int:
+        """Bytes promised to loads that go on."""
+        return sum(self._reserved.values())
+
+    @property
+    def free(self) -> int:
+        """Bytes that a new load may reserve. Never negative."""
+        return max(0, self.capacity - self.held - self.reserved)
+
+    def reserve(self, key: VersionKey, size: int) -> bool:
+        """Set `size` bytes aside for a load of `key`; False, and nothing changed, when they are not free."""
+        if key in self._reserved or size > self.free:
+            return False
+        self._reserved[key] = size
+        return True
+
+    def commit(self, key: VersionKey, measured: int) -> None:
+        """Turn the reservation of `key` into `measured` held bytes; a copy it replaces is gone from the account."""
+        del self._reserved[key]
+        self._held[key] = measured
+
+    def cancel(self, key: VersionKey) -> None:
+        """Give the reservation of a failed load back."""
+        del self._reserved[key]
+
+    def release(self, key: VersionKey) -> None:
+        """Take a closed copy out of the account."""
+        self._held.pop(key, None)
+
+    def victims(self, size: int, idle: Iterable[Idle]) -> list[VersionKey] | None:
+        """Return the idle copies to evict so that `size` bytes are free, least recently used first.
+
+        Empty when they are free already, None when evicting all would not do. O(idle log idle).
+        """
+        missing = size - self.free
+        chosen: list[Idle] = []
+        for each in sorted(idle, key=lambda copy: (copy.last_used_s, copy.key)):
+            if missing <= 0:
+                break
+            chosen.append(each)
+            missing -= each.bytes
+        if missing > 0:
+            return None
+        # A small old copy is spared where the larger ones that had to go make room enough without it.
+        spare = -missing
+        for each in list(chosen):
+            if each.bytes <= spare:
+                chosen.remove(each)
+                spare -= each.bytes
+        return [each.key for each in chosen]
+
+    def __repr__(self) -> str:
+        """Show the sums."""
+        return f"<Ledger held={self.held} reserved={self.reserved} free={self.free} of {self.capacity}>"

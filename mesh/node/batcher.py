@@ -1,0 +1,220 @@
+"""Running requests on a loaded version: the queue, the batches, and where a run happens.
+
+`mesh.core.batching` says which requests run together and when. This file keeps the queue, joins and splits arrays, and
+decides by measured time whether a run stays on the event loop (a thread hop costs more than a tiny run) or goes to a
+thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from mesh.core.batching import Run, Waiting, next_batch
+from mesh.core.errors import DeadlineExceeded, ModelFailed, Overloaded
+from mesh.core.types import ModelVersion
+from mesh.node.runtimes.base import Loaded, Request, Tensors
+from mesh.node.statistics import Statistics
+
+ON_LOOP_S = 200e-6
+"""Runs measured below this stay on the loop: a hop to a thread and back costs 50 to 100 us."""
+
+SMOOTHING = 0.2
+"""Weight of the newest run in the measured run time."""
+
+
+@dataclass(slots=True)
+class _Item:
+    waiting: Waiting
+    inputs: Tensors
+    request: Request
+    done: asyncio.Future[Ran]
+    deadline_s: float | None
+    give_up_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """The outputs of one request and what they took."""
+
+    outputs: Tensors
+    queue_s: float
+    run_s: float
+    rows: int
+    """Rows of the whole batch it ran in."""
+
+
+class Batcher:
+    """The queue of one copy. 0 <= running <= loaded.parallel; nobody waits while a run could begin."""
+
+    def __init__(
+        self,
+        model: ModelVersion,
+        loaded: Loaded,
+        executor: Executor,
+        statistics: Statistics,
+        *,
+        default_queue_size: int,
+    ) -> None:
+        self._name = model.name
+        self._loaded = loaded
+        self._executor = executor
+        self._statistics = statistics
+        self._max_rows = model.max_batch_size if loaded.batches and model.max_batch_size else 1
+        self._joins = self._max_rows > 1
+        self._delay_s = model.max_queue_delay_us / 1e6 if self._joins else 0.0
+        self._max_queue = model.max_queue_size or default_queue_size
+        self._queue: deque[_Item] = deque()
+        self._running = 0
+        self._soon = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._run_s = float("inf")
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(
+        self, inputs: Tensors, request: Request, rows: int, *, deadline_s: float | None, queue_timeout_s: float | None
+    ) -> Ran:
+        """Return the outputs for `inputs`, joined with others where that is allowed.
+
+        Raises `Overloaded` when the queue is full or `queue_timeout_s` passed in it, `DeadlineExceeded` when
+        `deadline_s` (monotonic) passed in it, `ModelFailed` when the model raised. A cancelled caller leaves the queue;
+        the batch it may be in runs for the others.
+        """
+        if len(self._queue) >= self._max_queue:
+            raise Overloaded(f"Exceeds maximum queue size: {self._max_queue} requests wait for model '{self._name}'")
+        now_s = time.monotonic()
+        kind = _kind(inputs) if self._joins else None
+        done: asyncio.Future[Ran] = asyncio.get_running_loop().create_future()
+        give_up_s = None if queue_timeout_s is None else now_s + queue_timeout_s
+        item = _Item(Waiting(rows, kind, now_s), inputs, request, done, deadline_s, give_up_s)
+        self._queue.append(item)
+        if not self._soon and self._running < self._loaded.parallel:
+            # At the end of this turn of the loop: what arrived together runs together.
+            self._soon = True
+            asyncio.get_running_loop().call_soon(self._look)
+        try:
+            return await done
+        except asyncio.CancelledError:
+            if item in self._queue:
+                self._queue.remove(item)
+            raise
+
+    def _look(self) -> None:
+        self._soon = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        loop = asyncio.get_running_loop()
+        while self._queue and self._running < self._loaded.parallel:
+            now_s = time.monotonic()
+            self._drop_late(now_s)
+            if not self._queue:
+                return
+            step = next_batch(
+                [item.waiting for item in islice(self._queue, self._max_rows + 1)],
+                max_rows=self._max_rows,
+                delay_s=self._delay_s,
+                now_s=now_s,
+            )
+            if not isinstance(step, Run):
+                if step.at_s is not None:
+                    self._timer = loop.call_later(max(0.0, step.at_s - now_s), self._look)
+                return
+            batch = [self._queue.popleft() for _ in range(step.count)]
+            self._running += 1
+            if self._run_s < ON_LOOP_S:
+                self._run_now(batch, now_s)
+            else:
+                task = loop.create_task(self._run_in_thread(batch, now_s))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    def _drop_late(self, now_s: float) -> None:
+        """Answer the late requests at the front. Those behind are looked at when they get there. O(batch)."""
+        for item in [each for each in islice(self._queue, self._max_rows + 1) if _late(each, now_s)]:
+            self._queue.remove(item)
+            if item.done.done():
+                continue
+            if item.deadline_s is not None and item.deadline_s <= now_s:
+                item.done.set_exception(DeadlineExceeded(f"the deadline passed in the queue of model '{self._name}'"))
+            else:
+                item.done.set_exception(Overloaded(f"Request timeout expired in the queue of model '{self._name}'"))
+
+    def _run_now(self, batch: list[_Item], began_s: float) -> None:
+        try:
+            self._finish(batch, began_s, *self._call(batch))
+        except Exception as error:  # noqa: BLE001 - what a model raises can be anything
+            self._fail(batch, error)
+        finally:
+            self._running -= 1
+
+    async def _run_in_thread(self, batch: list[_Item], began_s: float) -> None:
+        try:
+            outputs, run_s = await asyncio.get_running_loop().run_in_executor(self._executor, self._call, batch)
+            self._finish(batch, began_s, outputs, run_s)
+        except Exception as error:  # noqa: BLE001 - what a model raises can be anything
+            self._fail(batch, error)
+        finally:
+            self._running -= 1
+            if not self._soon:
+                self._look()
+
+    def _call(self, batch: list[_Item]) -> tuple[Tensors, float]:
+        first = batch[0]
+        inputs = first.inputs
+        if len(batch) > 1:
+            inputs = {name: np.concatenate([item.inputs[name] for item in batch]) for name in first.inputs}
+        started_s = time.perf_counter()
+        outputs = self._loaded.run(inputs, first.request)
+        return outputs, time.perf_counter() - started_s
+
+    def _finish(self, batch: list[_Item], began_s: float, outputs: Tensors, run_s: float) -> None:
+        self._run_s = run_s if self._run_s == float("inf") else self._run_s + SMOOTHING * (run_s - self._run_s)
+        rows = sum(item.waiting.rows for item in batch)
+        self._statistics.executed(rows, int(run_s * 1e9))
+        if len(batch) > 1:
+            for name, array in outputs.items():
+                if array.ndim == 0 or array.shape[0] != rows:
+                    shape = list(array.shape)
+                    raise ModelFailed(f"model '{self._name}' answered '{name}' {shape} for a batch of {rows} rows")
+        start = 0
+        for item in batch:
+            end = start + item.waiting.rows
+            mine = outputs if len(batch) == 1 else {name: array[start:end] for name, array in outputs.items()}
+            start = end
+            if not item.done.done():
+                item.done.set_result(Ran(mine, began_s - item.waiting.enqueued_s, run_s, rows))
+
+    def _fail(self, batch: list[_Item], error: Exception) -> None:
+        told = error if isinstance(error, ModelFailed) else model_failed(self._name, error)
+        for item in batch:
+            if not item.done.done():
+                item.done.set_exception(told)
+
+    def __repr__(self) -> str:
+        """Show the counts."""
+        return f"<Batcher {self._name} waiting={len(self._queue)} running={self._running}>"
+
+
+def model_failed(name: str, error: Exception) -> ModelFailed:
+    """Return what the caller of a model that raised is told."""
+    return ModelFailed(f"model '{name}' raised {type(error).__name__}: {error}")
+
+
+def _late(item: _Item, now_s: float) -> bool:
+    return (
+        item.done.done()
+        or (item.deadline_s is not None and item.deadline_s <= now_s)
+        or (item.give_up_s is not None and item.give_up_s <= now_s)
+    )
+
+
+def _kind(inputs: Tensors) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Return what must be equal for requests to be joined: names and shapes but for the first axis."""
+    return tuple(sorted((name, array.shape[1:]) for name, array in inputs.items()))

@@ -1,0 +1,75 @@
+"""What is remembered of one request until it ends: for the node's metrics, the copy's statistics and the span."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from mesh.core.errors import Code, code_of
+from mesh.node.batcher import Ran
+from mesh.node.served import Served
+from mesh.telemetry.metrics import NodeMetrics
+from mesh.telemetry.tracing import Tracing
+from mesh.wire.transport import Call
+
+
+class Observed:
+    """A context around one request on one copy: counts it in and out, however it ends. Times are monotonic ns."""
+
+    __slots__ = ("_metrics", "_served", "_span", "_started_ns", "_tracing", "ran", "ran_ns", "read_ns", "rows")
+
+    def __init__(self, metrics: NodeMetrics, tracing: Tracing, call: Call, served: Served) -> None:
+        self._metrics = metrics
+        self._tracing = tracing
+        self._served = served
+        self._started_ns = time.monotonic_ns()
+        self._span = tracing.start(call.method, call.metadata, kind="server") if tracing.on else None
+        self.rows = 1
+        self.read_ns = self._started_ns
+        """When the inputs had been read."""
+        self.ran: Ran | None = None
+        self.ran_ns = self._started_ns
+        """When the run had ended."""
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        self._served.enter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Count the request by its outcome."""
+        now_ns = time.monotonic_ns()
+        total_ns = now_ns - self._started_ns
+        served, ran = self._served, self.ran
+        served.leave()
+        code = Code.OK if error is None else code_of(error) if isinstance(error, Exception) else Code.CANCELLED
+        queue_s, run_s = (ran.queue_s, ran.run_s) if ran is not None else (0.0, 0.0)
+        if error is None:
+            statistics = served.statistics
+            statistics.inferences += self.rows
+            statistics.last_inference_ms = time.time_ns() // 1_000_000
+            statistics.success.add(total_ns)
+            statistics.queue.add(int(queue_s * 1e9))
+            statistics.compute_input.add(self.read_ns - self._started_ns)
+            statistics.compute_infer.add(int(run_s * 1e9))
+            statistics.compute_output.add(now_ns - self.ran_ns)
+        else:
+            served.statistics.fail.add(total_ns)
+        model = served.model
+        self._metrics.request_done(
+            model.name, model.version, code, queue_s=queue_s, compute_s=run_s, total_s=total_ns / 1e9
+        )
+        if self._span is not None:
+            self._span.set_attributes(
+                {
+                    "mesh.model": model.name,
+                    "mesh.version": model.version,
+                    "mesh.queue_s": queue_s,
+                    "mesh.compute_s": run_s,
+                    "mesh.batch_size": ran.rows if ran is not None else 0,
+                }
+            )
+            self._tracing.end(self._span, code, str(error) if error is not None else "")

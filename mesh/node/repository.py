@@ -1,0 +1,175 @@
+"""The model repository on disk: folders `<name>/<version>/` with an optional model.yaml, as ModelVersion records.
+
+This file reads; `mesh.node.publish` writes the registry. docs/model-repository.md is the user's description.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from mesh.core.types import Dtype, ModelName, ModelVersion, TensorSpec, Version
+from mesh.core.view import VersionKey
+from mesh.node.runtimes import onnx, python
+
+CONFIG = "model.yaml"
+
+RUNTIME_FILES = {"onnx": onnx.FILE, "python": python.FILE}
+
+
+class TensorYaml(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One input or output in model.yaml."""
+
+    name: str
+    dtype: Dtype
+    shape: tuple[int, ...]
+    optional: bool = False
+
+
+class ModelYaml(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """model.yaml. The fields mean what they mean in `ModelVersion`."""
+
+    runtime: Literal["onnx", "python", ""] = ""
+    platform: str = ""
+    max_batch_size: int = 0
+    max_queue_delay_us: int = 0
+    max_queue_size: int = 0
+    min_copies: int = 1
+    inputs: tuple[TensorYaml, ...] = ()
+    outputs: tuple[TensorYaml, ...] = ()
+    decoupled: bool = False
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    node_labels: dict[str, str] = {}
+    parameters: dict[str, str] = {}
+
+
+class BadFolder(Exception):
+    """A folder that cannot be served, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What a scan found."""
+
+    models: Mapping[VersionKey, ModelVersion] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Path of a folder that cannot be served -> why."""
+
+
+class Scanner:
+    """Reads repositories. Digests are remembered by (path, size, mtime): a scan without changes reads no file."""
+
+    def __init__(self, roots: Sequence[Path]) -> None:
+        self.roots = [root.resolve() for root in roots]
+        self._digests: dict[tuple[str, int, int], bytes] = {}
+
+    def urls(self) -> tuple[str, ...]:
+        """Return the repositories as ``file://`` URLs."""
+        return tuple(root.as_uri() for root in self.roots)
+
+    def scan(self) -> Scan:
+        """Read every repository; the first that has a model name wins. Blocks: call it in a thread."""
+        models: dict[VersionKey, ModelVersion] = {}
+        refused: dict[str, str] = {}
+        names: set[str] = set()
+        seen: dict[tuple[str, int, int], bytes] = {}
+        for root in self.roots:
+            try:
+                folders = sorted(
+                    path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))
+                )
+            except OSError as error:
+                refused[str(root)] = f"the repository cannot be read: {error.strerror}"
+                continue
+            for folder in folders:
+                if folder.name in names:
+                    continue
+                try:
+                    found = self._model(folder, seen)
+                except (BadFolder, OSError) as error:
+                    refused[str(folder)] = str(error)
+                    continue
+                if found:
+                    names.add(folder.name)
+                    models.update({(model.name, model.version): model for model in found})
+        self._digests = seen
+        return Scan(models, refused)
+
+    def _model(self, folder: Path, seen: dict[tuple[str, int, int], bytes]) -> list[ModelVersion]:
+        versions = sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdecimal())
+        config_path = folder / CONFIG
+        config_bytes = config_path.read_bytes() if config_path.is_file() else b""
+        if not versions and not config_bytes:
+            return []  # Some folder beside the models, not a model.
+        if not versions:
+            raise BadFolder("it has no version: expected a folder named by a number, such as 1/")
+        config = _config(config_bytes)
+        return [self._version(folder.name, config, config_bytes, path, seen) for path in versions]
+
+    def _version(
+        self, name: str, config: ModelYaml, config_bytes: bytes, path: Path, seen: dict[tuple[str, int, int], bytes]
+    ) -> ModelVersion:
+        runtime: str = config.runtime or next(
+            (each for each, file in RUNTIME_FILES.items() if (path / file).is_file()), ""
+        )
+        if not runtime:
+            raise BadFolder(f"version {path.name} has none of {', '.join(RUNTIME_FILES.values())}")
+        digest = hashlib.sha256(config_bytes)
+        size = 0
+        for file in sorted(each for each in path.rglob("*") if each.is_file() and "__pycache__" not in each.parts):
+            size += file.stat().st_size
+            digest.update(file.relative_to(path).as_posix().encode() + b"\0" + self._file_digest(file, seen))
+        return ModelVersion(
+            name=ModelName(name),
+            version=Version(path.name),
+            runtime=runtime,
+            source=path.as_uri(),
+            digest=digest.hexdigest(),
+            size_bytes=size,
+            platform=config.platform,
+            inputs=tuple(TensorSpec(each.name, each.dtype, each.shape, each.optional) for each in config.inputs),
+            outputs=tuple(TensorSpec(each.name, each.dtype, each.shape, each.optional) for each in config.outputs),
+            max_batch_size=config.max_batch_size,
+            max_queue_delay_us=config.max_queue_delay_us,
+            max_queue_size=config.max_queue_size,
+            min_copies=config.min_copies,
+            decoupled=config.decoupled,
+            node_labels=config.node_labels,
+            device=config.device,
+            parameters=config.parameters,
+        )
+
+    def _file_digest(self, file: Path, seen: dict[tuple[str, int, int], bytes]) -> bytes:
+        stat = file.stat()
+        key = (str(file), stat.st_size, stat.st_mtime_ns)
+        known = self._digests.get(key)
+        if known is None:
+            with file.open("rb") as opened:
+                known = hashlib.file_digest(opened, "sha256").digest()
+        seen[key] = known
+        return known
+
+
+def _config(data: bytes) -> ModelYaml:
+    """Return model.yaml checked. Raises `BadFolder` with the field that is wrong."""
+    try:
+        config = msgspec.yaml.decode(data or b"{}", type=ModelYaml)
+    except msgspec.DecodeError as error:
+        raise BadFolder(f"{CONFIG}: {error}") from error
+    if config.max_batch_size < 0 or config.max_queue_delay_us < 0 or config.max_queue_size < 0:
+        raise BadFolder(f"{CONFIG}: max_batch_size, max_queue_delay_us and max_queue_size must not be negative")
+    if config.min_copies < 1:
+        raise BadFolder(f"{CONFIG}: min_copies must be at least 1, got {config.min_copies}")
+    for each in (*config.inputs, *config.outputs):
+        if any(size < -1 for size in each.shape):
+            raise BadFolder(f"{CONFIG}: '{each.name}' has shape {list(each.shape)}; a size is -1 (any) or 0 and more")
+        if config.max_batch_size and each.shape[:1] != (-1,):
+            raise BadFolder(
+                f"{CONFIG}: '{each.name}' has shape {list(each.shape)}; with max_batch_size it starts with -1"
+            )
+    return config

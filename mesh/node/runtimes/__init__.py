@@ -1,0 +1,1 @@
+"""What executes a version: ONNX Runtime, or a user's Python class."""

@@ -1,0 +1,140 @@
+"""ONNX Runtime: a session per version, on the CPU or through CUDA with a memory limit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import onnxruntime as ort
+
+from mesh.core.errors import LoadFailed
+from mesh.core.types import DeviceKind, Dtype, ModelVersion, TensorSpec
+from mesh.node.runtimes.base import Loaded, LoadSpec, Request, Tensors
+
+FILE = "model.onnx"
+
+CUDA = "CUDAExecutionProvider"
+
+_DTYPE = {
+    "tensor(bool)": Dtype.BOOL,
+    "tensor(uint8)": Dtype.UINT8,
+    "tensor(uint16)": Dtype.UINT16,
+    "tensor(uint32)": Dtype.UINT32,
+    "tensor(uint64)": Dtype.UINT64,
+    "tensor(int8)": Dtype.INT8,
+    "tensor(int16)": Dtype.INT16,
+    "tensor(int32)": Dtype.INT32,
+    "tensor(int64)": Dtype.INT64,
+    "tensor(float16)": Dtype.FP16,
+    "tensor(float)": Dtype.FP32,
+    "tensor(double)": Dtype.FP64,
+    "tensor(string)": Dtype.BYTES,
+}
+"""ONNX Runtime's names. bfloat16 is absent: its Python interface cannot pass it."""
+
+
+def has_cuda() -> bool:
+    """Tell whether this ONNX Runtime can run on a GPU."""
+    return CUDA in ort.get_available_providers()
+
+
+class OnnxRuntime:
+    """A `Runtime`."""
+
+    def load(self, spec: LoadSpec) -> Loaded:
+        """Open a session. Raises `LoadFailed` for a missing or corrupt file and for types we cannot carry."""
+        name = spec.model.name
+        path = spec.path / FILE
+        if not path.is_file():
+            raise LoadFailed(f"failed to load '{name}', expected the file {FILE} in version {spec.model.version}")
+        try:
+            session = ort.InferenceSession(str(path), _options(), providers=_providers(spec))
+        except Exception as error:
+            raise LoadFailed(f"failed to load '{name}', ONNX Runtime says: {_first_line(error)}") from error
+        inputs = _signature(spec.model, "input", session.get_inputs(), spec.model.inputs)
+        outputs = _signature(spec.model, "output", session.get_outputs(), spec.model.outputs)
+        return _Session(session, inputs, outputs)
+
+
+class _Session:
+    """A `Loaded`."""
+
+    batches = True
+    parallel = max(1, os.cpu_count() or 1)
+
+    def __init__(self, session: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+        self._session = session
+        self.inputs = inputs
+        self.outputs = outputs
+        self._names = [spec.name for spec in outputs]
+        self._texts = {spec.name for spec in inputs if spec.dtype is Dtype.BYTES}
+
+    def run(self, inputs: Tensors, request: Request) -> Tensors:  # noqa: ARG002 - the seam's signature
+        if self._texts:
+            # ONNX strings are text: bytes that are no UTF-8 are the caller's mistake, told by the decode.
+            inputs = {name: _text(array) if name in self._texts else array for name, array in inputs.items()}
+        return dict(zip(self._names, self._session.run(self._names, inputs), strict=True))
+
+    def stream(self, inputs: Tensors, request: Request) -> Iterator[Tensors]:
+        yield self.run(inputs, request)
+
+    def close(self) -> None:
+        self._session = None
+
+
+def _text(array: Any) -> Any:
+    flat = [item.decode() if isinstance(item, bytes) else item for item in array.ravel().tolist()]
+    out = array.copy()
+    out.reshape(-1)[:] = flat
+    return out
+
+
+def _options() -> Any:
+    options = ort.SessionOptions()
+    # Many models share few cores: parallelism comes from requests, and idle sessions must not own spinning threads.
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return options
+
+
+def _providers(spec: LoadSpec) -> list[Any]:
+    if spec.device.kind is not DeviceKind.GPU:
+        return ["CPUExecutionProvider"]
+    if not has_cuda():
+        raise LoadFailed(
+            f"failed to load '{spec.model.name}', it asks for a gpu and this ONNX Runtime has no CUDA: install the "
+            "extra 'gpu'"
+        )
+    limit = {"device_id": spec.device.index, "gpu_mem_limit": spec.device.free_bytes}
+    return [(CUDA, {**limit, "arena_extend_strategy": "kSameAsRequested"}), "CPUExecutionProvider"]
+
+
+def _signature(model: ModelVersion, kind: str, found: Any, declared: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """Return what the file says, checked against model.yaml where that declares it."""
+    specs = []
+    for value in found:
+        dtype = _DTYPE.get(value.type)
+        if dtype is None:
+            raise LoadFailed(
+                f"failed to load '{model.name}', {kind} '{value.name}' is a {value.type}, which cannot be carried"
+            )
+        shape = tuple(size if isinstance(size, int) and size >= 0 else -1 for size in value.shape)
+        specs.append(TensorSpec(value.name, dtype, shape))
+    if not declared:
+        return tuple(specs)
+    real = {spec.name: spec for spec in specs}
+    for spec in declared:
+        if spec.name not in real or real[spec.name].dtype is not spec.dtype:
+            has = ", ".join(f"{each.name} {each.dtype}" for each in specs)
+            raise LoadFailed(
+                f"failed to load '{model.name}', model.yaml has {kind} '{spec.name}' {spec.dtype}; the file has {has}"
+            )
+    return declared
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,73 @@
+"""What ModelStatistics tells of one copy: counts and nanoseconds per stage, and per batch size.
+
+The stages are Triton's: queue (until a run takes the request), compute_input (bytes to arrays), compute_infer (the
+run), compute_output (arrays to bytes). A run of several requests counts once in execution_count and for each request
+in its stages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from mesh.api.gen.inference import grpc_service_pb2 as pb
+
+
+@dataclass(slots=True)
+class Duration:
+    """How often, and how long in all."""
+
+    count: int = 0
+    ns: int = 0
+
+    def add(self, ns: int) -> None:
+        """Count one."""
+        self.count += 1
+        self.ns += ns
+
+    def message(self) -> Any:
+        """Return it as the protocol's StatisticDuration."""
+        return pb.StatisticDuration(count=self.count, ns=self.ns)
+
+
+@dataclass(slots=True)
+class Statistics:
+    """The counters of one copy since it was loaded. Touched from the event loop only."""
+
+    last_inference_ms: int = 0
+    inferences: int = 0
+    executions: int = 0
+    success: Duration = field(default_factory=Duration)
+    fail: Duration = field(default_factory=Duration)
+    queue: Duration = field(default_factory=Duration)
+    compute_input: Duration = field(default_factory=Duration)
+    compute_infer: Duration = field(default_factory=Duration)
+    compute_output: Duration = field(default_factory=Duration)
+    batches: dict[int, Duration] = field(default_factory=dict)
+
+    def executed(self, rows: int, run_ns: int) -> None:
+        """Count one run over `rows` rows."""
+        self.executions += 1
+        self.batches.setdefault(rows, Duration()).add(run_ns)
+
+    def message(self, name: str, version: str, bytes_held: int) -> Any:
+        """Return the protocol's ModelStatistics."""
+        answer = pb.ModelStatistics(
+            name=name,
+            version=version,
+            last_inference=self.last_inference_ms,
+            inference_count=self.inferences,
+            execution_count=self.executions,
+            inference_stats=pb.InferStatistics(
+                success=self.success.message(),
+                fail=self.fail.message(),
+                queue=self.queue.message(),
+                compute_input=self.compute_input.message(),
+                compute_infer=self.compute_infer.message(),
+                compute_output=self.compute_output.message(),
+            ),
+            memory_usage=[pb.MemoryUsage(type="CPU", byte_size=bytes_held)],
+        )
+        for rows, duration in sorted(self.batches.items()):
+            answer.batch_stats.add(batch_size=rows, compute_infer=duration.message())
+        return answer
