@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 from mesh.node.repository import Scanner
 from tests.models.repositories import DECOUPLED, DEMO, EXAMPLES, FOLDERS
 
@@ -12,17 +15,11 @@ def test_a_node_takes_every_model_and_refuses_no_folder() -> None:
     assert {name for name, _ in scan.models} == {folder.name for folder in FOLDERS}
 
 
-def test_what_a_model_is_does_not_change_when_python_leaves_byte_code_beside_it() -> None:
-    scanner = Scanner([DEMO])
+def test_what_a_model_is_does_not_change_when_python_leaves_byte_code_beside_it(tmp_path: Path) -> None:
+    shutil.copytree(DEMO, tmp_path / "demo", ignore=shutil.ignore_patterns("__pycache__"))
+    scanner = Scanner([tmp_path / "demo"])
     before = scanner.scan().models
-    cache = DEMO / "text_features" / "1" / "__pycache__"
-    made = not cache.exists()
-    cache.mkdir(exist_ok=True)
-    left = cache / "left-by-a-test.pyc"
-    left.write_bytes(b"byte code")
-    try:
-        assert scanner.scan().models == before
-    finally:
-        left.unlink()
-        if made:
-            cache.rmdir()
+    cache = tmp_path / "demo" / "text_features" / "1" / "__pycache__"
+    cache.mkdir()
+    (cache / "model.pyc").write_bytes(b"byte code")
+    assert scanner.scan().models == before
