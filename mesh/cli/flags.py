@@ -44,6 +44,7 @@ RegistryTimeout = Annotated[float, typer.Option(help="Seconds for one registry c
 TlsCert = Annotated[Path | None, typer.Option(help="PEM certificate chain of the gRPC port.", rich_help_panel=TLS)]
 TlsKey = Annotated[Path | None, typer.Option(help="PEM key of the certificate.", rich_help_panel=TLS)]
 TlsCa = Annotated[Path | None, typer.Option(help="PEM roots that clients must chain to (mTLS).", rich_help_panel=TLS)]
+Drain = Annotated[float, typer.Option(min=0, help="Seconds for calls in flight at the end.", rich_help_panel=TUNING)]
 NoHttp = Annotated[bool, typer.Option("--no-http", help="No HTTP port.")]
 MaxMessageBytes = Annotated[int, typer.Option(min=1, help="Largest message taken in.", rich_help_panel=TUNING)]
 LogLevel = Annotated[str, typer.Option(metavar="|".join(LEVELS), help="Least level to log.", rich_help_panel=TELEMETRY)]
@@ -59,14 +60,14 @@ JsonReady = Annotated[bool, typer.Option("--json-ready", help="Say ready as one 
 ExitWithStdin = Annotated[bool, typer.Option("--exit-with-stdin", help="Stop when stdin ends.", hidden=True)]
 
 
-def registry_config(
+def registry_config(  # noqa: PLR0917 - the flags of the registry, in their order
     endpoints: str,
-    *,
     ca: Path | None = None,
     cert: Path | None = None,
     key: Path | None = None,
     user: str = "",
     password_file: Path | None = None,
+    *,
     timeout_s: float = RegistryConfig().timeout_s,
     environment: Mapping[str, str] | None = None,
 ) -> RegistryConfig:
@@ -146,8 +147,3 @@ def labels(pairs: list[str]) -> dict[str, str]:
             raise typer.BadParameter(f"expected key=value, got {pair!r}", param_hint="--label")
         found[key] = value
     return found
-
-
-def otlp_endpoint() -> str:
-    """Return where traces go; empty when tracing is off."""
-    return os.environ.get(OTLP_VARIABLE, "").strip()

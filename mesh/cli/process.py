@@ -11,12 +11,15 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Final
 
 import typer
 
+from mesh.cli.flags import OTLP_VARIABLE
 from mesh.core.errors import MeshError
-from mesh.telemetry import logs
+from mesh.telemetry import logs, tracing
+from mesh.telemetry.tracing import Tracing
 
 INTERRUPTED: Final = 130
 """Exit code after a second signal: 128 + SIGINT, as shells count."""
@@ -132,11 +135,30 @@ def set_logs(level: str, *, as_json: bool) -> None:
         raise typer.BadParameter(str(error), param_hint="--log-level") from None
 
 
-def say_ready(kind: str, name: str, grpc: str, http: str, *, as_json: bool) -> None:
-    """Print the one line on stdout that says this process takes calls."""
-    if as_json:
-        line = json.dumps({"ready": True, "kind": kind, "id": name, "pid": os.getpid(), "grpc": grpc, "http": http})
-    else:
-        line = f"{kind} {name} ready on {grpc}" + (f", http {http}" if http else "")
-    with contextlib.suppress(OSError):  # nobody reads it: no reason to stop serving
-        print(line, flush=True)
+@dataclass(frozen=True, slots=True)
+class Shell:
+    """What the flags say of a serving process besides its configuration."""
+
+    loop: str
+    exit_with_stdin: bool = False
+    json_ready: bool = False
+    sample_ratio: float = 1.0
+
+    def tracing(self, service: str, name: str) -> Tracing:
+        """Return tracing to the endpoint of the environment, off without one."""
+        endpoint = os.environ.get(OTLP_VARIABLE, "").strip()
+        return tracing.configure(service, node_or_router_id=name, sample_ratio=self.sample_ratio, endpoint=endpoint)
+
+    def say_ready(self, kind: str, name: str) -> Callable[[str, str], None]:
+        """Return what prints, given its gRPC and HTTP address, the one line on stdout that says it takes calls."""
+
+        def say(grpc: str, http: str) -> None:
+            if self.json_ready:
+                record = {"ready": True, "kind": kind, "id": name, "pid": os.getpid(), "grpc": grpc, "http": http}
+                line = json.dumps(record)
+            else:
+                line = f"{kind} {name} ready on {grpc}" + (f", http {http}" if http else "")
+            with contextlib.suppress(OSError):  # nobody reads it: no reason to stop serving
+                print(line, flush=True)
+
+        return say

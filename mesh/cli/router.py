@@ -6,36 +6,47 @@ import asyncio
 import os
 import socket
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from mesh.cli import flags, process
 from mesh.cli.flags import TLS, TUNING
-from mesh.registry.config import RegistryConfig
 from mesh.router.config import RouterConfig
 
-DEFAULT = RouterConfig()
+DEFAULT: Final = RouterConfig()
+HTTP_PORT: Final = 8000
 
+GrpcPort = Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")]
+HttpPort = Annotated[int, typer.Option(min=0, max=65535, help="Metrics and health; 0: any free port.")]
+ServerName = Annotated[str, typer.Option(help="Name in ServerMetadata.")]
 NodeTls = Annotated[bool, typer.Option("--node-tls", help="TLS towards nodes, system roots.", rich_help_panel=TLS)]
 NodeTlsCa = Annotated[Path | None, typer.Option(help="PEM roots of the nodes.", rich_help_panel=TLS)]
 NodeTlsCert = Annotated[Path | None, typer.Option(help="PEM certificate to show nodes.", rich_help_panel=TLS)]
 NodeTlsKey = Annotated[Path | None, typer.Option(help="PEM key of the certificate.", rich_help_panel=TLS)]
+ColdWait = Annotated[
+    float, typer.Option(min=0, help="Seconds a call without a deadline waits for a cold model.", rich_help_panel=TUNING)
+]
+MaxWaiting = Annotated[int, typer.Option(min=0, help="Calls that may wait for one cold model.", rich_help_panel=TUNING)]
+MaxAttempts = Annotated[int, typer.Option(min=1, help="Copies asked for one safe call.", rich_help_panel=TUNING)]
+Settle = Annotated[
+    float, typer.Option(min=0, help="Seconds to say NOT_SERVING before refusing.", rich_help_panel=TUNING)
+]
 
 
 def router(  # noqa: PLR0917 - typer calls it by name
     host: flags.Host = DEFAULT.host,
-    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = DEFAULT.grpc_port,
-    http_port: Annotated[int, typer.Option(min=0, max=65535, help="Metrics and health; 0: any free port.")] = 8000,
+    grpc_port: GrpcPort = DEFAULT.grpc_port,
+    http_port: HttpPort = HTTP_PORT,
     no_http: flags.NoHttp = False,
-    server_name: Annotated[str, typer.Option(help="Name in ServerMetadata.")] = DEFAULT.server_name,
+    server_name: ServerName = DEFAULT.server_name,
     registry: flags.Registry = DEFAULT.registry.endpoints[0],
     registry_ca: flags.RegistryCa = None,
     registry_cert: flags.RegistryCert = None,
     registry_key: flags.RegistryKey = None,
     registry_user: flags.RegistryUser = "",
     registry_password_file: flags.RegistryPasswordFile = None,
-    registry_timeout_s: flags.RegistryTimeout = RegistryConfig().timeout_s,
+    registry_timeout_s: flags.RegistryTimeout = DEFAULT.registry.timeout_s,
     tls_cert: flags.TlsCert = None,
     tls_key: flags.TlsKey = None,
     tls_ca: flags.TlsCa = None,
@@ -43,21 +54,11 @@ def router(  # noqa: PLR0917 - typer calls it by name
     node_tls_ca: NodeTlsCa = None,
     node_tls_cert: NodeTlsCert = None,
     node_tls_key: NodeTlsKey = None,
-    cold_wait_s: Annotated[
-        float, typer.Option(min=0, help="Wait for a cold model without a deadline.", rich_help_panel=TUNING)
-    ] = DEFAULT.cold_wait_s,
-    max_waiting: Annotated[
-        int, typer.Option(min=0, help="Calls that may wait for one cold model.", rich_help_panel=TUNING)
-    ] = DEFAULT.max_waiting,
-    max_attempts: Annotated[
-        int, typer.Option(min=1, help="Copies asked for one safe call.", rich_help_panel=TUNING)
-    ] = DEFAULT.max_attempts,
-    drain_s: Annotated[
-        float, typer.Option(min=0, help="Wait for calls in flight at the end.", rich_help_panel=TUNING)
-    ] = DEFAULT.drain_s,
-    settle_s: Annotated[
-        float, typer.Option(min=0, help="Say NOT_SERVING this long before refusing.", rich_help_panel=TUNING)
-    ] = DEFAULT.settle_s,
+    cold_wait_s: ColdWait = DEFAULT.cold_wait_s,
+    max_waiting: MaxWaiting = DEFAULT.max_waiting,
+    max_attempts: MaxAttempts = DEFAULT.max_attempts,
+    drain_s: flags.Drain = DEFAULT.drain_s,
+    settle_s: Settle = DEFAULT.settle_s,
     max_message_bytes: flags.MaxMessageBytes = DEFAULT.limits.max_message_bytes,
     loop: flags.Loop = "auto",
     log_level: flags.LogLevel = "info",
@@ -68,21 +69,14 @@ def router(  # noqa: PLR0917 - typer calls it by name
 ) -> None:
     """Run a router: clients call it, it forwards to nodes. Any number may run side by side."""
     process.set_logs(log_level, as_json=log_json)
+    credentials = (registry_ca, registry_cert, registry_key, registry_user, registry_password_file)
     to_nodes = node_tls or node_tls_ca or node_tls_cert or node_tls_key
     config = RouterConfig(
         host=host,
         grpc_port=grpc_port,
         http_port=None if no_http else http_port,
         server_name=server_name,
-        registry=flags.registry_config(
-            registry,
-            ca=registry_ca,
-            cert=registry_cert,
-            key=registry_key,
-            user=registry_user,
-            password_file=registry_password_file,
-            timeout_s=registry_timeout_s,
-        ),
+        registry=flags.registry_config(registry, *credentials, timeout_s=registry_timeout_s),
         cold_wait_s=cold_wait_s,
         max_waiting=max_waiting,
         max_attempts=max_attempts,
@@ -92,19 +86,17 @@ def router(  # noqa: PLR0917 - typer calls it by name
         tls=flags.server_tls(tls_cert, tls_key, tls_ca),
         node_tls=flags.tls_config(node_tls_cert, node_tls_key, node_tls_ca, "--node-tls") if to_nodes else None,
     )
+    run(config, process.Shell(loop, exit_with_stdin=exit_with_stdin, json_ready=json_ready, sample_ratio=trace_sample))
+
+
+def run(config: RouterConfig, shell: process.Shell) -> None:
+    """Serve as `config` says until a signal."""
     name = f"{socket.gethostname()}-{os.getpid()}"
 
     async def main(stop: asyncio.Event) -> None:
         from mesh.router import serve  # noqa: PLC0415 - help must not load the router
-        from mesh.telemetry import tracing  # noqa: PLC0415
 
-        await serve.run(
-            config,
-            tracing=tracing.configure(
-                "mesh-router", node_or_router_id=name, sample_ratio=trace_sample, endpoint=flags.otlp_endpoint()
-            ),
-            stop=stop,
-            on_started=lambda grpc, http: process.say_ready("router", name, grpc, http, as_json=json_ready),
-        )
+        tracing = shell.tracing("mesh-router", name)
+        await serve.run(config, tracing=tracing, stop=stop, on_started=shell.say_ready("router", name))
 
-    process.run(main, loop=loop, exit_with_stdin=exit_with_stdin)
+    process.run(main, loop=shell.loop, exit_with_stdin=shell.exit_with_stdin)

@@ -6,38 +6,20 @@
 from __future__ import annotations
 
 import asyncio
-import string
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Final
 
 from mesh.cli.children import Child, ChildFailed, Ready, Say
 from mesh.cli.local_registry import LocalRegistry
+from mesh.cli.plan import Plan
 from mesh.cli.probe import RouterProbe
 
 DRAIN_S: Final = 30.0
 """How long router and nodes wait for calls in flight when the mesh stops."""
 MARGIN_S: Final = 10.0
 """How much longer they may take for the rest before they are killed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to start."""
-
-    nodes: tuple[str, ...]
-    """Node ids."""
-    models: tuple[Path, ...]
-    host: str = "127.0.0.1"
-    grpc_port: int = 8001
-    http_port: int = 8000
-    server_name: str = "mesh"
-    node_host: str = "127.0.0.1"
-    node_advertise: str = ""
-    shared_flags: tuple[str, ...] = field(default=())
-    """Flags that router and nodes get alike: registry credentials, logs, traces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +109,6 @@ class Supervisor:
     def _argv(self, command: str, flags: Sequence[str]) -> Sequence[str]:
         mesh = [sys.executable, "-m", "mesh.cli.main", command, "--json-ready", "--exit-with-stdin"]
         return [*mesh, "--registry", self.registry.url, *self._plan.shared_flags, *flags]
-
-
-def node_names(count: int, prefix: str = "") -> tuple[str, ...]:
-    """Return `count` node ids: a, b, c, ... with `prefix` before; node-27 and so on beyond the alphabet."""
-    letters = string.ascii_lowercase
-    return tuple(prefix + (letters[at] if at < len(letters) else f"node-{at + 1}") for at in range(count))
 
 
 def port_of(address: str) -> int:

@@ -10,36 +10,46 @@ import socket
 import sys
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import mesh
 from mesh.cli import flags, process
+from mesh.cli.plan import Plan, node_names
+from mesh.cli.router import DEFAULT, HTTP_PORT, GrpcPort, HttpPort, ServerName
 
+if TYPE_CHECKING:
+    from mesh.cli.local_registry import LocalRegistry
+
+Nodes = Annotated[int, typer.Option(min=1, help="Nodes to start.")]
 Models = Annotated[
     list[Path] | None, typer.Option(help="Model repository folder; may be given several times. Default: the demo's.")
 ]
 OwnRegistry = Annotated[str, typer.Option(metavar="HOST:PORT,...", help="Use this etcd instead of a local registry.")]
+NodePrefix = Annotated[str, typer.Option(help="Before the node ids, where several meshes share a registry.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON line on stdout when ready.")]
+DataDir = Annotated[Path | None, typer.Option(help="Where the local etcd keeps its data.")]
+StartTimeout = Annotated[float, typer.Option(min=1, help="Seconds to get ready.")]
 
 
 def up(  # noqa: PLR0917 - typer calls it by name
-    nodes: Annotated[int, typer.Option(min=1, help="Nodes to start.")] = 2,
+    nodes: Nodes = 2,
     models: Models = None,
     host: flags.Host = "127.0.0.1",
-    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="The router's; 0: any free port.")] = 8001,
-    http_port: Annotated[int, typer.Option(min=0, max=65535, help="Metrics and health; 0: any free port.")] = 8000,
+    grpc_port: GrpcPort = DEFAULT.grpc_port,
+    http_port: HttpPort = HTTP_PORT,
     registry: OwnRegistry = "",
     registry_ca: flags.RegistryCa = None,
     registry_cert: flags.RegistryCert = None,
     registry_key: flags.RegistryKey = None,
     registry_user: flags.RegistryUser = "",
     registry_password_file: flags.RegistryPasswordFile = None,
-    server_name: Annotated[str, typer.Option(help="Name in ServerMetadata.")] = "mesh",
-    node_prefix: Annotated[str, typer.Option(help="Before the node ids, where several share a registry.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON line on stdout when ready.")] = False,
-    data_dir: Annotated[Path | None, typer.Option(help="Where the local etcd keeps its data.")] = None,
-    start_timeout_s: Annotated[float, typer.Option(min=1, help="Time to get ready.")] = 120.0,
+    server_name: ServerName = DEFAULT.server_name,
+    node_prefix: NodePrefix = "",
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+    start_timeout_s: StartTimeout = 120.0,
     log_level: flags.LogLevel = "warning",
     log_json: flags.LogJson = False,
     trace_sample: flags.TraceSample = 1.0,
@@ -47,58 +57,50 @@ def up(  # noqa: PLR0917 - typer calls it by name
 ) -> None:
     """Start a registry, a router and nodes here, and keep them running until Ctrl-C."""
     process.set_logs(log_level, as_json=log_json)
-    found = repositories(models) if models else (demo_models(),)
-    given = None
+    credentials = (registry_ca, registry_cert, registry_key, registry_user, registry_password_file)
     shared = ["--log-level", log_level, "--trace-sample", str(trace_sample), *(["--log-json"] if log_json else [])]
-    if registry:
-        given = flags.registry_config(
-            registry,
-            ca=registry_ca,
-            cert=registry_cert,
-            key=registry_key,
-            user=registry_user,
-            password_file=registry_password_file,
-        )
-        for flag, value in (
-            ("--registry-ca", registry_ca),
-            ("--registry-cert", registry_cert),
-            ("--registry-key", registry_key),
-            ("--registry-user", registry_user),
-            ("--registry-password-file", registry_password_file),
-        ):
-            shared += [flag, str(value)] if value else []
+    for flag, value in zip(("ca", "cert", "key", "user", "password-file"), credentials, strict=True):
+        shared += [f"--registry-{flag}", str(value)] if registry and value else []
+    # Nodes are reached from this machine alone, unless others share the registry.
+    wildcard = host in {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
+    plan = Plan(
+        nodes=node_names(nodes, node_prefix),
+        models=repositories(models) if models else (demo_models(),),
+        host=host,
+        grpc_port=grpc_port,
+        http_port=http_port,
+        server_name=server_name,
+        node_host=host if registry else "127.0.0.1",
+        node_advertise=socket.gethostname() if registry and wildcard else "",
+        shared_flags=tuple(shared),
+    )
+    given = flags.registry_config(registry, *credentials) if registry else None
 
     async def main(stop: asyncio.Event) -> None:
         from mesh.cli.local_registry import choose  # noqa: PLC0415 - help must not load grpc
-        from mesh.cli.supervisor import Plan, Supervisor, node_names  # noqa: PLC0415
 
-        # Nodes are reached from this machine alone, unless others share the registry.
-        wildcard = host in {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
-        plan = Plan(
-            nodes=node_names(nodes, node_prefix),
-            models=found,
-            host=host,
-            grpc_port=grpc_port,
-            http_port=http_port,
-            server_name=server_name,
-            node_host=host if registry else "127.0.0.1",
-            node_advertise=socket.gethostname() if registry and wildcard else "",
-            shared_flags=tuple(shared),
-        )
-        supervisor = Supervisor(plan, choose(given, registry, data_dir, say), say=say, relay=relay)
-        try:
-            with progress(f"starting a registry, a router and {nodes} nodes"):
-                running = await unless(stop, supervisor.start(start_timeout_s))
-            if running is None:
-                return
-            tell(supervisor, running, as_json=as_json)
-            await unless(stop, supervisor.watch())
-        finally:
-            with progress("stopping: calls in flight finish first"):
-                await supervisor.stop()
+        await run(plan, choose(given, registry, data_dir, say), stop, start_timeout_s=start_timeout_s, as_json=as_json)
 
     # uvloop starts children no faster, and its child watching differs from version to version.
     process.run(main, loop="asyncio", exit_with_stdin=exit_with_stdin)
+
+
+async def run(
+    plan: Plan, registry: LocalRegistry, stop: asyncio.Event, *, start_timeout_s: float, as_json: bool
+) -> None:
+    """Start a mesh, say when it is ready, keep it running until `stop` is set, and stop it whatever happens."""
+    from mesh.cli.supervisor import Supervisor  # noqa: PLC0415 - help must not load grpc
+
+    supervisor = Supervisor(plan, registry, say=say, relay=relay)
+    try:
+        with progress(f"starting a registry, a router and {len(plan.nodes)} nodes"):
+            running = await unless(stop, supervisor.start(start_timeout_s))
+        if running is not None:
+            tell(supervisor, running, as_json=as_json)
+            await unless(stop, supervisor.watch())
+    finally:
+        with progress("stopping: calls in flight finish first"):
+            await supervisor.stop()
 
 
 async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, Any]) -> Any:
