@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -25,6 +26,8 @@ app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown
 
 def main() -> None:
     """Run the command line; the process exits with the command's code: 2 for wrong flags, with one sentence."""
+    # The C++ core writes lines of its own on stderr; what matters of them reaches us as errors with sentences.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         code = app(standalone_mode=False)
     except typer.Abort:
