@@ -17,7 +17,7 @@ from itertools import islice
 import numpy as np
 
 from mesh.core.batching import Run, Waiting, next_batch
-from mesh.core.errors import DeadlineExceeded, ModelFailed, Overloaded
+from mesh.core.errors import DeadlineExceeded, MeshError, ModelFailed, Overloaded
 from mesh.core.types import ModelVersion
 from mesh.node.runtimes.base import Loaded, Request, Tensors
 from mesh.node.statistics import Statistics
@@ -192,7 +192,7 @@ class Batcher:
                 item.done.set_result(Ran(mine, began_s - item.waiting.enqueued_s, run_s, rows))
 
     def _fail(self, batch: list[_Item], error: Exception) -> None:
-        told = error if isinstance(error, ModelFailed) else model_failed(self._name, error)
+        told = error if isinstance(error, MeshError) else model_failed(self._name, error)
         for item in batch:
             if not item.done.done():
                 item.done.set_exception(told)

@@ -1,0 +1,129 @@
+"""The plain grpcio services of a node: its own view of the inference service, and mesh.v1 node control."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import grpc
+
+import mesh
+from mesh.api import messages as m
+from mesh.api.describe import model_config, model_metadata, node_message
+from mesh.api.messages import INFERENCE_SERVICE, node_control
+from mesh.api.status import status_of
+from mesh.core.errors import MeshError
+from mesh.node.infer import Infer
+from mesh.node.loader import Loader
+from mesh.node.publish import Publisher
+from mesh.node.report import Report
+from mesh.node.served import Served
+
+
+class NodeInferenceService:
+    """inference.GRPCInferenceService for the copies on this node, but ModelInfer and ModelStreamInfer."""
+
+    def __init__(self, loader: Loader, report: Report) -> None:
+        self._loader = loader
+        self._report = report
+
+    async def ServerLive(self, request: Any, context: Any) -> m.ServerLiveResponse:
+        return m.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: Any, context: Any) -> m.ServerReadyResponse:
+        return m.ServerReadyResponse(ready=not self._report.draining)
+
+    async def ServerMetadata(self, request: Any, context: Any) -> m.ServerMetadataResponse:
+        return m.ServerMetadataResponse(
+            name=self._report.record().id, version=mesh.__version__, extensions=["statistics"]
+        )
+
+    async def ModelReady(self, request: m.ModelReadyRequest, context: Any) -> m.ModelReadyResponse:
+        return m.ModelReadyResponse(ready=self._loader.find(request.name, request.version) is not None)
+
+    async def ModelMetadata(self, request: m.ModelMetadataRequest, context: Any) -> Any:
+        served = await self._served(request, context)
+        return model_metadata(_whole(served), [served.model.version])
+
+    async def ModelConfig(self, request: m.ModelConfigRequest, context: Any) -> Any:
+        return m.ModelConfigResponse(config=model_config(_whole(await self._served(request, context))))
+
+    async def ModelStatistics(self, request: m.ModelStatisticsRequest, context: Any) -> m.ModelStatisticsResponse:
+        wanted = [
+            served
+            for served in self._loader.served()
+            if request.name in ("", served.model.name) and request.version in ("", served.model.version)
+        ]
+        return m.ModelStatisticsResponse(
+            model_stats=[
+                served.statistics.message(served.model.name, served.model.version, served.bytes) for served in wanted
+            ]
+        )
+
+    async def _served(self, request: Any, context: Any) -> Served:
+        served = self._loader.find(request.name, request.version)
+        if served is None:
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{request.name}' is not found on this node"
+            )
+            raise AssertionError  # abort does not return
+        return served
+
+
+def _whole(served: Served) -> Any:
+    """Return the record with the signature that the load found."""
+    return replace(served.model, inputs=served.loaded.inputs, outputs=served.loaded.outputs)
+
+
+class NodeControlService:
+    """mesh.v1.NodeControl."""
+
+    def __init__(self, report: Report, publisher: Publisher, infer: Infer, stop: asyncio.Event) -> None:
+        self._report = report
+        self._publisher = publisher
+        self._infer = infer
+        self._stop = stop
+
+    async def Describe(self, request: Any, context: Any) -> node_control.DescribeResponse:
+        record = node_message(self._report.record())
+        return node_control.DescribeResponse(node=record, outstanding=self._infer.outstanding)
+
+    async def ScanRepository(self, request: Any, context: Any) -> Any:
+        try:
+            done = await self._publisher.scan()
+        except MeshError as error:
+            await context.abort(*status_of(error))
+            raise AssertionError from error  # abort does not return
+        return node_control.ScanRepositoryResponse(
+            added=done.added, changed=done.changed, removed=done.removed, refused=done.refused
+        )
+
+    async def Drain(self, request: Any, context: Any) -> node_control.DrainResponse:
+        self._stop.set()
+        return node_control.DrainResponse()
+
+
+class NodeHealth:
+    """A `HealthSource`: the node itself, and the versions it holds by their model's name."""
+
+    def __init__(self, loader: Loader, report: Report) -> None:
+        self._loader = loader
+        self._report = report
+        self._moved = asyncio.Event()
+
+    def serving(self) -> Mapping[str, bool]:
+        """Return every service with whether it serves."""
+        ready = not self._report.draining
+        held = {str(served.model.name): ready for served in self._loader.served()}
+        return {**held, "": ready, INFERENCE_SERVICE.full_name: ready}
+
+    def moved(self) -> None:
+        """Wake the watches: something changed."""
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+
+    async def changed(self) -> None:
+        """Return at the next `moved`."""
+        await self._moved.wait()

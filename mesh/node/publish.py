@@ -1,0 +1,118 @@
+"""Keeping the registry's model records true to the repositories on disk.
+
+A node writes the versions under its own roots, and removes those whose folder is gone. Several nodes may read the same
+repository: they find the same and write once. Writes are compare-and-swap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from mesh.core.errors import MeshError
+from mesh.core.types import ModelVersion, TensorSpec
+from mesh.core.view import VersionKey
+from mesh.node.repository import Scanner
+from mesh.registry import records
+from mesh.registry.keys import model_key
+from mesh.registry.mirror import Mirror
+from mesh.registry.store import Store
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+
+@dataclass(slots=True)
+class Changes:
+    """What a scan changed in the registry, as "name/version"."""
+
+    added: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+class Publisher:
+    """Scans and writes. One scan at a time."""
+
+    def __init__(self, scanner: Scanner, store: Store, mirror: Mirror) -> None:
+        self._scanner = scanner
+        self._store = store
+        self._mirror = mirror
+        self._scanning = asyncio.Lock()
+        self._refused: Mapping[str, str] = {}
+
+    async def run(self, poll_s: float) -> None:
+        """Scan every `poll_s` seconds, for ever; with 0 once."""
+        while True:
+            try:
+                await self.scan()
+            except MeshError as error:
+                log.warning("could not publish the repository", error=error.message)
+                await asyncio.sleep(1.0)
+                continue
+            if not poll_s:
+                return
+            await asyncio.sleep(poll_s)
+
+    async def scan(self) -> Changes:
+        """Read the repositories and write what changed. Raises `RegistryUnavailable`."""
+        async with self._scanning:
+            scan = await asyncio.to_thread(self._scanner.scan)
+            done = Changes(refused=dict(scan.refused))
+            view = self._mirror.view
+            for key, model in scan.models.items():
+                await self._write(key, view.models.get(key[0], {}).get(key[1]), model, done)
+            gone = [
+                (name, version)
+                for name, versions in view.models.items()
+                for version, model in versions.items()
+                if self._is_ours(model) and (name, version) not in scan.models
+            ]
+            for key in gone:
+                await self._remove(key, done)
+            for path, why in done.refused.items():
+                if self._refused.get(path) != why:
+                    log.warning("a folder is not served", path=path, why=why)
+            self._refused = dict(done.refused)
+            if done.added or done.changed or done.removed:
+                log.info("models changed", added=len(done.added), changed=len(done.changed), removed=len(done.removed))
+            return done
+
+    async def describe(
+        self, model: ModelVersion, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+    ) -> None:
+        """Write the signature that a load found into the record that had none."""
+        path = model_key(model.name, model.version)
+        entry = await self._store.get(path)
+        if entry is None:
+            return
+        latest = records.decode_model(entry.value)
+        if latest.digest == model.digest and not (latest.inputs and latest.outputs):
+            value = records.encode(replace(latest, inputs=inputs, outputs=outputs))
+            await self._store.replace(path, value, expected=entry.mod_revision)
+
+    async def _write(self, key: VersionKey, known: ModelVersion | None, found: ModelVersion, done: Changes) -> None:
+        if known is not None and known.digest == found.digest:
+            return
+        path = model_key(*key)
+        entry = await self._store.get(path)
+        latest = records.decode_model(entry.value) if entry else None
+        if latest is not None and latest.digest == found.digest:
+            return
+        if latest is not None and not self._is_ours(latest):
+            done.refused[found.source] = f"'{key[0]}' version {key[1]} is published from {latest.source} already"
+            return
+        expected = entry.mod_revision if entry else 0
+        if await self._store.replace(path, records.encode(found), expected=expected) is not None:
+            (done.changed if latest else done.added).append("/".join(key))
+
+    async def _remove(self, key: VersionKey, done: Changes) -> None:
+        path = model_key(*key)
+        entry = await self._store.get(path)
+        if entry is not None and await self._store.replace(path, None, expected=entry.mod_revision) is not None:
+            done.removed.append("/".join(key))
+
+    def _is_ours(self, model: ModelVersion) -> bool:
+        return any(model.source.startswith(root.rstrip("/") + "/") for root in self._scanner.urls())

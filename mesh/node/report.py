@@ -1,0 +1,84 @@
+"""The node's own record: what it says of itself, and when it says it again."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from mesh.core.types import Copy, Node, NodeId
+from mesh.node.capacity import Account
+from mesh.registry import records
+from mesh.registry.lease import Presence
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+REFRESH_S = 5.0
+"""How often last uses and a GPU's free bytes are told when nothing else changed: placement needs no finer."""
+
+
+class Report:
+    """Builds the record and publishes it. One incarnation per process."""
+
+    def __init__(
+        self,
+        node: NodeId,
+        *,
+        labels: Mapping[str, str],
+        repositories: tuple[str, ...],
+        accounts: Sequence[Account],
+        copies: Callable[[], tuple[Copy, ...]],
+    ) -> None:
+        self._node = node
+        self._labels = dict(labels)
+        self._repositories = repositories
+        self._accounts = accounts
+        self._copies = copies
+        self._incarnation = secrets.token_hex(8)
+        self._started_s = time.time()
+        self._presence: Presence | None = None
+        self._published = b""
+        self.address = ""
+        """host:port that routers reach this node at; set when it listens."""
+        self.draining = False
+
+    def record(self) -> Node:
+        """Return what this node is at this moment."""
+        return Node(
+            id=self._node,
+            address=self.address,
+            incarnation=self._incarnation,
+            started_s=self._started_s,
+            labels=self._labels,
+            devices=tuple(account.now() for account in self._accounts),
+            copies=self._copies(),
+            draining=self.draining,
+            repositories=self._repositories,
+        )
+
+    def is_mine(self, value: bytes) -> bool:
+        """Tell whether a registry value is this very process's."""
+        try:
+            return records.decode_node(value).incarnation == self._incarnation
+        except records.BadRecord:
+            return False
+
+    def through(self, presence: Presence) -> None:
+        """Publish through `presence` from now on."""
+        self._presence = presence
+        self.changed()
+
+    def changed(self) -> None:
+        """Publish the record as it is now, if it differs from the last one."""
+        value = records.encode(self.record())
+        if self._presence is not None and value != self._published:
+            self._published = value
+            self._presence.publish(value)
+
+    async def run(self) -> None:
+        """Publish what changes slowly, for ever."""
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            self.changed()

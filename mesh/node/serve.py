@@ -1,0 +1,180 @@
+"""The node process: builds its parts, starts them, and drains them. Nowhere else are they put together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from mesh.api.messages import INFERENCE_SERVICE, NODE_CONTROL_SERVICE
+from mesh.api.service import generic_handler
+from mesh.core.types import NodeId
+from mesh.gateway.http import HttpServer
+from mesh.node import capacity
+from mesh.node.config import NodeConfig
+from mesh.node.control import NodeControlService, NodeHealth, NodeInferenceService
+from mesh.node.infer import Infer
+from mesh.node.loader import Loader
+from mesh.node.publish import Publisher
+from mesh.node.report import Report
+from mesh.node.repository import Scanner
+from mesh.node.runtimes.onnx import OnnxRuntime
+from mesh.node.runtimes.python import PythonRuntime
+from mesh.registry.etcd_client import EtcdClient
+from mesh.registry.keys import node_key
+from mesh.registry.lease import Presence
+from mesh.registry.mirror import Mirror
+from mesh.telemetry import logs
+from mesh.telemetry.metrics import NodeMetrics
+from mesh.telemetry.tracing import Tracing
+from mesh.wire.grpc_services import health_handlers, reflection_handlers
+from mesh.wire.grpcio_server import GrpcioServer
+from mesh.wire.transport import MODEL_INFER, MODEL_STREAM_INFER, HotMethods
+
+log = logs.get(__name__)
+
+RUN_THREADS = 32
+"""Threads for runs that are too long for the event loop. Python models may sleep or call out, so more than cores."""
+
+
+async def run(
+    config: NodeConfig, *, tracing: Tracing, stop: asyncio.Event, on_started: Callable[[str, str], None]
+) -> None:
+    """Serve until `stop` is set, then drain. Calls `on_started(grpc_address, http_address)` when it is registered.
+
+    Waits for the registry as long as it takes, with a message. Raises OSError when a port is taken and `Conflict` when
+    a live node has this id. Cancelling it cuts calls in flight.
+    """
+    store = EtcdClient(config.registry)
+    try:
+        waiting = asyncio.create_task(store.wait_ready(lambda text: log.warning("waiting for the registry", why=text)))
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait((waiting, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                waiting.result()
+        finally:
+            waiting.cancel()
+            stopped.cancel()
+        if not stop.is_set():
+            with ThreadPoolExecutor(RUN_THREADS, thread_name_prefix="run") as executor:
+                await _serve(config, _build(config, store, tracing, stop, executor), stop, on_started)
+    finally:
+        await store.close()
+        await asyncio.to_thread(tracing.shutdown)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Everything that lives as long as the node serves."""
+
+    mirror: Mirror
+    publisher: Publisher
+    loader: Loader
+    report: Report
+    presence: Presence
+    health: NodeHealth
+    server: GrpcioServer
+    http: HttpServer | None
+
+
+def _build(
+    config: NodeConfig, store: EtcdClient, tracing: Tracing, stop: asyncio.Event, executor: ThreadPoolExecutor
+) -> _Parts:
+    node = NodeId(config.id)
+    mirror = Mirror(store)
+    metrics = NodeMetrics()
+    accounts = capacity.accounts(config.memory_bytes)
+    scanner = Scanner(config.repositories)
+    publisher = Publisher(scanner, store, mirror)
+    loader = Loader(
+        node,
+        mirror=mirror,
+        store=store,
+        publisher=publisher,
+        runtimes={"onnx": OnnxRuntime(), "python": PythonRuntime()},
+        accounts=accounts,
+        metrics=metrics,
+        executor=executor,
+        default_queue_size=config.default_queue_size,
+        drain_s=config.drain_s,
+    )
+    report = Report(node, labels=config.labels, repositories=scanner.urls(), accounts=accounts, copies=loader.copies)
+    presence = Presence(
+        store,
+        node_key(node),
+        ttl_s=config.lease_ttl_s,
+        is_mine=report.is_mine,
+        on_event=lambda text: log.warning("registration", event=text),
+    )
+    infer = Infer(loader.find, metrics, tracing)
+    metrics.observe(report.record, lambda: infer.outstanding)
+    health = NodeHealth(loader, report)
+    services = [
+        generic_handler(INFERENCE_SERVICE, NodeInferenceService(loader, report)),
+        generic_handler(NODE_CONTROL_SERVICE, NodeControlService(report, publisher, infer, stop)),
+        *health_handlers(health),
+        *reflection_handlers([INFERENCE_SERVICE.full_name, NODE_CONTROL_SERVICE.full_name]),
+    ]
+    hot = HotMethods(unary={MODEL_INFER: infer.infer}, stream={MODEL_STREAM_INFER: infer.stream})
+    server = GrpcioServer(config.host, config.grpc_port, hot, services, limits=config.limits, tls=config.tls)
+    http = None
+    if config.http_port is not None:
+        http = HttpServer(config.host, config.http_port, metrics.registry, lambda: not report.draining)
+    return _Parts(mirror, publisher, loader, report, presence, health, server, http)
+
+
+async def _serve(
+    config: NodeConfig, parts: _Parts, stop: asyncio.Event, on_started: Callable[[str, str], None]
+) -> None:
+    report, presence, loader = parts.report, parts.presence, parts.loader
+
+    def changed() -> None:
+        report.changed()
+        parts.health.moved()
+
+    loader.on_change = changed
+    async with asyncio.TaskGroup() as tasks:
+        work = [tasks.create_task(parts.mirror.run())]
+        try:
+            await parts.mirror.wait_synced()
+            await parts.server.start()
+            if parts.http is not None:
+                await parts.http.start()
+            http_address = parts.http.address if parts.http is not None else ""
+            report.address = _advertised(config, parts.server.address)
+            report.through(presence)
+            registration = tasks.create_task(presence.run())
+            work.append(registration)
+            await presence.registered()
+            await parts.publisher.scan()
+            work.append(tasks.create_task(parts.publisher.run(config.repository_poll_s)))
+            work.append(tasks.create_task(loader.run()))
+            work.append(tasks.create_task(report.run()))
+            log.info("node serving", id=config.id, grpc=parts.server.address, http=http_address)
+            on_started(parts.server.address, http_address)
+            await stop.wait()
+            log.info("node draining", id=config.id, settle_s=config.settle_s, drain_s=config.drain_s)
+            report.draining = True
+            changed()
+            # Routers need this long to hear of it and send their calls elsewhere.
+            await asyncio.sleep(config.settle_s)
+            await presence.withdraw()
+        finally:
+            for task in work:
+                task.cancel()
+            await parts.server.stop(config.drain_s)
+            if parts.http is not None:
+                await parts.http.stop()
+            await loader.close()
+    log.info("node stopped", id=config.id)
+
+
+def _advertised(config: NodeConfig, listening: str) -> str:
+    """Return the address that routers use: what was asked for, with the real port where none was given."""
+    if not config.advertise:
+        return listening
+    port = listening.rpartition(":")[2]
+    host_only = ":" not in config.advertise or config.advertise.endswith("]")
+    return f"{config.advertise}:{port}" if host_only else config.advertise
