@@ -1,0 +1,219 @@
+"""`mesh up` as a user starts it: real processes, real signals, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+
+from mesh.api.messages import ServerReadyRequest, ServerReadyResponse, control
+from mesh.api.service import unary
+
+DEADLINE_S = 100.0
+"""Generous: four processes start on a small, busy machine."""
+
+pytestmark = pytest.mark.timeout(600)
+
+
+class Up:
+    """A running `mesh up`."""
+
+    def __init__(self, process: subprocess.Popen[str], errors: Path) -> None:
+        self.process = process
+        self.errors = errors
+        self.ready: dict[str, Any] = {}
+
+    def said(self) -> str:
+        return self.errors.read_text()
+
+    def family(self) -> list[psutil.Process]:
+        """Return every process it started, at any depth."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
+@contextmanager
+def up(folder: Path, *flags: str, env: dict[str, str] | None = None) -> Iterator[Up]:
+    """Run `mesh up --json` on free ports; end it, and everything it started, at the end."""
+    errors = folder / "stderr"
+    command = [sys.executable, "-m", "mesh.cli.main", "up", "--json", "--grpc-port", "0", "--http-port", "0", *flags]
+    with (
+        errors.open("w") as stderr,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=stderr, text=True, env={**os.environ, **(env or {})}
+        ) as process,
+    ):
+        family: list[psutil.Process] = []
+        running = Up(process, errors)
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line, f"no ready line: {running.said()}"
+            running.ready = json.loads(line)
+            family = running.family()
+            yield running
+        finally:
+            process.kill()
+            for each in family:
+                if each.is_running():
+                    each.kill()
+
+
+def until(condition: Callable[[], bool], what: Callable[[], str]) -> None:
+    end_s = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < end_s, what()
+        time.sleep(0.05)
+
+
+def gone(family: list[psutil.Process]) -> bool:
+    return not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in family)
+
+
+def ask(address: str, path: str, request: Any, response: Any) -> Any:
+    with grpc.insecure_channel(address) as channel:
+        return unary(channel, path, type(request), response)(request, timeout=DEADLINE_S, wait_for_ready=True)
+
+
+def nodes_of(address: str) -> list[Any]:
+    found = ask(address, "/mesh.v1.MeshControl/ListNodes", control.ListNodesRequest(), control.ListNodesResponse)
+    return list(found.nodes)
+
+
+def test_up_is_ready_when_it_says_so_and_sigterm_leaves_nothing(tmp_path: Path) -> None:
+    with up(tmp_path, "--nodes", "2") as running:
+        ready = running.ready
+        assert ready["ready"] is True
+        assert [node["id"] for node in ready["nodes"]] == ["a", "b"]
+        address = ready["router"]["grpc"]
+        answer = ask(address, "/inference.GRPCInferenceService/ServerReady", ServerReadyRequest(), ServerReadyResponse)
+        assert answer.ready
+        assert sorted(node.id for node in nodes_of(address)) == ["a", "b"]
+        with urllib.request.urlopen(f"http://{ready['router']['http']}/v2/health/ready", timeout=60) as health:
+            assert health.status == 200
+        family = running.family()
+        pids = {each.pid for each in family}
+        assert {ready["router"]["pid"], *(node["pid"] for node in ready["nodes"])} <= pids
+        running.process.terminate()
+        assert running.process.wait(DEADLINE_S) == 0
+        assert gone(family)
+        assert running.process.stdout is not None
+        assert running.process.stdout.read() == "", "one JSON line and nothing else"
+
+
+def test_a_killed_up_leaves_nothing(tmp_path: Path) -> None:
+    with up(tmp_path, "--nodes", "1") as running:
+        family = running.family()
+        assert family
+        running.process.kill()
+        running.process.wait()
+        until(lambda: gone(family), lambda: f"still there: {[each for each in family if each.is_running()]}")
+
+
+def test_ctrl_c_in_a_terminal_stops_it_in_order(tmp_path: Path) -> None:
+    with up(tmp_path, "--nodes", "1") as running:
+        family = running.family()
+        running.process.send_signal(signal.SIGINT)
+        assert running.process.wait(DEADLINE_S) == 0
+        assert gone(family)
+        assert "again" not in running.said()
+
+
+def test_a_killed_node_comes_back(tmp_path: Path) -> None:
+    with up(tmp_path, "--nodes", "2") as running:
+        address = running.ready["router"]["grpc"]
+        started = {node.id: node.started_s for node in nodes_of(address)}
+        os.kill(running.ready["nodes"][0]["pid"], signal.SIGKILL)
+        until(lambda: "node a runs again" in running.said(), running.said)
+        assert "node a was ended by SIGKILL; starting it again in 0.5 s" in running.said()
+
+        def back() -> bool:
+            return any(node.id == "a" and node.started_s > started["a"] for node in nodes_of(address))
+
+        until(back, running.said)
+
+
+def test_a_killed_router_comes_back_on_its_port(tmp_path: Path) -> None:
+    with up(tmp_path, "--nodes", "1") as running:
+        address = running.ready["router"]["grpc"]
+        os.kill(running.ready["router"]["pid"], signal.SIGKILL)
+        until(lambda: "router runs again" in running.said(), running.said)
+        assert [node.id for node in nodes_of(address)] == ["a"]
+
+
+def test_without_an_etcd_binary_the_embedded_registry_serves(tmp_path: Path) -> None:
+    empty = tmp_path / "bin"
+    empty.mkdir()
+    with up(tmp_path, "--nodes", "1", env={"PATH": str(empty)}) as running:
+        names = {each.name() for each in running.family()}
+        assert "etcd" not in names
+        assert len(nodes_of(running.ready["router"]["grpc"])) == 1
+        running.process.terminate()
+        assert running.process.wait(DEADLINE_S) == 0
+
+
+def run(*words: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "mesh.cli.main", "up", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=DEADLINE_S,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def left_over() -> list[psutil.Process]:
+    """Return processes of a mesh whose parent was this test's `mesh up`; they would have been given to init."""
+    return [each for each in psutil.Process().children(recursive=True) if each.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.parametrize("flag", ["--grpc-port", "--http-port"])
+def test_a_taken_port_is_one_sentence_and_everything_is_stopped(flag: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        other = "--http-port" if flag == "--grpc-port" else "--grpc-port"
+        code, out, err = run("--nodes", "1", flag, str(port), other, "0")
+    assert (code, out) == (1, "")
+    assert [line for line in err.splitlines() if line.startswith("error: ")] == [err.splitlines()[-1]]
+    assert f"127.0.0.1:{port}" in err.splitlines()[-1]
+    assert not left_over()
+
+
+def test_a_folder_that_is_not_there_or_has_no_model_is_one_sentence(tmp_path: Path) -> None:
+    for folder, sentence in ((tmp_path, "there is no model in"), (tmp_path / "absent", "found none at")):
+        code, out, err = run("--models", str(folder))
+        assert (code, out) == (1, "")
+        assert sentence in err
+        assert len(err.splitlines()) == 1
+
+
+def test_folders_whose_models_cannot_be_served_are_one_sentence_after_a_while(tmp_path: Path) -> None:
+    (tmp_path / "nothing" / "inside").mkdir(parents=True)
+    code, out, err = run(
+        "--nodes", "1", "--models", str(tmp_path), "--grpc-port", "0", "--http-port", "0", "--start-timeout-s", "15"
+    )
+    assert (code, out) == (1, "")
+    assert "error: the mesh is not ready after 15 s: the router" in err.splitlines()[-1]
+    assert not left_over()
+
+
+def test_a_registry_that_does_not_answer_is_one_sentence() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+    code, out, err = run("--nodes", "1", "--registry", f"127.0.0.1:{port}", "--grpc-port", "0", "--http-port", "0")
+    assert (code, out) == (1, "")
+    assert f"127.0.0.1:{port}" in err
+    assert len(err.splitlines()) == 1
