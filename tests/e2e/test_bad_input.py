@@ -11,7 +11,7 @@ import pytest
 
 from mesh.api.messages import InferTensorContents, ModelInferRequest
 from tests.fixtures import raw
-from tests.fixtures.mesh import MODELS, Process, mesh_up
+from tests.fixtures.mesh import MODELS, Process, mesh_up, start_router
 
 CAP = 1_000_000
 
@@ -44,7 +44,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def mesh(repository: Path) -> Iterator[Process]:
-    with mesh_up(MODELS / "demo", repository, extra=("--max-message-bytes", str(CAP))) as process:
+    with mesh_up(MODELS / "demo", repository) as process:
         yield process
 
 
@@ -133,11 +133,16 @@ def test_garbage_bytes_are_refused(channel: grpc.Channel, garbage: bytes) -> Non
     assert "cannot parse ModelInferRequest" in (caught.value.details() or "")
 
 
-def test_an_oversized_message_is_refused(channel: grpc.Channel) -> None:
+def test_an_oversized_message_is_refused(mesh: Process) -> None:
     rows = CAP // 16 + 1
-    with pytest.raises(grpc.RpcError) as caught:
-        raw.infer(channel, raw.request("iris", raw=b"\0" * 16 * rows, shape=(rows, 4)))
-    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    with (
+        start_router(mesh.ready["registry"], "--max-message-bytes", str(CAP)) as router,
+        raw.channel_to(router.wait_ready().grpc) as channel,
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            raw.infer(channel, raw.request("iris", raw=b"\0" * 16 * rows, shape=(rows, 4)))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert raw.infer(channel, raw.request("iris")).model_name == "iris"
 
 
 def test_an_expired_deadline_is_told(channel: grpc.Channel) -> None:

@@ -65,8 +65,8 @@ def test_the_readmes_grpcurl_lines_work(mesh: Process) -> None:
     assert "grpc.health.v1.Health" in listed.split()
     assert json.loads(ready) == {"ready": True}
     answer = json.loads(inferred)
-    assert answer["modelName"] == "iris"
-    assert answer["outputs"][0]["contents"] == {"int64Contents": ["0"]}
+    assert answer["model_name"] == "iris"
+    assert answer["outputs"][0]["contents"] == {"int64_contents": ["0"]}
 
 
 def test_grpcurl_describes_the_service(mesh: Process) -> None:
