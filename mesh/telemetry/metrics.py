@@ -12,13 +12,13 @@ from typing import Final
 
 import prometheus_client
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from mesh.core.errors import Code
 from mesh.core.types import CopyState, Node
 from mesh.core.view import ClusterView
-from mesh.telemetry.series import BATCHES, SECONDS, Family, Histogram, SeriesTable
+from mesh.telemetry.series import Family, Histogram, SeriesTable
 from mesh.telemetry.triton import NodeRow, TritonCollector
 
 MAX_LABEL_VALUES: Final = 2000
@@ -56,13 +56,7 @@ class RouterMetrics:
         self._messages = {"request": 0, "response": 0}
         self._failed: Counter[tuple[str, ...]] = Counter()
         self._cold: Counter[tuple[str, ...]] = Counter()
-        self._cold_seconds = prometheus_client.Histogram(
-            "mesh_router_cold_wait_seconds",
-            "Time calls waited for a copy of a cold model.",
-            ["outcome"],
-            buckets=SECONDS,
-            registry=self.registry,
-        )
+        self._cold_seconds: dict[str, Histogram] = {}
         self.registry.register(_Scrape(self._collect))
 
     def view_published(self, view: ClusterView) -> None:
@@ -88,7 +82,7 @@ class RouterMetrics:
     def cold_wait(self, model: str, seconds: float, outcome: str) -> None:
         """Count one call that waited for a cold model; `outcome` is one of a few fixed words, such as "served"."""
         _count(self._cold, (model, outcome))
-        self._cold_seconds.labels(outcome).observe(seconds)
+        self._cold_seconds.setdefault(outcome, Histogram()).add(seconds)
 
     def stream_opened(self) -> None:
         """Count a ModelStreamInfer that began."""
@@ -113,6 +107,10 @@ class RouterMetrics:
             "mesh_router_attempts_failed", "Attempts at a copy that failed.", ("node", "reason"), self._failed
         )
         yield _labelled("mesh_router_cold_requests", "Calls to a cold model.", ("model", "outcome"), self._cold)
+        waits = HistogramMetricFamily("mesh_router_cold_wait_seconds", "Time such calls waited.", labels=["outcome"])
+        for outcome, found in list(self._cold_seconds.items()):
+            waits.add_metric([outcome], buckets=found.buckets(), sum_value=found.total)
+        yield waits
         yield GaugeMetricFamily("mesh_router_streams_open", "Two-way streams open now.", self._streams_open)
         messages = CounterMetricFamily("mesh_router_stream_messages", "Messages of streams.", labels=["direction"])
         for direction, count in self._messages.items():
@@ -240,6 +238,3 @@ def _labelled(name: str, text: str, labels: tuple[str, ...], counts: Counter[tup
     for values, count in list(counts.items()):
         family.add_metric(values, count)
     return family
-
-
-__all__ = ["BATCHES", "MAX_LABEL_VALUES", "NodeMetrics", "RouterMetrics", "new_registry"]

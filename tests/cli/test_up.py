@@ -2,93 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import grpc
 import psutil
 import pytest
 
 from mesh.api.messages import ServerReadyRequest, ServerReadyResponse, control
-from mesh.api.service import unary
-
-DEADLINE_S = 100.0
-"""Generous: four processes start on a small, busy machine."""
+from tests.cli.running import DEADLINE_S, Up, gone, until, up
 
 pytestmark = pytest.mark.timeout(600)
 
 
-class Up:
-    """A running `mesh up`."""
-
-    def __init__(self, process: subprocess.Popen[str], errors: Path) -> None:
-        self.process = process
-        self.errors = errors
-        self.ready: dict[str, Any] = {}
-
-    def said(self) -> str:
-        return self.errors.read_text()
-
-    def family(self) -> list[psutil.Process]:
-        """Return every process it started, at any depth."""
-        return psutil.Process(self.process.pid).children(recursive=True)
-
-
-@contextmanager
-def up(folder: Path, *flags: str, env: dict[str, str] | None = None) -> Iterator[Up]:
-    """Run `mesh up --json` on free ports; end it, and everything it started, at the end."""
-    errors = folder / "stderr"
-    command = [sys.executable, "-m", "mesh.cli.main", "up", "--json", "--grpc-port", "0", "--http-port", "0", *flags]
-    with (
-        errors.open("w") as stderr,
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=stderr, text=True, env={**os.environ, **(env or {})}
-        ) as process,
-    ):
-        family: list[psutil.Process] = []
-        running = Up(process, errors)
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert line, f"no ready line: {running.said()}"
-            running.ready = json.loads(line)
-            family = running.family()
-            yield running
-        finally:
-            process.kill()
-            for each in family:
-                if each.is_running():
-                    each.kill()
-
-
-def until(condition: Callable[[], bool], what: Callable[[], str]) -> None:
-    end_s = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < end_s, what()
-        time.sleep(0.05)
-
-
-def gone(family: list[psutil.Process]) -> bool:
-    return not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in family)
-
-
-def ask(address: str, path: str, request: Any, response: Any) -> Any:
-    with grpc.insecure_channel(address) as channel:
-        return unary(channel, path, type(request), response)(request, timeout=DEADLINE_S, wait_for_ready=True)
-
-
-def nodes_of(address: str) -> list[Any]:
-    found = ask(address, "/mesh.v1.MeshControl/ListNodes", control.ListNodesRequest(), control.ListNodesResponse)
+def nodes_of(running: Up) -> list[Any]:
+    found = running.ask("/mesh.v1.MeshControl/ListNodes", control.ListNodesRequest(), control.ListNodesResponse)
     return list(found.nodes)
 
 
@@ -97,10 +30,9 @@ def test_up_is_ready_when_it_says_so_and_sigterm_leaves_nothing(tmp_path: Path) 
         ready = running.ready
         assert ready["ready"] is True
         assert [node["id"] for node in ready["nodes"]] == ["a", "b"]
-        address = ready["router"]["grpc"]
-        answer = ask(address, "/inference.GRPCInferenceService/ServerReady", ServerReadyRequest(), ServerReadyResponse)
+        answer = running.ask("/inference.GRPCInferenceService/ServerReady", ServerReadyRequest(), ServerReadyResponse)
         assert answer.ready
-        assert sorted(node.id for node in nodes_of(address)) == ["a", "b"]
+        assert sorted(node.id for node in nodes_of(running)) == ["a", "b"]
         with urllib.request.urlopen(f"http://{ready['router']['http']}/v2/health/ready", timeout=60) as health:
             assert health.status == 200
         family = running.family()
@@ -133,24 +65,22 @@ def test_ctrl_c_in_a_terminal_stops_it_in_order(tmp_path: Path) -> None:
 
 def test_a_killed_node_comes_back(tmp_path: Path) -> None:
     with up(tmp_path, "--nodes", "2") as running:
-        address = running.ready["router"]["grpc"]
-        started = {node.id: node.started_s for node in nodes_of(address)}
+        started = {node.id: node.started_s for node in nodes_of(running)}
         os.kill(running.ready["nodes"][0]["pid"], signal.SIGKILL)
         until(lambda: "node a runs again" in running.said(), running.said)
         assert "node a was ended by SIGKILL; starting it again in 0.5 s" in running.said()
 
         def back() -> bool:
-            return any(node.id == "a" and node.started_s > started["a"] for node in nodes_of(address))
+            return any(node.id == "a" and node.started_s > started["a"] for node in nodes_of(running))
 
         until(back, running.said)
 
 
 def test_a_killed_router_comes_back_on_its_port(tmp_path: Path) -> None:
     with up(tmp_path, "--nodes", "1") as running:
-        address = running.ready["router"]["grpc"]
         os.kill(running.ready["router"]["pid"], signal.SIGKILL)
         until(lambda: "router runs again" in running.said(), running.said)
-        assert [node.id for node in nodes_of(address)] == ["a"]
+        assert [node.id for node in nodes_of(running)] == ["a"]
 
 
 def test_without_an_etcd_binary_the_embedded_registry_serves(tmp_path: Path) -> None:
@@ -159,7 +89,7 @@ def test_without_an_etcd_binary_the_embedded_registry_serves(tmp_path: Path) -> 
     with up(tmp_path, "--nodes", "1", env={"PATH": str(empty)}) as running:
         names = {each.name() for each in running.family()}
         assert "etcd" not in names
-        assert len(nodes_of(running.ready["router"]["grpc"])) == 1
+        assert len(nodes_of(running)) == 1
         running.process.terminate()
         assert running.process.wait(DEADLINE_S) == 0
 

@@ -4,59 +4,26 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent import futures
-from typing import Any
 
 import grpc
 import pytest
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as otlp_grpc
 
 from mesh.core.errors import Code
 from mesh.telemetry import tracing
 from mesh.telemetry.tracing import OFF, Tracing, configure
+from tests.telemetry.receiver import Receiver, attributes, receiving
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
-
-
-class Receiver(otlp_grpc.TraceServiceServicer):
-    """Keeps the spans a real OTLP exporter sends, with the service name they came under."""
-
-    def __init__(self) -> None:
-        self.spans: list[tuple[dict[str, Any], Any]] = []
-        self.arrived = threading.Condition()
-
-    def Export(self, request: Any, context: Any) -> Any:  # noqa: N802, ARG002 - the proto says so
-        with self.arrived:
-            for resource in request.resource_spans:
-                names = {each.key: each.value.string_value for each in resource.resource.attributes}
-                for scope in resource.scope_spans:
-                    self.spans.extend((names, span) for span in scope.spans)
-            self.arrived.notify_all()
-        return otlp.ExportTraceServiceResponse()
-
-    def named(self, name: str) -> Any:
-        (found,) = [span for _, span in self.spans if span.name == name]
-        return found
 
 
 @pytest.fixture
 def receiver() -> Iterator[tuple[Receiver, str]]:
     """A running receiver and its endpoint."""
-    servicer = Receiver()
-    server = grpc.server(futures.ThreadPoolExecutor(2))
-    otlp_grpc.add_TraceServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield servicer, f"http://127.0.0.1:{port}"
-    server.stop(0).wait()
-
-
-def attributes(span: Any) -> dict[str, Any]:
-    return {each.key: getattr(each.value, each.value.WhichOneof("value")) for each in span.attributes}
+    with receiving() as found:
+        yield found
 
 
 def router(endpoint: str, ratio: float = 1.0) -> Tracing:
