@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from mesh_client import AsyncClient
 from tests.fixtures import raw
 from tests.fixtures.etcd import EtcdServer
 from tests.fixtures.mesh import MODELS, Process, free_port, start_node, start_router, until
+from tests.fixtures.tools import need
 
 ROW = np.array([[5.1, 3.5, 1.4, 0.2]], dtype=np.float32)
 
@@ -68,6 +69,15 @@ async def answers(seen: Load, more: int, *, deadline_s: float = 60) -> None:
     goal = seen.answered + more
     async with asyncio.timeout(deadline_s):
         await seen.reached(goal)
+
+
+@pytest.fixture
+def etcd(new_etcd: Callable[..., EtcdServer]) -> EtcdServer:
+    """A running etcd of this test's own."""
+    need("etcd")
+    server = new_etcd()
+    server.launch_and_wait()
+    return server
 
 
 @contextmanager
@@ -124,9 +134,9 @@ async def test_the_registry_restarts_under_load_and_nothing_is_lost(etcd: EtcdSe
     with cluster(etcd.address, "a", "b") as (router, _):
         async with load(router.grpc, "iris") as seen:
             await answers(seen, 50)
-            await asyncio.to_thread(etcd.stop)
+            await etcd.stop()
             await answers(seen, 200)
-            await asyncio.to_thread(etcd.start)
+            await etcd.start()
             await answers(seen, 100)
             # A model that nobody held yet needs the registry to be placed: the mesh works in full again.
             async with AsyncClient(router.grpc) as client:
@@ -137,7 +147,7 @@ async def test_the_registry_restarts_under_load_and_nothing_is_lost(etcd: EtcdSe
 
 
 def test_the_registry_is_down_at_start_and_everybody_waits_for_it(etcd: EtcdServer, tmp_path: Path) -> None:
-    etcd.stop()
+    etcd.kill()
     logs = tmp_path / "router.log"
     with (
         start_router(etcd.address, log=logs) as router,
@@ -146,7 +156,7 @@ def test_the_registry_is_down_at_start_and_everybody_waits_for_it(etcd: EtcdServ
         until(lambda: "waiting for the registry" in logs.read_text(), what="the router says what it waits for")
         assert router.running
         assert node.running
-        etcd.start()
+        etcd.launch_and_wait()
         node.wait_ready()
         router.wait_ready()
         with raw.channel_to(router.grpc) as channel:

@@ -13,13 +13,13 @@ from typing import Any
 
 import grpc
 import pytest
-from tests.fixtures.tools import need
 
 from mesh.api import messages as m
 from mesh.api import service
 from mesh.api.gen.grpc.health.v1 import health_pb2 as health
 from tests.fixtures import raw
 from tests.fixtures.mesh import MODELS, ROOT, Process, mesh_up
+from tests.fixtures.tools import need
 
 HEALTH = "/grpc.health.v1.Health/"
 
