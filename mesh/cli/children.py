@@ -142,13 +142,6 @@ class Child:
                         await process.wait()
         await self._finish_pipes()
 
-    def kill(self) -> None:
-        """Kill it at once, without waiting."""
-        self._stopping = True
-        if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-
     async def _first(self, process: Process) -> Ready:
         """Wait for readiness or the end of the process, whichever is first."""
         assert self._said is not None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 import urllib.request
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -94,20 +96,29 @@ def test_without_an_etcd_binary_the_embedded_registry_serves(tmp_path: Path) -> 
         assert running.process.wait(DEADLINE_S) == 0
 
 
-def run(*words: str) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "mesh.cli.main", "up", *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=DEADLINE_S,
-    )
-    return done.returncode, done.stdout, done.stderr
+class Ended:
+    """A `mesh up` that ended by itself."""
 
+    def __init__(self, *words: str) -> None:
+        self._mark = uuid.uuid4().hex
+        done = subprocess.run(
+            [sys.executable, "-m", "mesh.cli.main", "up", *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=DEADLINE_S,
+            env={**os.environ, "MESH_TEST_MARK": self._mark},
+        )
+        self.code, self.out, self.err = done.returncode, done.stdout, done.stderr
 
-def left_over() -> list[psutil.Process]:
-    """Return processes of a mesh whose parent was this test's `mesh up`; they would have been given to init."""
-    return [each for each in psutil.Process().children(recursive=True) if each.status() != psutil.STATUS_ZOMBIE]
+    def left_over(self) -> list[psutil.Process]:
+        """Return the processes it started that still run: they inherited the mark."""
+        found = []
+        for each in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if each.environ().get("MESH_TEST_MARK") == self._mark and each.status() != psutil.STATUS_ZOMBIE:
+                    found.append(each)
+        return found
 
 
 @pytest.mark.parametrize("flag", ["--grpc-port", "--http-port"])
@@ -115,35 +126,35 @@ def test_a_taken_port_is_one_sentence_and_everything_is_stopped(flag: str) -> No
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
         other = "--http-port" if flag == "--grpc-port" else "--grpc-port"
-        code, out, err = run("--nodes", "1", flag, str(port), other, "0")
-    assert (code, out) == (1, "")
-    assert [line for line in err.splitlines() if line.startswith("error: ")] == [err.splitlines()[-1]]
-    assert f"127.0.0.1:{port}" in err.splitlines()[-1]
-    assert not left_over()
+        ended = Ended("--nodes", "1", flag, str(port), other, "0")
+    assert (ended.code, ended.out) == (1, "")
+    assert [line for line in ended.err.splitlines() if line.startswith("error: ")] == [ended.err.splitlines()[-1]]
+    assert f"127.0.0.1:{port}" in ended.err.splitlines()[-1]
+    assert not ended.left_over()
 
 
 def test_a_folder_that_is_not_there_or_has_no_model_is_one_sentence(tmp_path: Path) -> None:
     for folder, sentence in ((tmp_path, "there is no model in"), (tmp_path / "absent", "found none at")):
-        code, out, err = run("--models", str(folder))
-        assert (code, out) == (1, "")
-        assert sentence in err
-        assert len(err.splitlines()) == 1
+        ended = Ended("--models", str(folder))
+        assert (ended.code, ended.out) == (1, "")
+        assert sentence in ended.err
+        assert len(ended.err.splitlines()) == 1
 
 
 def test_folders_whose_models_cannot_be_served_are_one_sentence_after_a_while(tmp_path: Path) -> None:
     (tmp_path / "nothing" / "inside").mkdir(parents=True)
-    code, out, err = run(
+    ended = Ended(
         "--nodes", "1", "--models", str(tmp_path), "--grpc-port", "0", "--http-port", "0", "--start-timeout-s", "15"
     )
-    assert (code, out) == (1, "")
-    assert "error: the mesh is not ready after 15 s: the router" in err.splitlines()[-1]
-    assert not left_over()
+    assert (ended.code, ended.out) == (1, "")
+    assert "error: the mesh is not ready after 15 s: the router" in ended.err.splitlines()[-1]
+    assert not ended.left_over()
 
 
 def test_a_registry_that_does_not_answer_is_one_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
-    code, out, err = run("--nodes", "1", "--registry", f"127.0.0.1:{port}", "--grpc-port", "0", "--http-port", "0")
-    assert (code, out) == (1, "")
-    assert f"127.0.0.1:{port}" in err
-    assert len(err.splitlines()) == 1
+    ended = Ended("--nodes", "1", "--registry", f"127.0.0.1:{port}", "--grpc-port", "0", "--http-port", "0")
+    assert (ended.code, ended.out) == (1, "")
+    assert f"127.0.0.1:{port}" in ended.err
+    assert len(ended.err.splitlines()) == 1
