@@ -16,10 +16,11 @@ from mesh.api.gen.etcd import rpc_pb2 as rpc
 from tests.fixtures.etcd import EtcdServer
 from tests.fixtures.etcd_raw import Raw
 
-KEYS = st.sampled_from([b"a", b"b", b"ba", b"c", b"d\xff", b"\xff\xff"])
-ENDS = st.sampled_from([b"", b"b", b"c", b"d", b"\0"])
+KEYS = st.sampled_from([b"a", b"b", b"ba", b"\xff\xff"])
+ENDS = st.sampled_from([b"", b"b", b"c", b"\0", b"\0"])
 VALUES = st.sampled_from([b"", b"1", b"2", b"x"])
-LEASES = st.sampled_from([0, 0, 1, 2, 3, 4])
+LEASES = st.sampled_from([0, 0, 0, 0, 1, 2, 3])
+"""None mostly, two that are alive from the start, and one that is not until it is granted."""
 BACK = st.integers(0, 12)
 """Revisions are named by how far they lie back, because the two servers need not stand at the same one."""
 
@@ -122,8 +123,8 @@ class Differential(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.sides = (Side(self.raws[0]), Side(self.raws[1]))
-        self.first = [each.revision + 1 for each in self.sides]
-        self.compacted = 0
+        self.grant(1)
+        self.grant(2)
 
     def both(self, do: Callable[[Side], str]) -> str:
         real, embedded = (do(each) for each in self.sides)
@@ -170,16 +171,16 @@ class Differential(RuleBasedStateMachine):
 
         self.both(ask)
 
-    @rule(lease=st.integers(1, 4))
+    @rule(lease=st.integers(1, 3))
     def grant(self, lease: int) -> None:
         # Long enough that none expires while an example runs.
         self.both(lambda side: side.ask(side.raw.grant, ID=lease, TTL=3600))
 
-    @rule(lease=st.integers(1, 4))
+    @rule(lease=st.integers(1, 3))
     def revoke(self, lease: int) -> None:
         self.both(lambda side: side.ask(side.raw.revoke, lease))
 
-    @rule(lease=st.integers(1, 4))
+    @rule(lease=st.integers(1, 3))
     def lease_keys(self, lease: int) -> None:
         def ask(side: Side) -> str:
             response = side.raw.time_to_live(lease)
@@ -187,7 +188,7 @@ class Differential(RuleBasedStateMachine):
 
         self.both(ask)
 
-    @rule(back=BACK)
+    @rule(back=st.sampled_from([-1, 3, 8, 12, 12, 12]))
     def compact(self, back: int) -> None:
         self.both(lambda side: side.ask(side.raw.compact, side.revision - back))
 

@@ -1,0 +1,249 @@
+"""A process keeps its key registered, through whatever takes it away, and never two under one id."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from mesh.core.errors import Conflict
+from mesh.core.types import Node, NodeId
+from mesh.registry.etcd_client import EtcdClient
+from mesh.registry.keys import node_key
+from mesh.registry.lease import Presence
+from mesh.registry.records import encode
+from tests.fixtures.etcd import EtcdServer, Registry, eventually
+
+KEY = node_key(NodeId("a"))
+Connect = Callable[..., EtcdClient]
+
+
+def record(incarnation: str, port: int = 1) -> bytes:
+    return encode(Node(NodeId("a"), f"127.0.0.1:{port}", incarnation))
+
+
+def presence_of(store: EtcdClient, incarnation: str, *, ttl_s: int = 5, events: list[str] | None = None) -> Presence:
+    def is_mine(value: bytes) -> bool:
+        return bool(json.loads(value)["incarnation"] == incarnation)
+
+    said: list[str] = [] if events is None else events
+    presence = Presence(store, KEY, ttl_s=ttl_s, is_mine=is_mine, on_event=said.append)
+    presence.publish(record(incarnation))
+    return presence
+
+
+@asynccontextmanager
+async def running(presence: Presence) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(presence.run())
+    try:
+        await asyncio.wait_for(presence.registered(), 60)
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def holds(store: EtcdClient, value: bytes) -> bool:
+    entry = await store.get(KEY)
+    return entry is not None and entry.value == value and entry.lease != 0
+
+
+async def test_the_key_is_there_while_it_runs_and_gone_after_withdraw(store: EtcdClient) -> None:
+    presence = presence_of(store, "i1")
+    async with running(presence) as task:
+        assert await holds(store, record("i1"))
+        assert repr(presence).startswith(f"<Presence {KEY} held=True")
+        await presence.withdraw()
+        assert await store.get(KEY) is None
+        await asyncio.wait_for(task, 60)
+        await presence.withdraw()
+
+
+async def test_nothing_is_registered_before_the_first_publish(store: EtcdClient) -> None:
+    presence = Presence(store, KEY, ttl_s=5, is_mine=lambda _: True, on_event=lambda _: None)
+    task = asyncio.create_task(presence.run())
+    assert await store.get(KEY) is None
+    presence.publish(b"x")
+    await asyncio.wait_for(presence.registered(), 60)
+    assert await holds(store, b"x")
+    await presence.withdraw()
+    await task
+
+
+async def test_a_burst_of_publishes_costs_few_writes_and_ends_with_the_latest(store: EtcdClient) -> None:
+    presence = presence_of(store, "i1")
+    async with running(presence):
+        for port in range(2, 1000):
+            presence.publish(record("i1", port))
+            await asyncio.sleep(0)
+        await eventually(lambda: holds(store, record("i1", 999)), what="the latest value is written")
+        entry = await store.get(KEY)
+        assert entry is not None
+        assert entry.version < 100
+
+
+async def test_publishing_the_same_value_again_writes_nothing(store: EtcdClient) -> None:
+    presence = presence_of(store, "i1")
+    async with running(presence):
+        presence.publish(record("i1"))
+        presence.publish(record("i1", 2))
+        presence.publish(record("i1"))
+        presence.publish(record("i1", 3))
+        await eventually(lambda: holds(store, record("i1", 3)), what="the latest value is written")
+        entry = await store.get(KEY)
+        assert entry is not None
+        assert entry.version == 2
+
+
+async def test_a_lease_lives_past_its_time_while_it_runs(store: EtcdClient) -> None:
+    presence = presence_of(store, "i1", ttl_s=3)
+    async with running(presence):
+        entry = await store.get(KEY)
+        end_s = asyncio.get_running_loop().time() + 5.0
+        await eventually(lambda: asyncio.get_running_loop().time() > end_s, what="past the lease's first time")
+        assert await store.get(KEY) == entry
+
+
+async def test_a_lost_lease_is_replaced_and_the_key_registered_again(store: EtcdClient) -> None:
+    events: list[str] = []
+    presence = presence_of(store, "i1", events=events)
+    async with running(presence):
+        entry = await store.get(KEY)
+        assert entry is not None
+        await store.revoke(entry.lease)
+        await eventually(lambda: holds(store, record("i1")), what="registered again")
+        assert any("registering again" in each for each in events)
+
+
+async def test_a_key_deleted_by_hand_is_registered_again(store: EtcdClient) -> None:
+    presence = presence_of(store, "i1")
+    async with running(presence):
+        assert await store.delete(KEY)
+        await eventually(lambda: holds(store, record("i1")), what="registered again")
+
+
+async def test_a_restarted_registry_is_registered_with_again(restartable: Registry, connect: Connect) -> None:
+    """The real one kept the key on disk, the embedded one lost it: both end with the latest value."""
+    presence = presence_of(connect(restartable.address, timeout_s=1), "i1", ttl_s=3)
+    async with running(presence):
+        await restartable.stop()
+        presence.publish(record("i1", 2))
+        await restartable.start()
+        other = connect(restartable.address, timeout_s=60)
+        await eventually(lambda: holds(other, record("i1", 2)), what="the latest value is registered")
+        await presence.withdraw()
+        assert await other.get(KEY) is None
+
+
+async def test_a_registry_that_is_down_at_the_start_is_waited_for(
+    new_etcd: Callable[..., EtcdServer], connect: Connect
+) -> None:
+    server = new_etcd()
+    events: list[str] = []
+    presence = presence_of(connect(server.address, timeout_s=0.5), "i1", events=events)
+    task = asyncio.create_task(presence.run())
+    await eventually(lambda: len(events) >= 2, what="told that it is not registered")
+    assert not task.done()
+    await server.start()
+    await asyncio.wait_for(presence.registered(), 60)
+    await presence.withdraw()
+    await task
+
+
+async def test_an_outage_longer_than_the_lease_ends_registered(
+    new_etcd: Callable[..., EtcdServer], connect: Connect
+) -> None:
+    server = new_etcd()
+    await server.start()
+    events: list[str] = []
+    presence = presence_of(connect(server.address, timeout_s=0.5), "i1", ttl_s=2, events=events)
+    async with running(presence):
+        await server.stop()
+        end_s = asyncio.get_running_loop().time() + 3.0
+        await eventually(
+            lambda: len(events) >= 3 and asyncio.get_running_loop().time() > end_s, what="down longer than the lease"
+        )
+        await server.start()
+        other = connect(server.address, timeout_s=60)
+        await eventually(lambda: holds(other, record("i1")), what="registered again")
+
+
+async def test_a_second_process_with_the_id_is_refused_while_the_first_lives(
+    store: EtcdClient, connect: Connect
+) -> None:
+    first = presence_of(store, "i1", ttl_s=2)
+    async with running(first):
+        events: list[str] = []
+        second = presence_of(connect(*store.config.endpoints), "i2", ttl_s=2, events=events)
+        with pytest.raises(Conflict, match=r"node id 'a' is taken by .*127\.0\.0\.1:1.*give this node another --id"):
+            await asyncio.wait_for(second.run(), 60)
+        assert "waiting for it to go" in events[0]
+        assert await holds(store, record("i1"))
+
+
+async def test_of_two_that_start_at_once_one_wins_and_the_other_is_refused(store: EtcdClient, connect: Connect) -> None:
+    both = [presence_of(connect(*store.config.endpoints), each, ttl_s=2) for each in ("i1", "i2")]
+    tasks = [asyncio.create_task(each.run()) for each in both]
+    done, pending = await asyncio.wait(tasks, timeout=60, return_when=asyncio.FIRST_COMPLETED)
+    assert (len(done), len(pending)) == (1, 1)
+    assert isinstance(done.pop().exception(), Conflict)
+    winner = both[tasks.index(pending.pop())]
+    await winner.withdraw()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_crashed_predecessors_lease_is_waited_out(store: EtcdClient) -> None:
+    lease = await store.grant(2)
+    await store.put(KEY, record("crashed"), lease=lease)
+    presence = presence_of(store, "i2", ttl_s=5)
+    async with running(presence):
+        assert await holds(store, record("i2"))
+
+
+async def test_a_record_of_the_same_process_is_taken_over(store: EtcdClient) -> None:
+    await store.put(KEY, record("i1", 9))
+    async with running(presence_of(store, "i1")):
+        assert await holds(store, record("i1"))
+
+
+async def test_cancelled_while_registering_leaves_nothing_running(
+    connect: Connect, new_etcd: Callable[..., EtcdServer]
+) -> None:
+    presence = presence_of(connect(new_etcd().address, timeout_s=60), "i1")
+    task = asyncio.create_task(presence.run())
+    waiter = asyncio.create_task(presence.registered())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    for each in (waiter, task):
+        each.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await each
+    assert not [each for each in asyncio.all_tasks() if each.get_name().startswith("presence")]
+
+
+async def test_cancelled_while_holding_leaves_the_key_to_its_lease_and_withdraw_ends_it(store: EtcdClient) -> None:
+    presence = presence_of(store, "i1")
+    async with running(presence) as task:
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await holds(store, record("i1"))
+        await presence.withdraw()
+        assert await store.get(KEY) is None
+
+
+async def test_withdraw_without_a_registry_is_told_and_ends(
+    new_etcd: Callable[..., EtcdServer], connect: Connect
+) -> None:
+    server = new_etcd()
+    await server.start()
+    events: list[str] = []
+    presence = presence_of(connect(server.address, timeout_s=1.0), "i1", events=events)
+    async with running(presence) as task:
+        await server.stop()
+        await presence.withdraw()
+        await asyncio.wait_for(task, 60)
+        assert any("goes with its lease" in each for each in events)
