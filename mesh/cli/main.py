@@ -7,8 +7,9 @@ import sys
 
 import typer
 
-from mesh.cli import node, router, up
+from mesh.cli import client, node, router, up
 from mesh.cli.bench import bench
+from mesh.cli.demo import demo
 
 app = typer.Typer(
     name="mesh",
@@ -21,6 +22,10 @@ app = typer.Typer(
 app.command("up")(up.up)
 app.command("router")(router.router)
 app.command("node")(node.node)
+app.command("infer")(client.infer)
+app.command("models")(client.models)
+app.command("nodes")(client.nodes)
+app.command("demo")(demo)
 app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)
 
 

@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -21,6 +21,9 @@ from mesh.cli.router import DEFAULT, HTTP_PORT, GrpcPort, HttpPort, ServerName
 
 if TYPE_CHECKING:
     from mesh.cli.local_registry import LocalRegistry
+
+SAID: Final = "mesh up  "
+"""Before each sentence on stderr that is not a child's."""
 
 Nodes = Annotated[int, typer.Option(min=1, help="Nodes to start.")]
 Models = Annotated[
@@ -143,7 +146,7 @@ def tell(supervisor: Any, running: Any, *, as_json: bool) -> None:
 
 def say(text: str) -> None:
     """Print a sentence about the mesh on stderr."""
-    relay(f"mesh up  {text}")
+    relay(SAID + text)
 
 
 def relay(line: str) -> None:

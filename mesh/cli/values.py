@@ -122,7 +122,13 @@ def parameter(text: str) -> Parameter:
 
 
 def plain(value: Array) -> Any:
-    """Return an array as what JSON can hold; bytes that are not UTF-8 become backslash escapes."""
+    """Return an array as what JSON can hold; bytes that are not UTF-8 become backslash escapes.
+
+    Small floats become the shortest number that means them: 0.1 for FP32, not 0.10000000149011612.
+    """
+    if value.dtype.kind == "f" and value.dtype.itemsize < 8:
+        short = [float(np.format_float_scientific(each, unique=True)) for each in value.reshape(-1)]
+        return np.array(short, dtype=np.float64).reshape(value.shape).tolist()
     if value.dtype == object or value.dtype.kind in "SU":
         return _decoded(value.tolist())
     return value.tolist()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +84,13 @@ def until(condition: Callable[[], bool], what: Callable[[], str]) -> None:
 
 def gone(family: list[psutil.Process]) -> bool:
     return not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in family)
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Return the processes that run with MESH_TEST_MARK=mark, inherited from the one that a test started."""
+    found = []
+    for each in psutil.process_iter():
+        with suppress(psutil.Error):
+            if each.environ().get("MESH_TEST_MARK") == mark and each.status() != psutil.STATUS_ZOMBIE:
+                found.append(each)
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -17,7 +16,7 @@ import psutil
 import pytest
 
 from mesh.api.messages import ServerReadyRequest, ServerReadyResponse, control
-from tests.cli.running import DEADLINE_S, Up, gone, until, up
+from tests.cli.running import DEADLINE_S, Up, gone, marked, until, up
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -113,12 +112,7 @@ class Ended:
 
     def left_over(self) -> list[psutil.Process]:
         """Return the processes it started that still run: they inherited the mark."""
-        found = []
-        for each in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if each.environ().get("MESH_TEST_MARK") == self._mark and each.status() != psutil.STATUS_ZOMBIE:
-                    found.append(each)
-        return found
+        return marked(self._mark)
 
 
 @pytest.mark.parametrize("flag", ["--grpc-port", "--http-port"])

@@ -96,4 +96,7 @@ def test_pairs_split_at_the_first_equals_sign() -> None:
 
 def test_answers_become_what_json_can_hold() -> None:
     assert plain(np.array([[1.5]], np.float32)) == [[1.5]]
+    assert plain(np.array([[0.1, 1e-20, 3e30], [-0.0, 7, np.inf]], np.float32)) == [[0.1, 1e-20, 3e30], [0, 7, np.inf]]
+    assert plain(np.array(0.5, np.float16)) == 0.5
+    assert plain(np.zeros((2, 0), np.float32)) == [[], []]
     assert plain(np.array([b"a", b"\xff"], dtype=object)) == ["a", "\\xff"]
