@@ -1,0 +1,97 @@
+"""What both clients do alike around a call: options, metadata, methods."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+from google.protobuf.message import Message
+
+from mesh.api import messages as m
+from mesh.api.gen.grpc.health.v1 import health_pb2 as health
+
+from ._values import Metadata, Tls
+
+DEFAULT_ADDRESS = "127.0.0.1:8001"
+
+MAX_MESSAGE_BYTES = 2**31 - 1
+"""Triton's clients' cap, which is gRPC's own."""
+
+STREAM_METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
+
+
+class Method(NamedTuple):
+    """A unary method and its messages."""
+
+    path: str
+    response: type[Message]
+
+
+def _inference(name: str, response: type[Message]) -> Method:
+    return Method(f"/inference.GRPCInferenceService/{name}", response)
+
+
+INFER = _inference("ModelInfer", m.ModelInferResponse)
+SERVER_LIVE = _inference("ServerLive", m.ServerLiveResponse)
+SERVER_READY = _inference("ServerReady", m.ServerReadyResponse)
+SERVER_METADATA = _inference("ServerMetadata", m.ServerMetadataResponse)
+MODEL_READY = _inference("ModelReady", m.ModelReadyResponse)
+MODEL_METADATA = _inference("ModelMetadata", m.ModelMetadataResponse)
+MODEL_CONFIG = _inference("ModelConfig", m.ModelConfigResponse)
+MODEL_STATISTICS = _inference("ModelStatistics", m.ModelStatisticsResponse)
+REPOSITORY_INDEX = _inference("RepositoryIndex", m.RepositoryIndexResponse)
+LOAD = _inference("RepositoryModelLoad", m.RepositoryModelLoadResponse)
+UNLOAD = _inference("RepositoryModelUnload", m.RepositoryModelUnloadResponse)
+LIST_NODES = Method("/mesh.v1.MeshControl/ListNodes", m.control.ListNodesResponse)
+LIST_MODELS = Method("/mesh.v1.MeshControl/ListModels", m.control.ListModelsResponse)
+HEALTH_CHECK = Method("/grpc.health.v1.Health/Check", health.HealthCheckResponse)
+
+HealthCheckRequest = health.HealthCheckRequest
+SERVING = health.HealthCheckResponse.SERVING
+
+
+def options(max_message_bytes: int) -> list[tuple[str, Any]]:
+    """Return grpcio's channel options."""
+    return [
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        # Half a minute of silence is checked with a ping, which servers that follow gRPC's defaults allow while calls
+        # go on; a vanished server is noticed.
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+    ]
+
+
+def credentials(tls: Tls) -> grpc.ChannelCredentials:
+    """Return grpcio's credentials. Raises OSError for a file that cannot be read."""
+
+    def read(path: str | None) -> bytes | None:
+        return Path(path).read_bytes() if path else None
+
+    return grpc.ssl_channel_credentials(read(tls.ca), read(tls.key), read(tls.cert))
+
+
+def metadata_of(
+    always: Metadata, token: str | None, call: Metadata | None
+) -> tuple[tuple[str, str | bytes], ...] | None:
+    """Return the metadata of one call: the client's, the token's, the call's, and the trace that is current."""
+    pairs = [*always, *(call or ())]
+    if token:
+        pairs.append(("authorization", f"Bearer {token}"))
+    pairs.extend(_trace())
+    return tuple(pairs) or None
+
+
+def _trace() -> list[tuple[str, str]]:
+    """Return W3C trace metadata when OpenTelemetry is in use in this process and a span is current.
+
+    It is looked up, not imported: who traces has imported it, and who does not pays nothing.
+    """
+    if "opentelemetry.propagate" not in sys.modules:
+        return []
+    carrier: dict[str, str] = {}
+    sys.modules["opentelemetry.propagate"].inject(carrier)
+    return list(carrier.items())

@@ -1,0 +1,85 @@
+"""What a call can raise: one tree, a class per kind of failure, each with its gRPC code and a sentence that helps."""
+
+from __future__ import annotations
+
+from mesh.core.errors import Code
+
+
+class MeshClientError(Exception):
+    """The root. `code` is the gRPC status, `message` what happened and what to do, `details` the server's own text."""
+
+    def __init__(self, message: str, *, code: Code = Code.UNKNOWN, details: str = "") -> None:
+        """Keep the parts."""
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.details = details or message
+
+
+class InvalidInput(MeshClientError):
+    """The request can never succeed as it is: a wrong tensor, name, type or shape (INVALID_ARGUMENT)."""
+
+
+class ModelNotFound(MeshClientError):
+    """No such model or version, or it was unloaded (NOT_FOUND)."""
+
+
+class DeadlineExceeded(MeshClientError):
+    """No answer within the timeout (DEADLINE_EXCEEDED)."""
+
+
+class Unavailable(MeshClientError):
+    """Nobody answers, or the mesh cannot take the call now; calling again may help (UNAVAILABLE)."""
+
+
+class TooLarge(MeshClientError):
+    """A message over a cap, or no capacity for the model (RESOURCE_EXHAUSTED)."""
+
+
+class NotOffered(MeshClientError):
+    """The server does not offer this call (UNIMPLEMENTED)."""
+
+
+class NotAllowed(MeshClientError):
+    """The caller is not known or not permitted (UNAUTHENTICATED, PERMISSION_DENIED)."""
+
+
+class Cancelled(MeshClientError):
+    """The call was cancelled (CANCELLED)."""
+
+
+class ServerFailed(MeshClientError):
+    """The model or the server failed (INTERNAL and all other codes)."""
+
+
+class StreamError(MeshClientError):
+    """One request of a stream failed; the stream goes on. `id` is the request's id."""
+
+    id: str = ""
+
+
+_CLASS: dict[Code, type[MeshClientError]] = {
+    Code.INVALID_ARGUMENT: InvalidInput,
+    Code.NOT_FOUND: ModelNotFound,
+    Code.DEADLINE_EXCEEDED: DeadlineExceeded,
+    Code.UNAVAILABLE: Unavailable,
+    Code.RESOURCE_EXHAUSTED: TooLarge,
+    Code.UNIMPLEMENTED: NotOffered,
+    Code.UNAUTHENTICATED: NotAllowed,
+    Code.PERMISSION_DENIED: NotAllowed,
+    Code.CANCELLED: Cancelled,
+}
+
+_UNREACHED: tuple[str, ...] = ("failed to connect", "Connection refused", "DNS resolution", "name resolution")
+"""grpcio tells only in words that it never reached a server."""
+
+
+def error_of(code: int, details: str, address: str) -> MeshClientError:
+    """Return the error for a gRPC status of a call to `address`."""
+    known = Code(code)
+    message = details or known.name
+    if known is Code.UNAVAILABLE and any(text in details for text in _UNREACHED):
+        message = f"no mesh answers at {address}: start one with `mesh up`, or give the client its address ({details})"
+    elif known is Code.DEADLINE_EXCEEDED and (not details or details == "Deadline Exceeded"):
+        message = f"no answer from {address} in time; a model may still be loading: call again with a longer timeout_s"
+    return _CLASS.get(known, ServerFailed)(message, code=known, details=details)
