@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -152,3 +153,57 @@ def test_a_registry_that_does_not_answer_is_one_sentence() -> None:
     assert (ended.code, ended.out) == (1, "")
     assert f"127.0.0.1:{port}" in ended.err
     assert len(ended.err.splitlines()) == 1
+
+
+def test_two_meshes_may_share_a_registry(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    with (
+        up(first, "--nodes", "1") as one,
+        up(second, "--nodes", "1", "--registry", one.ready["registry"], "--node-prefix", "x-") as two,
+    ):
+        assert two.ready["registry"] == one.ready["registry"]
+        until(lambda: sorted(node.id for node in nodes_of(one)) == ["a", "x-a"], one.said)
+        assert sorted(node.id for node in nodes_of(two)) == ["a", "x-a"]
+        two.process.terminate()
+        assert two.process.wait(DEADLINE_S) == 0
+        until(lambda: [node.id for node in nodes_of(one)] == ["a"], one.said)
+
+
+def test_a_second_node_with_a_live_id_exits_1_with_one_sentence(tmp_path: Path) -> None:
+    with up(tmp_path, "--nodes", "1") as running:
+        words = ("--id", "a", "--registry", running.ready["registry"], "--models", str(tmp_path), "--lease-ttl-s", "2")
+        done = subprocess.run(
+            [sys.executable, "-m", "mesh.cli.main", "node", *words, "--log-level", "error"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=DEADLINE_S,
+        )
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("error: node id 'a' is taken")
+        assert done.stderr.count("\n") == 1
+        assert [node.id for node in nodes_of(running)] == ["a"]
+
+
+def test_models_may_be_added_while_it_runs_and_survive_with_a_data_dir(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    demo = Path(__file__).parents[2] / "models" / "demo"
+    shutil.copytree(demo / "iris", folder / "iris")
+    flags = ("--nodes", "1", "--models", str(folder), "--data-dir", str(tmp_path / "etcd"))
+
+    def names(running: Up) -> list[str]:
+        found = running.ask("/mesh.v1.MeshControl/ListModels", control.ListModelsRequest(), control.ListModelsResponse)
+        return sorted(model.name for model in found.models)
+
+    if shutil.which("etcd") is None:
+        pytest.skip("needs an etcd binary")
+    with up(tmp_path, *flags) as running:
+        assert names(running) == ["iris"]
+        shutil.copytree(demo / "digits", folder / "digits")
+        until(lambda: names(running) == ["digits", "iris"], running.said)
+        running.process.terminate()
+        assert running.process.wait(DEADLINE_S) == 0
+    with up(tmp_path, *flags) as running:
+        assert names(running) == ["digits", "iris"]
