@@ -141,9 +141,8 @@ def nodes(address: Address = DEFAULT, timeout: Timeout = 10.0, as_json: AsJson =
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[Client]:
     """Give a client of the router; a call that fails ends the process with its sentence."""
-    from mesh_client import Client, MeshClientError  # noqa: PLC0415 - help must not load grpc
-
     from mesh.core.errors import MeshError  # noqa: PLC0415
+    from mesh_client import Client, MeshClientError  # noqa: PLC0415 - help must not load grpc
 
     try:
         with Client(address) as client:

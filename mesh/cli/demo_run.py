@@ -18,9 +18,9 @@ from typing import Any, Final, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from mesh_client import AsyncClient, MeshClientError
 
 from mesh.core.errors import InvalidRequest, NotReady
+from mesh_client import AsyncClient, MeshClientError
 
 CALLERS: Final = 8
 """Calls in flight at once."""
@@ -28,6 +28,8 @@ CALL_S: Final = 30.0
 """A call that takes longer is lost."""
 TALK: Final = 40
 """Pairs of titles in the streamed conversation."""
+TALK_S: Final = 60.0
+"""The whole conversation; what is not answered by then is lost."""
 LOAD_AFTER: Final = 200
 """Calls that must be answered after the killed node is back."""
 
@@ -154,7 +156,7 @@ class Trial:
     async def conversation(self) -> None:
         """Match `TALK` pairs of titles over one stream, each message made from the answer before it."""
         tally = self.talk
-        async with self._client.stream() as stream:
+        async with self._client.stream(timeout_s=TALK_S) as stream:
             for at in range(min(TALK, len(self._data.titles))):
                 features = await self._call(tally, partial(stream.infer, "text_features", self._pair(at)))
                 if features is None:
