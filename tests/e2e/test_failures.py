@@ -12,8 +12,8 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from mesh_client import AsyncClient
 
+from mesh_client import AsyncClient, Client
 from tests.fixtures import raw
 from tests.fixtures.etcd import EtcdServer
 from tests.fixtures.mesh import MODELS, Process, free_port, start_node, start_router, until
@@ -95,10 +95,14 @@ def cluster(registry: str, *names: str) -> Iterator[tuple[Process, dict[str, Pro
                 node.kill()
 
 
+def ready(router: Process, model: str) -> bool:
+    """Tell whether the router would try an inference on `model`."""
+    with Client(router.grpc) as client:
+        return client.model_ready(model)
+
+
 def holders(router: Process, model: str) -> set[str]:
     """Return the nodes on which `model` is ready."""
-    from mesh_client import Client
-
     with Client(router.grpc) as client:
         return {
             copy.node for each in client.models() if each.name == model for copy in each.copies if copy.state == "ready"
@@ -159,6 +163,7 @@ def test_the_registry_is_down_at_start_and_everybody_waits_for_it(etcd: EtcdServ
         etcd.launch_and_wait()
         node.wait_ready()
         router.wait_ready()
+        until(lambda: ready(router, "iris"), what="the router has heard of the node and its models")
         with raw.channel_to(router.grpc) as channel:
             assert raw.infer(channel, raw.request("iris")).model_name == "iris"
         assert (router.stop(), node.stop()) == (0, 0)
