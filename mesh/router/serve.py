@@ -156,6 +156,6 @@ async def _tidy(parts: _Parts) -> None:
     view = parts.mirror.view
     while True:
         parts.balancer.forget(view.nodes.keys())
-        await parts.channels.keep({node.address for node in view.nodes.values()})
+        parts.channels.keep({node.address for node in view.nodes.values()})
         parts.metrics.view_published(view)
         view = await parts.mirror.next(view)

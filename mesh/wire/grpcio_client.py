@@ -57,9 +57,9 @@ class GrpcioChannel:
         """Open a two-way stream."""
         return _GrpcioDuplex(self._channel.stream_stream(method)(timeout=timeout_s, metadata=metadata or None))
 
-    async def close(self) -> None:
-        """Close the connection; calls in flight are cancelled."""
-        await self._channel.close()
+    async def close(self, grace_s: float) -> None:
+        """Take no more calls, wait at most `grace_s` seconds for those in flight, then close the connection."""
+        await self._channel.close(grace_s)
 
     def __repr__(self) -> str:
         """Show the address."""

@@ -96,8 +96,8 @@ class Channel(Protocol):
     def stream(self, method: str, *, metadata: Metadata, timeout_s: float | None) -> Duplex:
         """Open a two-way stream."""
 
-    async def close(self) -> None:
-        """Close the connections; calls in flight are cancelled."""
+    async def close(self, grace_s: float) -> None:
+        """Take no more calls, wait at most `grace_s` seconds for those in flight, then close the connections."""
 
 
 class Server(Protocol):

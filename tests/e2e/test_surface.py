@@ -107,7 +107,7 @@ def test_health_lists_the_server_and_every_model(channel: grpc.Channel) -> None:
 
 def test_a_health_watch_hears_of_the_drain() -> None:
     with mesh_up(MODELS / "demo") as process, raw.channel_to(process.grpc) as channel:
-        watch = channel.unary_stream(
+        watch: Any = channel.unary_stream(
             HEALTH + "Watch", health.HealthCheckRequest.SerializeToString, health.HealthCheckResponse.FromString
         )(health.HealthCheckRequest(), timeout=120)
         assert next(watch).status == health.HealthCheckResponse.SERVING

@@ -21,6 +21,7 @@ class Service:
         self.calls: list[Call] = []
         self.cancelled = asyncio.Event()
         self.begun = asyncio.Event()
+        self.released = asyncio.Event()
 
     async def unary(self, call: Call, message: bytes) -> bytes:
         self.calls.append(call)
@@ -30,6 +31,9 @@ class Service:
         if message == b"crash":
             msg = "a bug"
             raise RuntimeError(msg)
+        if message == b"hold":
+            self.begun.set()
+            await self.released.wait()
         if message == b"wait":
             self.begun.set()
             try:
@@ -64,7 +68,7 @@ async def server(service: Service) -> AsyncIterator[GrpcioServer]:
 async def channel(server: GrpcioServer) -> AsyncIterator[GrpcioChannel]:
     channel = GrpcioChannel(server.address, limits=Limits())
     yield channel
-    await channel.close()
+    await channel.close(0)
 
 
 async def test_bytes_metadata_deadline_and_trailers_go_through(channel: GrpcioChannel, service: Service) -> None:
@@ -107,7 +111,7 @@ async def test_nobody_listening_is_a_transport_failure_before_sending() -> None:
         await channel.unary(UNARY, b"", metadata=(), timeout_s=30)
     assert caught.value.transport_failed
     assert caught.value.unsent
-    await channel.close()
+    await channel.close(0)
 
 
 async def test_a_server_that_is_cut_while_it_answers_is_a_transport_failure(
@@ -128,6 +132,18 @@ async def test_cancelled_while_the_peer_answers_cancels_the_peer(channel: Grpcio
     with pytest.raises(asyncio.CancelledError):
         await call
     await service.cancelled.wait()
+
+
+async def test_a_channel_that_is_closed_with_grace_lets_its_calls_finish(
+    server: GrpcioServer, service: Service
+) -> None:
+    channel = GrpcioChannel(server.address, limits=Limits())
+    call = asyncio.create_task(channel.unary(UNARY, b"hold", metadata=(), timeout_s=None))
+    await service.begun.wait()
+    closing = asyncio.create_task(channel.close(60))
+    service.released.set()
+    assert (await call).message == b"hold"
+    await closing
 
 
 async def test_an_unknown_method_is_unimplemented(channel: GrpcioChannel) -> None:
