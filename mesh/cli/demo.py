@@ -54,7 +54,9 @@ def demo() -> None:
                 return
             say(f"ready after {time.monotonic() - begun_s:.1f} s, gRPC on {started['router']['grpc']}")
             async with Trial(started["router"]["grpc"], data) as trial:
-                ended.append(bool(await unless(stop, course(mesh, started, trial))))
+                right = await unless(stop, course(mesh, started, trial))
+                if right is not None:
+                    ended.append(right)
         finally:
             say("stopping ...")
             await mesh.stop()

@@ -42,7 +42,8 @@ def test_the_demo_is_right_loses_nothing_and_leaves_nothing() -> None:
 
 
 @pytest.mark.timeout(600)
-def test_ctrl_c_in_the_demo_stops_everything() -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_demo_that_is_stopped_or_killed_leaves_nothing(number: signal.Signals, code: int) -> None:
     mark = uuid.uuid4().hex
     with subprocess.Popen(
         [sys.executable, "-m", "mesh.cli.main", "demo"],
@@ -52,8 +53,9 @@ def test_ctrl_c_in_the_demo_stops_everything() -> None:
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("starting")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(DEADLINE_S) == 130
+        process.stdout.readline()
+        process.send_signal(number)
+        assert process.wait(DEADLINE_S) == code
     end_s = time.monotonic() + DEADLINE_S
     while marked(mark):
         assert time.monotonic() < end_s, marked(mark)
