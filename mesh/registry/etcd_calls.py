@@ -36,6 +36,8 @@ _OPTIONS: Final = (
     # etcd drops clients that ping more often than every 5 s (--grpc-keepalive-min-time).
     ("grpc.keepalive_time_ms", 6_000),
     ("grpc.keepalive_timeout_ms", 4_000),
+    # What grpcio 1.85 really waits for a keepalive ping's answer; its default is a minute.
+    ("grpc.http2.ping_timeout_ms", 4_000),
     ("grpc.http2.max_pings_without_data", 0),
     # A restarted etcd is noticed within 2 s. The minimum is also the time a connection attempt gets: not too small.
     ("grpc.initial_reconnect_backoff_ms", 100),

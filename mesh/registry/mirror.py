@@ -75,13 +75,17 @@ class Mirror:
         events = tuple(Event(entry.key, entry) for entry in listing.entries)
         self._apply(Batch(events, listing.revision, relisted=True))
         self._synced.set()
-        async with asyncio.TaskGroup() as tasks:
-            held = asyncio.Event()
-            tasks.create_task(self._release(held), name="mirror grace")
-            async with aclosing(self._store.watch(ROOT, after=listing.revision)) as batches:
-                async for batch in batches:
-                    self._apply(batch)
-                    held.set()
+        held = asyncio.Event()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._release(held), name="mirror grace")
+                async with aclosing(self._store.watch(ROOT, after=listing.revision)) as batches:
+                    async for batch in batches:
+                        self._apply(batch)
+                        held.set()
+        except ExceptionGroup as failed:
+            # A caller wants to know what happened, not that two tasks were at work.
+            raise failed.exceptions[0] from failed
 
     async def wait_synced(self) -> None:
         """Return when the first listing has been folded into `view`."""

@@ -6,7 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 
@@ -95,7 +95,7 @@ async def test_when_the_leader_is_killed_another_leads(shared_etcd: EtcdServer, 
             await leads(second)
             await second.resign()
     finally:
-        if victim.returncode is None:
+        with suppress(ProcessLookupError):
             victim.kill()
         await victim.wait()
 

@@ -10,6 +10,7 @@ from mesh.registry.embedded import EmbeddedRegistry
 from mesh.registry.etcd_client import EtcdClient
 from mesh.registry.store import Batch
 from tests.fixtures.etcd import EtcdServer, Registry, Running, eventually
+from tests.fixtures.faults import FaultyLink
 from tests.fixtures.mesh import free_port
 
 Connect = Callable[..., EtcdClient]
@@ -149,11 +150,11 @@ async def test_a_compare_and_swap_that_was_cut_off_and_done_counts_as_won(
     restartable: Registry, connect: Connect
 ) -> None:
     """The answer is lost after etcd did the write: the second attempt finds just what it wanted to write."""
-    cut = CutAnswers(restartable.address)
+    cut = FaultyLink(restartable.address)
     await cut.start()
     client = connect(cut.address, timeout_s=60)
     await client.get("/t/a")
-    cut.cut_next = True
+    cut.cut_answer_to = b"mine"
     revision = await client.replace("/t/a", b"mine", expected=0)
     entry = await client.get("/t/a")
     assert cut.cuts == 1
@@ -163,71 +164,61 @@ async def test_a_compare_and_swap_that_was_cut_off_and_done_counts_as_won(
     await cut.stop()
 
 
-class CutAnswers:
-    """A TCP proxy that, when told, drops a connection instead of passing the next answer on."""
-
-    def __init__(self, upstream: str) -> None:
-        self._host, port = upstream.split(":")
-        self._port = int(port)
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.address = ""
-        self.cut_next = False
-        self.cuts = 0
-
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-
-    async def stop(self) -> None:
-        assert self._server is not None
-        self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        upstream_reader, upstream_writer = await asyncio.open_connection(self._host, self._port)
-        armed = asyncio.Event()
-
-        async def ask() -> None:
-            while data := await reader.read(65536):
-                # The request carries the value; what comes back after it is the answer to cut.
-                if self.cut_next and b"mine" in data:
-                    armed.set()
-                upstream_writer.write(data)
-                await upstream_writer.drain()
-
-        async def answer() -> None:
-            while data := await upstream_reader.read(65536):
-                # A DATA frame (type 0) is the answer; pings and window updates come before it.
-                if armed.is_set() and _has_data(data):
-                    self.cut_next = False
-                    self.cuts += 1
-                    return
-                writer.write(data)
-                await writer.drain()
-
-        halves = [asyncio.create_task(ask()), asyncio.create_task(answer())]
-        try:
-            await asyncio.wait(halves, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for half in halves:
-                half.cancel()
-            await asyncio.gather(*halves, return_exceptions=True)
-            writer.transport.abort()
-            upstream_writer.transport.abort()
-            self._tasks.discard(task)
+async def test_a_watch_whose_server_goes_silent_moves_to_another_endpoint(
+    restartable: Registry, connect: Connect
+) -> None:
+    """A partition: the connection stands and nothing comes through. Only pings that go unanswered show it."""
+    link = FaultyLink(restartable.address)
+    await link.start()
+    writer = connect(restartable.address, timeout_s=60)
+    before = await writer.put("/t/a", b"1")
+    watcher = connect(link.address, restartable.address, timeout_s=60)
+    async with aclosing(watcher.watch("/t/", after=before)) as batches:
+        await writer.put("/t/a", b"2")
+        assert (await anext(batches)).events
+        link.stalled = True
+        await writer.put("/t/a", b"3")
+        assert not (await asyncio.wait_for(anext(batches), 60)).live
+        seen = await until_live(batches)
+        while not seen[-1].events:
+            seen.append(await anext(batches))
+        assert seen[-1].events[0].entry is not None
+        assert seen[-1].events[0].entry.value == b"3"
+    await watcher.close()
+    await link.stop()
 
 
-def _has_data(data: bytes) -> bool:
-    """Whether HTTP/2 frames hold a non-empty DATA frame; reads start at a frame's start on a loopback of idle peers."""
-    while len(data) >= 9:
-        length, kind = int.from_bytes(data[:3], "big"), data[3]
-        if kind == 0 and length:
-            return True
-        data = data[9 + length :]
-    return False
+async def test_calls_leave_an_endpoint_that_went_silent(restartable: Registry, connect: Connect) -> None:
+    link = FaultyLink(restartable.address)
+    await link.start()
+    client = connect(link.address, restartable.address, timeout_s=20)
+    await client.put("/t/a", b"1")
+    assert client._caller.endpoint == link.address
+    link.stalled = True
+    await client.put("/t/a", b"2")
+    assert client._caller.endpoint == restartable.address
+    await client.close()
+    await link.stop()
+
+
+async def test_a_member_without_its_majority_is_left_by_a_watch(
+    new_etcd: Callable[..., EtcdServer], connect: Connect
+) -> None:
+    """Three members, two killed: the third answers connections and knows no leader, so it must not be trusted."""
+    members = [new_etcd() for _ in range(3)]
+    for each in members:
+        each.join(members)
+    await asyncio.gather(*(each.start() for each in members))
+    client = connect(*(each.address for each in members), timeout_s=60)
+    before = await client.put("/t/a", b"1")
+    alone = connect(members[0].address, timeout_s=1)
+    async with aclosing(alone.watch("/t/", after=before)) as batches:
+        await client.put("/t/a", b"2")
+        assert (await anext(batches)).events
+        for each in members[1:]:
+            await each.stop()
+        assert not (await asyncio.wait_for(anext(batches), 60)).live
+        await members[1].start()
+        seen = await asyncio.wait_for(until_live(batches), 60)
+        assert seen[-1].live
+        assert await client.put("/t/a", b"3") > before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -12,6 +13,7 @@ import pytest
 from mesh.core.errors import RegistryRefused, RegistryUnavailable
 from mesh.registry.config import RegistryConfig
 from mesh.registry.etcd_client import EtcdClient
+from mesh.registry.mirror import Mirror
 from mesh.wire.transport import TlsConfig
 from tests.fixtures.certs import make_certs
 from tests.fixtures.etcd import EtcdServer
@@ -152,6 +154,18 @@ async def test_a_token_that_etcd_forgot_is_renewed_by_calls_and_watches(guarded:
                 batch = await anext(batches)
             assert batch.events[0].entry is not None
             assert batch.events[0].entry.value == b"3"
+
+
+async def test_a_mirror_that_may_no_longer_read_ends_with_the_reason(guarded: EtcdServer) -> None:
+    async with client_of(user_config(guarded)) as client:
+        mirror = Mirror(client)
+        following = asyncio.create_task(mirror.run())
+        await asyncio.wait_for(mirror.wait_synced(), 60)
+        etcdctl(guarded, "--user", "root:top", "role", "revoke-permission", "mesh", "--prefix=true", "/mesh/v1/")
+        await guarded.stop()
+        await guarded.start()
+        with pytest.raises(RegistryRefused, match="permission denied"):
+            await asyncio.wait_for(following, 60)
 
 
 async def test_a_user_for_an_etcd_without_authentication_is_refused(shared_etcd: EtcdServer) -> None:

@@ -173,6 +173,30 @@ async def test_a_whole_transaction_is_one_batch_even_when_it_is_large(store: Etc
         assert len((await next_batch).events) == 128
 
 
+async def test_history_too_large_for_one_response_comes_whole_and_in_order(
+    store: EtcdClient, registry: Running
+) -> None:
+    """A real etcd cuts such a response into fragments, the embedded one sends several."""
+    from mesh.api.gen.etcd import rpc_pb2 as rpc
+    from tests.fixtures.etcd_raw import Raw
+
+    before = (await store.list("/t/")).revision
+    for each in range(30):
+        await store.put(f"/t/{each:02}", bytes(100_000))
+    if registry.kind == "etcd":
+        raw = Raw(registry.address)
+        create = rpc.WatchCreateRequest(key=b"/t/", range_end=b"/t0", start_revision=before + 1, fragment=True)
+        with raw.watch(create) as stream:
+            assert stream.read().created
+            assert stream.read().fragment, "etcd was expected to cut this response"
+        raw.close()
+    found: list[str] = []
+    async with aclosing(store.watch("/t/", after=before)) as batches:
+        while len(found) < 30:
+            found.extend(event.key for event in (await anext(batches)).events)
+    assert found == [f"/t/{each:02}" for each in range(30)]
+
+
 async def test_no_endpoint_that_answers_is_unavailable_within_the_timeout(
     connect: Callable[..., EtcdClient],
 ) -> None:
