@@ -48,7 +48,15 @@ _OPTIONS: Final = (
     ("grpc.enable_retries", 0),
 )
 
-_ELSEWHERE: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
+_ELSEWHERE: Final = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.INTERNAL,
+    }
+)
+"""Statuses of a member or a connection in trouble; another member, or the same one later, may answer."""
 _TOKEN_TEXTS: Final = ("invalid auth token", "revision of auth store is old")
 _LEASE_TEXT: Final = "requested lease not found"
 
@@ -115,7 +123,11 @@ class Caller:
         channel = await self._channel()
         endpoint = self.endpoint
         self._token = ""
-        metadata = await self._metadata()
+        try:
+            metadata = await self._metadata(self.config.timeout_s)
+        except grpc.aio.AioRpcError:
+            self.leave(endpoint)
+            raise
         call = stream(channel, path, request, response)(metadata=(*metadata, ("hasleader", "true")))
         return call, endpoint
 
@@ -143,7 +155,7 @@ class Caller:
                 endpoint = self.endpoint
                 try:
                     channel = await self._channel()
-                    metadata = await self._metadata()
+                    metadata = await self._metadata(remaining_s / left)
                     return Answer(await send(channel, metadata, remaining_s / left), repeated)
                 except grpc.aio.AioRpcError as error:
                     if not renewed and self.config.user and is_token_error(error.details()):
@@ -172,21 +184,21 @@ class Caller:
                 self._channels = [_open(endpoint, credentials) for endpoint in self.config.endpoints]
         return self._channels[self._good]
 
-    async def _metadata(self) -> Metadata:
+    async def _metadata(self, timeout_s: float) -> Metadata:
         if not self.config.user:
             return ()
         async with self._token_lock:
             if not self._token:
-                self._token = await self._authenticate()
+                self._token = await self._authenticate(timeout_s)
             return (("token", self._token),)
 
-    async def _authenticate(self) -> str:
+    async def _authenticate(self, timeout_s: float) -> str:
         request = rpc.AuthenticateRequest(name=self.config.user, password=self.config.password)
         method = unary(
             await self._channel(), "/etcdserverpb.Auth/Authenticate", rpc.AuthenticateRequest, rpc.AuthenticateResponse
         )
         try:
-            response = await method(request, timeout=self.config.timeout_s)
+            response = await method(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             if error.code() in _ELSEWHERE:
                 raise

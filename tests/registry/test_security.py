@@ -17,6 +17,7 @@ from mesh.registry.mirror import Mirror
 from mesh.wire.transport import TlsConfig
 from tests.fixtures.certs import make_certs
 from tests.fixtures.etcd import EtcdServer
+from tests.fixtures.mesh import free_port
 
 
 @asynccontextmanager
@@ -166,6 +167,15 @@ async def test_a_mirror_that_may_no_longer_read_ends_with_the_reason(guarded: Et
         await guarded.start()
         with pytest.raises(RegistryRefused, match="permission denied"):
             await asyncio.wait_for(following, 60)
+
+
+async def test_a_user_and_a_dead_endpoint_go_together(guarded: EtcdServer) -> None:
+    endpoints = (f"127.0.0.1:{free_port()}", guarded.address)
+    async with client_of(RegistryConfig(endpoints=endpoints, user="mesh", password="secret", timeout_s=60)) as client:
+        async with aclosing(client.watch("/mesh/v1/", after=0)) as batches:
+            assert not (await anext(batches)).live
+            assert (await asyncio.wait_for(anext(batches), 60)).live
+        await put_get_and_watch(client)
 
 
 async def test_a_user_for_an_etcd_without_authentication_is_refused(shared_etcd: EtcdServer) -> None:
