@@ -68,6 +68,8 @@ def up(folder: Path, *flags: str, env: dict[str, str] | None = None) -> Iterator
             running.ready = json.loads(line)
             family = running.family()
             yield running
+            process.terminate()
+            process.wait(DEADLINE_S)
         finally:
             process.kill()
             for each in family:
