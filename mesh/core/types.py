@@ -137,6 +137,16 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
+class Tuning:
+    """The parts of a version's configuration that a load request may override. Meanings as in `ModelVersion`."""
+
+    max_batch_size: int = 0
+    max_queue_delay_us: int = 0
+    max_queue_size: int = 0
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelVersion:
     """What one immutable version of a model is.
 
@@ -173,6 +183,10 @@ class ModelVersion:
     """"cpu", "gpu" or "auto" (a gpu if the node has one that fits and the runtime can use it)."""
     parameters: Mapping[str, str] = field(default_factory=dict)
     """Passed to the runtime and shown in ModelConfig."""
+    files_digest: str = ""
+    """The digest without overrides: what the repository holds. Empty in records of earlier versions: `digest`."""
+    original: Tuning | None = None
+    """What the files say, while a load request overrides it; None when nothing is overridden."""
 
 
 @dataclass(frozen=True, slots=True)

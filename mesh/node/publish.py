@@ -94,12 +94,12 @@ class Publisher:
             await self._store.replace(path, value, expected=entry.mod_revision)
 
     async def _write(self, key: VersionKey, known: ModelVersion | None, found: ModelVersion, done: Changes) -> None:
-        if known is not None and known.digest == found.digest:
+        if known is not None and _files(known) == _files(found):
             return
         path = model_key(*key)
         entry = await self._store.get(path)
         latest = records.decode_model(entry.value) if entry else None
-        if latest is not None and latest.digest == found.digest:
+        if latest is not None and _files(latest) == _files(found):
             return
         if latest is not None and not self._is_ours(latest):
             done.refused[found.source] = f"'{key[0]}' version {key[1]} is published from {latest.source} already"
@@ -116,3 +116,8 @@ class Publisher:
 
     def _is_ours(self, model: ModelVersion) -> bool:
         return any(model.source.startswith(root.rstrip("/") + "/") for root in self._scanner.urls())
+
+
+def _files(model: ModelVersion) -> str:
+    """Return the digest of what the repository holds: an override by a load request does not make files differ."""
+    return model.files_digest or model.digest

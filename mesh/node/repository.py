@@ -130,6 +130,7 @@ class Scanner:
             runtime=runtime,
             source=path.as_uri(),
             digest=digest.hexdigest(),
+            files_digest=digest.hexdigest(),
             size_bytes=size,
             platform=config.platform,
             inputs=tuple(TensorSpec(each.name, each.dtype, each.shape, each.optional) for each in config.inputs),

@@ -16,10 +16,11 @@ from mesh.core.errors import Conflict, DeadlineExceeded, LoadFailed, UnknownMode
 from mesh.core.types import CopyState, ModelName, ModelVersion, Placement
 from mesh.core.view import ClusterView, VersionKey
 from mesh.registry import records
-from mesh.registry.keys import placement_key
+from mesh.registry.keys import model_key, placement_key
 from mesh.registry.mirror import Mirror
 from mesh.registry.store import Store
 from mesh.router.cold import Cold
+from mesh.router.override import overridden, restored
 
 WRITE_TRIES = 10
 """Compare-and-swap tries. A key that ten others changed in a row is a fault to report, not to wait out."""
@@ -52,18 +53,43 @@ class Repository:
             _described(view, view.models[each][version]) for each in names for version in reversed(view.versions(each))
         ]
 
-    async def load(self, name: str, deadline_s: float) -> None:
+    async def load(self, name: str, deadline_s: float, config: str = "") -> None:
         """Load the latest version of `name`, wherever it fits; return when it serves. `deadline_s` is monotonic.
 
-        Raises `LoadFailed` for an unknown model too: that is Triton's answer, and its clients look for the text.
+        `config` is a JSON ModelConfig that overrides parts of the model's own until the next load without one or the
+        next change of its files. Raises `LoadFailed`, for an unknown model too: Triton's clients look for that text.
         """
         view = self._mirror.view
         versions = view.versions(ModelName(name))
         if not versions:
             raise LoadFailed(f"failed to load '{name}', failed to poll from model repository: it is in no repository")
         key = (ModelName(name), versions[0])
+        model = await self._configure(key, config)
         forced = view.is_off(key) or not view.serving.get(key)
-        await self._cold.wait(view.models[key[0]][key[1]], deadline_s, forced=forced)
+        await self._cold.wait(model, deadline_s, forced=forced)
+        try:
+            async with asyncio.timeout(max(0.0, deadline_s - time.monotonic())):
+                view = await self._mirror.wait_for(lambda view: _answers(view, key, model.digest))
+        except TimeoutError:
+            raise DeadlineExceeded(f"model '{name}' is being loaded with its new configuration; call again") from None
+        failed = [each.copy for each in view.copies[key] if each.copy.digest == model.digest and each.copy.error]
+        if failed:
+            raise LoadFailed(failed[0].error)
+
+    async def _configure(self, key: VersionKey, config: str) -> ModelVersion:
+        """Write the record with `config` over it, or without any override, and return it."""
+        path = model_key(*key)
+        for _ in range(WRITE_TRIES):
+            entry = await self._store.get(path)
+            if entry is None:
+                break
+            latest = records.decode_model(entry.value)
+            wanted = overridden(latest, config) if config else restored(latest)
+            if wanted == latest:
+                return latest
+            if await self._store.replace(path, records.encode(wanted), expected=entry.mod_revision) is not None:
+                return wanted
+        raise Conflict(f"the record of model '{key[0]}' keeps changing under this load; call again")
 
     async def unload(self, name: str, deadline_s: float) -> None:
         """Unload every version of `name` and keep requests from loading it again; return when no copy is left."""
@@ -89,6 +115,14 @@ class Repository:
             if await self._store.replace(path, off, expected=expected) is not None:
                 return
         raise Conflict(f"the placement of model '{key[0]}' keeps changing under this unload; call again")
+
+
+def _answers(view: ClusterView, key: VersionKey, digest: str) -> bool:
+    """Tell whether a copy of these very files and settings serves or failed."""
+    return any(
+        each.copy.digest == digest and (each.copy.error or each.copy.state is CopyState.READY)
+        for each in view.copies.get(key, ())
+    )
 
 
 def _gone(view: ClusterView, keys: Collection[VersionKey]) -> bool:

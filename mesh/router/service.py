@@ -13,9 +13,10 @@ from mesh.api import messages as m
 from mesh.api.describe import node_message
 from mesh.api.messages import control
 from mesh.api.status import status_of
-from mesh.core.errors import MeshError, Unimplemented
+from mesh.core.errors import InvalidRequest, LoadFailed, MeshError, Unimplemented
 from mesh.registry.mirror import Mirror
 from mesh.router.catalog import Catalog
+from mesh.router.override import check_file_path
 from mesh.router.repository import Repository
 from mesh.router.settings import Settings
 from mesh.telemetry import logs
@@ -73,12 +74,18 @@ class InferenceService:
         name = _model_of(request)
 
         async def load() -> m.RepositoryModelLoadResponse:
-            if request.parameters:
-                raise Unimplemented(
-                    f"load parameters {sorted(request.parameters)} are not offered: put the model's configuration "
-                    "and files into a model repository that the nodes read"
-                )
-            await self._repository.load(name, self._deadline_s(context))
+            config = ""
+            for key, value in request.parameters.items():
+                if key.startswith("file:"):
+                    check_file_path(name, key)
+                    raise LoadFailed(
+                        f"failed to load '{name}', files in a load request are not offered: put them into a model "
+                        "repository that the nodes read"
+                    )
+                if key != "config":
+                    raise InvalidRequest(f"load parameter '{key}' is not known: expected 'config'")
+                config = value.string_param
+            await self._repository.load(name, self._deadline_s(context), config)
             answer = m.RepositoryModelLoadResponse()
             if not request.model_name:
                 answer.model_name, answer.isLoaded = name, True
