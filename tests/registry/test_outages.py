@@ -113,13 +113,14 @@ async def test_a_watch_goes_to_the_endpoint_that_answers(registry: Running, conn
 
 
 async def test_an_endpoint_that_is_silent_costs_its_share_of_the_timeout(registry: Running, connect: Connect) -> None:
-    silent = await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0)
-    address = f"127.0.0.1:{silent.sockets[0].getsockname()[1]}"
-    client = connect(address, registry.address, timeout_s=20.0)
+    silent = FaultyLink(registry.address)
+    silent.stalled = True
+    await silent.start()
+    client = connect(silent.address, registry.address, timeout_s=20.0)
     assert await client.put("/t/a", b"1") > 0
     assert client._caller.endpoint == registry.address
     await client.close()
-    silent.close()
+    await silent.stop()
 
 
 async def test_a_registry_that_lost_everything_is_listed_again(connect: Connect) -> None:

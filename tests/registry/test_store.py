@@ -13,6 +13,7 @@ from mesh.registry.etcd_client import EtcdClient
 from mesh.registry.etcd_watch import bytes_of, pause_s, range_end, text_of
 from mesh.registry.store import Batch, Entry, Event, Listing
 from tests.fixtures.etcd import Running, eventually
+from tests.fixtures.faults import FaultyLink
 from tests.fixtures.mesh import free_port
 
 
@@ -207,15 +208,16 @@ async def test_no_endpoint_that_answers_is_unavailable_within_the_timeout(
 
 
 async def test_an_endpoint_that_takes_connections_and_says_nothing_is_unavailable(
-    connect: Callable[..., EtcdClient],
+    registry: Running, connect: Callable[..., EtcdClient]
 ) -> None:
-    silent = await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0)
-    port = silent.sockets[0].getsockname()[1]
-    client = connect(f"127.0.0.1:{port}", timeout_s=0.5)
+    silent = FaultyLink(registry.address)
+    silent.stalled = True
+    await silent.start()
+    client = connect(silent.address, timeout_s=0.5)
     with pytest.raises(RegistryUnavailable):
         await client.keep_alive(1)
     await client.close()
-    silent.close()
+    await silent.stop()
 
 
 async def test_a_closed_client_says_so(registry: Running, connect: Callable[..., EtcdClient]) -> None:
