@@ -7,7 +7,8 @@ request is a message with its error, and the stream goes on, unless the caller a
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine
 from contextlib import aclosing
 
 from mesh.api.messages import InferParameter, ModelInferResponse
@@ -36,6 +37,7 @@ class Streams:
     async def stream(self, call: Call, messages: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
         """Answer one ModelStreamInfer. Cancelling it cancels the requests in flight at their nodes."""
         strict = call.meta("triton_grpc_error") == "true"
+        turns: dict[tuple[str, str], asyncio.Event] = {}
 
         def answer(message: bytes) -> Answer:
             self._metrics.stream_message("request")
@@ -46,7 +48,11 @@ class Streams:
                 return Ordered(_failed(error, _id(message), strict=strict))
             if model.decoupled:
                 return Interleaved(self._several(call, message, request, model, strict=strict))
-            return Ordered(self._one(call, message, request, strict=strict))
+            sequence = str(request.parameters.get("sequence_id") or "")
+            if not sequence:
+                return Ordered(self._one(call, message, request, strict=strict))
+            one = self._one(call, message, request, strict=strict)
+            return Ordered(_in_turn(turns, (model.name, sequence), one))
 
         self._metrics.stream_opened()
         try:
@@ -119,6 +125,29 @@ class Streams:
                     yield response
             finally:
                 upstream.cancel()
+
+
+def _in_turn(
+    turns: dict[tuple[str, str], asyncio.Event], key: tuple[str, str], one: Awaitable[bytes]
+) -> Coroutine[None, None, bytes]:
+    """Return `one`, to be awaited after the request of the same sequence before it, which is in `turns`.
+
+    The order of a sequence's requests is its meaning, while requests of a stream are otherwise answered side by side.
+    """
+    before, done = turns.get(key), asyncio.Event()
+    turns[key] = done
+
+    async def wait_and_answer() -> bytes:
+        try:
+            if before is not None:
+                await before.wait()
+            return await one
+        finally:
+            done.set()
+            if turns.get(key) is done:
+                del turns[key]
+
+    return wait_and_answer()
 
 
 def _id(message: bytes) -> str:

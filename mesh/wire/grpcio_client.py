@@ -28,7 +28,9 @@ class GrpcioChannel:
             ("grpc.max_reconnect_backoff_ms", 1000),
             # A peer that vanished without a FIN (power, network) is noticed within 30 s.
             ("grpc.keepalive_time_ms", 20_000),
+            # grpcio 1.85 waits 60 s for a ping's answer unless both of these say less.
             ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.http2.ping_timeout_ms", 10_000),
             # Channels to one address must not share one connection through grpcio's global pool.
             ("grpc.use_local_subchannel_pool", 1),
         ]

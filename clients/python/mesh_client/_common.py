@@ -61,6 +61,7 @@ def options(max_message_bytes: int) -> list[tuple[str, Any]]:
         # go on; a vanished server is noticed.
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.ping_timeout_ms", 10_000),
         ("grpc.max_reconnect_backoff_ms", 2_000),
     ]
 

@@ -1,0 +1,71 @@
+"""Triton's own Python gRPC example clients, run as they are, from a folder that MESH_TRITON_EXAMPLES names.
+
+They are not part of this repository. Fetch ``src/python/examples`` of the Triton client and point the variable there.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures.mesh import MODELS, Process, mesh_up
+
+FOLDER = os.environ.get("MESH_TRITON_EXAMPLES", "")
+
+pytestmark = pytest.mark.skipif(not FOLDER, reason="MESH_TRITON_EXAMPLES names no folder with Triton's examples")
+
+EIGHT = (
+    "simple_grpc_infer_client.py",
+    "simple_grpc_async_infer_client.py",
+    "simple_grpc_aio_infer_client.py",
+    "simple_grpc_string_infer_client.py",
+    "simple_grpc_aio_string_infer_client.py",
+    "grpc_explicit_int_content_client.py",
+    "grpc_explicit_int8_content_client.py",
+    "grpc_explicit_byte_content_client.py",
+    "simple_grpc_health_metadata.py",
+    "simple_grpc_keepalive_client.py",
+    "simple_grpc_custom_args_client.py",
+    "simple_grpc_sequence_stream_infer_client.py",
+    "simple_grpc_sequence_sync_infer_client.py",
+    "simple_grpc_model_control.py",
+)
+SILENT = {"simple_grpc_health_metadata.py", "simple_grpc_aio_health_metadata.py"}
+"""They judge by their exit code alone."""
+
+
+@pytest.fixture(scope="module")
+def eight() -> Iterator[Process]:
+    with mesh_up(MODELS / "triton-examples", nodes=2, extra=("--server-name", "triton")) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def decoupled() -> Iterator[Process]:
+    with mesh_up(MODELS / "triton-decoupled") as process:
+        yield process
+
+
+def run(name: str, address: str) -> None:
+    path = Path(FOLDER) / name
+    if not path.is_file():
+        pytest.skip(f"{name} is not in {FOLDER}")
+    done = subprocess.run(
+        [sys.executable, str(path), "-u", address], capture_output=True, text=True, timeout=110, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert name in SILENT or "PASS" in done.stdout, done.stdout[-2000:]
+
+
+@pytest.mark.parametrize("name", EIGHT)
+def test_an_example_passes(eight: Process, name: str) -> None:
+    run(name, eight.grpc)
+
+
+def test_the_decoupled_example_passes(decoupled: Process) -> None:
+    run("simple_grpc_custom_repeat.py", decoupled.grpc)
