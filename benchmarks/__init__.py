@@ -1,0 +1,1 @@
+"""Benchmarks: the mesh beside its peers, in the same run, on the same model. `make bench` runs them."""
