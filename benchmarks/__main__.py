@@ -43,7 +43,8 @@ class Figures:
 
     def cpu(self) -> float:
         """Return the median of the sum over the processes."""
-        return statistics.median(sum(run) for run in zip(*self.cpu_us.values(), strict=True))
+        sums: list[float] = [sum(run) for run in zip(*self.cpu_us.values(), strict=True)]
+        return statistics.median(sums)
 
     def parts(self) -> str:
         """Return the median per process, where there are several."""
@@ -55,8 +56,8 @@ class Figures:
 def cpu_s(pid: int) -> float:
     """Return the CPU seconds that a process and its ended children have used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    ticks = sum(int(value) for value in fields[11:15])
-    return ticks * float(TICK_S)
+    seconds: float = sum(int(value) for value in fields[11:15]) * TICK_S
+    return seconds
 
 
 def measure(peer: Peer, figures: Figures, *, request: bytes, send: Load, count: int, folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from mesh.core.errors import Code
 
 
@@ -55,7 +57,14 @@ class ServerFailed(MeshClientError):
 class StreamError(MeshClientError):
     """One request of a stream failed; the stream goes on. `id` is the request's id."""
 
-    id: str = ""
+    def __init__(self, text: str, id: str) -> None:  # noqa: A002 - the protocol's word
+        """Keep the text; the mesh ends it with the name of its code."""
+        named = _CODE_AT_END.search(text)
+        super().__init__(text, code=Code[named[1]] if named and named[1] in Code.__members__ else Code.UNKNOWN)
+        self.id = id
+
+
+_CODE_AT_END = re.compile(r"\(([A-Z_]+)\)$")
 
 
 _CLASS: dict[Code, type[MeshClientError]] = {
@@ -72,6 +81,11 @@ _CLASS: dict[Code, type[MeshClientError]] = {
 
 _UNREACHED: tuple[str, ...] = ("failed to connect", "Connection refused", "DNS resolution", "name resolution")
 """grpcio tells only in words that it never reached a server."""
+
+
+def closed(address: str) -> MeshClientError:
+    """Return the error of a call on a client that was closed."""
+    return Cancelled(f"this client of {address} was closed", code=Code.CANCELLED)
 
 
 def error_of(code: int, details: str, address: str) -> MeshClientError:

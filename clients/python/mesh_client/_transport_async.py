@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import grpc
@@ -9,7 +10,7 @@ import grpc
 from mesh.api.messages import ModelInferRequest, ModelStreamInferResponse
 
 from ._common import STREAM_METHOD, Method, credentials, options
-from ._errors import MeshClientError, error_of
+from ._errors import MeshClientError, closed, error_of
 from ._values import Tls
 
 Pairs = tuple[tuple[str, str | bytes], ...] | None
@@ -20,6 +21,7 @@ class AsyncTransport:
 
     def __init__(self, address: str, *, tls: Tls | None, max_message_bytes: int) -> None:
         self._address = address
+        self._closed = False
         self._channel: Any
         if tls is None:
             self._channel = grpc.aio.insecure_channel(address, options=options(max_message_bytes))
@@ -37,6 +39,14 @@ class AsyncTransport:
             return await call(request, timeout=timeout_s, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             raise _error(error, self._address) from error
+        except grpc.aio.UsageError as error:
+            raise closed(self._address) from error
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if self._closed and task is not None and not task.cancelling():
+                # The channel was closed under the call; nobody cancelled the caller.
+                raise closed(self._address) from error
+            raise
 
     def stream(self, *, metadata: Pairs, timeout_s: float | None) -> AsyncDuplex:
         """Open a two-way stream."""
@@ -49,6 +59,7 @@ class AsyncTransport:
 
     async def close(self) -> None:
         """Close the channel."""
+        self._closed = True
         await self._channel.close()
 
 

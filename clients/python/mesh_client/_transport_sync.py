@@ -11,7 +11,7 @@ import grpc
 from mesh.api.messages import ModelInferRequest, ModelStreamInferResponse
 
 from ._common import STREAM_METHOD, Method, credentials, options
-from ._errors import MeshClientError, error_of
+from ._errors import MeshClientError, closed, error_of
 from ._values import Tls
 
 Pairs = tuple[tuple[str, str | bytes], ...] | None
@@ -44,6 +44,9 @@ class SyncTransport:
             return call(request, timeout=timeout_s, metadata=metadata)
         except grpc.RpcError as error:
             raise _error(error, self._address) from error
+        except ValueError as error:
+            # grpcio's word for a call on a closed channel.
+            raise closed(self._address) from error
 
     def stream(self, *, metadata: Pairs, timeout_s: float | None) -> SyncDuplex:
         """Open a two-way stream."""

@@ -85,6 +85,8 @@ def request_of(
     parameters: Mapping[str, Parameter] | None = None,
 ) -> ModelInferRequest:
     """Return the message. Raises `InvalidInput` for what cannot be sent, before anything is sent."""
+    if isinstance(outputs, str):
+        raise InvalidInput(f"outputs must be a list of names, got the text '{outputs}': use ['{outputs}']")
     request = ModelInferRequest(model_name=model, model_version=version, id=id)
     for name, value in inputs.items():
         array, dtype = _typed(name, value)
@@ -116,13 +118,15 @@ def _parameter(key: str, value: Parameter) -> InferParameter:
     match value:
         case bool():
             return InferParameter(bool_param=value)
-        case int():
-            return InferParameter(int64_param=value) if value < 1 << 63 else InferParameter(uint64_param=value)
+        case int() if -(1 << 63) <= value < 1 << 63:
+            return InferParameter(int64_param=value)
+        case int() if 0 <= value < 1 << 64:
+            return InferParameter(uint64_param=value)
         case float():
             return InferParameter(double_param=value)
         case str():
             return InferParameter(string_param=value)
-    raise InvalidInput(f"parameter '{key}' must be a bool, int, float or str, got {type(value).__name__}")
+    raise InvalidInput(f"parameter '{key}' must be a bool, 64-bit int, float or str, got {value!r}")
 
 
 def result_of(response: ModelInferResponse) -> InferResult:
@@ -134,10 +138,10 @@ def result_of(response: ModelInferResponse) -> InferResult:
             dtype = Dtype(output.datatype)
             outputs[output.name] = (
                 decode_raw(raws[index], dtype, output.shape)
-                if index < len(raws)
+                if raws
                 else decode_contents(output.contents, dtype, output.shape)
             )
-        except (TensorError, ValueError) as error:
+        except (TensorError, ValueError, IndexError) as error:
             raise ServerFailed(
                 f"output '{output.name}' of model '{response.model_name}' is malformed: {error}"
             ) from error

@@ -60,7 +60,7 @@ class AsyncClient:
         return result_of(await self._call(c.INFER, request, timeout_s, metadata))
 
     def stream(self, *, timeout_s: float | None = None, metadata: Metadata | None = None) -> AsyncStream:
-        """Open a two-way stream; `timeout_s` limits the whole stream. Use it as a context."""
+        """Open a two-way stream. `timeout_s` limits the whole stream, None (not the client's own) does not."""
         pairs = c.metadata_of(self._metadata, self._token, metadata)
         return AsyncStream(self._transport.stream(metadata=pairs, timeout_s=timeout_s))
 

@@ -57,9 +57,7 @@ class Stream:
             self._ended = True
             return None
         if message.error_message:
-            error = StreamError(message.error_message)
-            error.id = message.infer_response.id
-            raise error
+            raise StreamError(message.error_message, message.infer_response.id)
         return result_of(message.infer_response)
 
     def infer(
