@@ -1,0 +1,65 @@
+"""The documents' own lines, executed, and their links."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mesh.core.types import Device, DeviceKind, Dtype
+from mesh.node.repository import Scanner
+from mesh.node.runtimes.base import LoadSpec, Request
+from mesh.node.runtimes.python import PythonRuntime
+from tests.fixtures.mesh import MODELS, ROOT, mesh_up
+
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+
+
+def test_the_client_page_runs_from_top_to_bottom() -> None:
+    with mesh_up(MODELS / "demo") as mesh:
+        program = "\n".join(blocks("docs/client.md", "python")).replace("127.0.0.1:8001", mesh.grpc)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("[0 2] 1")
+    assert "Request for unknown model: 'nothing' is not found" in done.stdout
+    assert done.stdout.endswith("10\n")
+
+
+def test_the_readmes_client_example_runs() -> None:
+    (program,) = blocks("README.md", "python")
+    with mesh_up(MODELS / "demo") as mesh:
+        program = program.replace("127.0.0.1:8001", mesh.grpc)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "iris ready" in done.stdout
+
+
+def test_the_repository_pages_model_loads_and_infers(tmp_path: Path) -> None:
+    folder = tmp_path / "doubled" / "1"
+    folder.mkdir(parents=True)
+    (yaml,) = blocks("docs/model-repository.md", "yaml")
+    (code,) = blocks("docs/model-repository.md", "python")
+    (folder.parent / "model.yaml").write_text(yaml)
+    (folder / "model.py").write_text(code)
+    scan = Scanner([tmp_path]).scan()
+    assert not scan.refused
+    (model,) = scan.models.values()
+    loaded = PythonRuntime().load(LoadSpec(model, folder, Device(DeviceKind.CPU, 0, "cpu", 0, 0)))
+    outputs = loaded.run({"x": np.ones((2, 4), dtype=np.float32)}, Request())
+    assert outputs["y"].tolist() == [[2.0] * 4] * 2
+    assert model.inputs[0].dtype is Dtype.FP32
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+    missing = [link for link in links if not link.startswith("http") and not (page.parent / link).exists()]
+    assert missing == []
