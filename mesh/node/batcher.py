@@ -74,7 +74,8 @@ class Batcher:
         self._running = 0
         self._soon = False
         self._timer: asyncio.TimerHandle | None = None
-        self._run_s = float("inf")
+        self._run_s = 0.0
+        self._run_bytes = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(
@@ -128,12 +129,18 @@ class Batcher:
                 return
             batch = [self._queue.popleft() for _ in range(step.count)]
             self._running += 1
-            if self._run_s < ON_LOOP_S:
+            if self._predicted_s(batch) < ON_LOOP_S:
                 self._run_now(batch, now_s)
             else:
                 task = loop.create_task(self._run_in_thread(batch, now_s))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
+
+    def _predicted_s(self, batch: list[_Item]) -> float:
+        """Return how long `batch` is expected to run: the measured time, grown with the inputs' size."""
+        if not self._loaded.steady or not self._run_bytes:
+            return float("inf")
+        return self._run_s * max(1.0, _bytes(batch) / self._run_bytes)
 
     def _drop_late(self, now_s: float) -> None:
         """Answer the late requests at the front. Those behind are looked at when they get there. O(batch)."""
@@ -175,7 +182,9 @@ class Batcher:
         return outputs, time.perf_counter() - started_s
 
     def _finish(self, batch: list[_Item], began_s: float, outputs: Tensors, run_s: float) -> None:
-        self._run_s = run_s if self._run_s == float("inf") else self._run_s + SMOOTHING * (run_s - self._run_s)
+        weight = SMOOTHING if self._run_bytes else 1.0
+        self._run_s += weight * (run_s - self._run_s)
+        self._run_bytes += weight * (_bytes(batch) - self._run_bytes)
         rows = sum(item.waiting.rows for item in batch)
         self._statistics.executed(rows, int(run_s * 1e9))
         if len(batch) > 1:
@@ -213,6 +222,10 @@ def _late(item: _Item, now_s: float) -> bool:
         or (item.deadline_s is not None and item.deadline_s <= now_s)
         or (item.give_up_s is not None and item.give_up_s <= now_s)
     )
+
+
+def _bytes(batch: list[_Item]) -> int:
+    return max(1, sum(array.nbytes for item in batch for array in item.inputs.values()))
 
 
 def _kind(inputs: Tensors) -> tuple[tuple[str, tuple[int, ...]], ...]:

@@ -60,6 +60,7 @@ class OnnxRuntime:
 class _Session:
     """A `Loaded`."""
 
+    steady = True
     batches = True
     parallel = max(1, os.cpu_count() or 1)
 

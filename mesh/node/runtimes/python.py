@@ -70,6 +70,8 @@ class PythonRuntime:
 class _Instance:
     """A `Loaded`."""
 
+    steady = False
+
     def __init__(self, instance: Any, model: ModelVersion, module: str) -> None:
         self._instance = instance
         self._module = module

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mesh.core.errors import DeadlineExceeded, ModelFailed, Overloaded
+from mesh.core.types import Dtype, ModelName, ModelVersion, TensorSpec, Version
+from mesh.node.batcher import Batcher, Ran
+from mesh.node.runtimes.base import Request, Tensors
+from mesh.node.statistics import Statistics
+
+
+class Doubling:
+    """A version that doubles its rows and remembers how many came in each run. It can be held, and can raise."""
+
+    inputs: tuple[TensorSpec, ...] = (TensorSpec("x", Dtype.FP32, (-1, 1)),)
+    outputs: tuple[TensorSpec, ...] = (TensorSpec("y", Dtype.FP32, (-1, 1)),)
+    parallel = 1
+    steady = True
+    batches = True
+
+    def __init__(self) -> None:
+        self.runs: list[int] = []
+        self.threads: set[int] = set()
+        self.free = threading.Event()
+        self.free.set()
+        self.entered = threading.Event()
+
+    def run(self, inputs: Tensors, request: Request) -> Tensors:
+        self.runs.append(len(inputs["x"]))
+        self.threads.add(threading.get_ident())
+        self.entered.set()
+        assert self.free.wait(60)
+        if np.isnan(inputs["x"]).any():
+            msg = "not a number"
+            raise ValueError(msg)
+        return {"y": inputs["x"] * 2}
+
+    def stream(self, inputs: Tensors, request: Request) -> Iterator[Tensors]:
+        yield self.run(inputs, request)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def batcher(loaded: Doubling, *, max_rows: int = 8, delay_us: int = 0, queue: int = 100) -> Batcher:
+    model = ModelVersion(
+        ModelName("m"), Version("1"), "python", "", "", 0, max_batch_size=max_rows, max_queue_delay_us=delay_us
+    )
+    return Batcher(model, loaded, ThreadPoolExecutor(2), Statistics(), default_queue_size=queue)
+
+
+def rows(*values: float) -> Tensors:
+    return {"x": np.array(values, dtype=np.float32).reshape(-1, 1)}
+
+
+async def run(
+    target: Batcher, given: Tensors, *, deadline_s: float | None = None, timeout_s: float | None = None
+) -> Ran:
+    return await target.run(given, Request(), len(given["x"]), deadline_s=deadline_s, queue_timeout_s=timeout_s)
+
+
+async def held(target: Batcher, loaded: Doubling) -> asyncio.Task[Ran]:
+    """Start a run that stays in the model until `loaded.free` is set."""
+    loaded.free.clear()
+    task = asyncio.create_task(run(target, rows(0)))
+    assert await asyncio.to_thread(loaded.entered.wait, 60)
+    return task
+
+
+async def test_requests_that_wait_together_run_together() -> None:
+    loaded = Doubling()
+    target = batcher(loaded)
+    first = await held(target, loaded)
+    waiting = [asyncio.create_task(run(target, rows(value))) for value in range(5)]
+    await asyncio.sleep(0)
+    loaded.free.set()
+    results = await asyncio.gather(first, *waiting)
+    assert [result.outputs["y"].ravel().tolist() for result in results[1:]] == [[2.0 * value] for value in range(5)]
+    assert loaded.runs == [1, 5]
+    assert results[1].rows == 5
+
+
+async def test_an_incomplete_batch_waits_for_company_no_longer_than_its_delay() -> None:
+    loaded = Doubling()
+    target = batcher(loaded, delay_us=50_000)
+    started_s = time.monotonic()
+    await run(target, rows(1))
+    assert time.monotonic() - started_s >= 0.05
+    full = [asyncio.create_task(run(target, rows(1, 2, 3, 4))) for _ in range(2)]
+    await asyncio.gather(*full)
+    assert loaded.runs == [1, 8]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=5), min_size=1, max_size=12))
+def test_joined_answers_equal_those_alone(requests: list[list[float]]) -> None:
+    async def together() -> list[list[float]]:
+        target = batcher(Doubling())
+        results = await asyncio.gather(*(run(target, rows(*values)) for values in requests))
+        return [result.outputs["y"].ravel().tolist() for result in results]
+
+    expected = [(np.array(values, dtype=np.float32) * 2).tolist() for values in requests]
+    assert asyncio.run(together()) == expected
+
+
+async def test_a_full_queue_refuses() -> None:
+    loaded = Doubling()
+    target = batcher(loaded, queue=2)
+    first = await held(target, loaded)
+    waiting = [asyncio.create_task(run(target, rows(1))) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match="Exceeds maximum queue size"):
+        await run(target, rows(1))
+    loaded.free.set()
+    await asyncio.gather(first, *waiting)
+
+
+async def test_cancelled_while_queued_leaves_the_others_alone() -> None:
+    loaded = Doubling()
+    target = batcher(loaded)
+    first = await held(target, loaded)
+    waiting = [asyncio.create_task(run(target, rows(value))) for value in range(3)]
+    await asyncio.sleep(0)
+    waiting[1].cancel()
+    loaded.free.set()
+    results = await asyncio.gather(first, *waiting, return_exceptions=True)
+    assert isinstance(results[2], asyncio.CancelledError)
+    assert loaded.runs == [1, 2]
+
+
+async def test_a_deadline_that_passes_in_the_queue_is_told_without_running() -> None:
+    loaded = Doubling()
+    target = batcher(loaded)
+    first = await held(target, loaded)
+    late = asyncio.create_task(run(target, rows(1), deadline_s=time.monotonic()))
+    impatient = asyncio.create_task(run(target, rows(1), timeout_s=0.0))
+    await asyncio.sleep(0)
+    loaded.free.set()
+    await first
+    with pytest.raises(DeadlineExceeded):
+        await late
+    with pytest.raises(Overloaded, match="Request timeout expired"):
+        await impatient
+    assert loaded.runs == [1]
+
+
+async def test_a_run_that_raises_fails_its_batch_and_not_the_next() -> None:
+    loaded = Doubling()
+    target = batcher(loaded)
+    first = await held(target, loaded)
+    bad = [asyncio.create_task(run(target, rows(value))) for value in (1.0, float("nan"))]
+    await asyncio.sleep(0)
+    loaded.free.set()
+    await first
+    results = await asyncio.gather(*bad, return_exceptions=True)
+    assert [str(result) for result in results] == ["model 'm' raised ValueError: not a number"] * 2
+    assert all(isinstance(result, ModelFailed) for result in results)
+    assert (await run(target, rows(3))).outputs["y"].tolist() == [[6.0]]
+
+
+async def test_code_that_may_sleep_never_runs_on_the_loop() -> None:
+    loaded = Doubling()
+    loaded.steady = False
+    target = batcher(loaded)
+    for _ in range(5):
+        await run(target, rows(1))
+    assert loaded.threads.isdisjoint({threading.get_ident()})
+
+
+async def test_tiny_runs_come_to_stay_on_the_loop_and_large_ones_do_not() -> None:
+    loaded = Doubling()
+    target = batcher(loaded, max_rows=100_000)
+    for _ in range(200):
+        await run(target, rows(1))
+    assert threading.get_ident() in loaded.threads
+    loaded.threads.clear()
+    await run(target, {"x": np.zeros((100_000, 1), dtype=np.float32)})
+    assert loaded.threads.isdisjoint({threading.get_ident()})

@@ -1,0 +1,243 @@
+"""A real node behind a real router: models come, change, are evicted and go, while requests run."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from mesh.api import messages as m
+from mesh_client import Client
+from tests.fixtures import raw
+from tests.fixtures.etcd import EtcdServer
+from tests.fixtures.mesh import Process, start_node, start_router, until
+from tests.fixtures.tools import need
+
+PYTHON = """\
+import time
+
+class Model:
+    def infer(self, inputs, request):
+        time.sleep(float(request.parameters.get("sleep_s", 0)))
+        return {"y": inputs["x"] + VALUE}
+"""
+YAML = """\
+runtime: python
+inputs: [{name: x, dtype: FP32, shape: [-1, 4]}]
+outputs: [{name: y, dtype: FP32, shape: [-1, 4]}]
+"""
+MIB = 1024 * 1024
+
+
+def write_model(root: Path, name: str, value: float, *, ballast: int = 0) -> None:
+    folder = root / name / "1"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder.parent / "model.yaml").write_text(YAML)
+    if ballast:
+        (folder / "ballast").write_bytes(b"\0" * ballast)
+    # Replaced in one step, so that no scan sees half a file.
+    scratch = root / f".{name}.py"
+    scratch.write_text(PYTHON.replace("VALUE", str(value)))
+    scratch.replace(folder / "model.py")
+
+
+class Mesh:
+    """A router and one node over a repository that the test writes."""
+
+    def __init__(self, etcd: EtcdServer, repository: Path) -> None:
+        self.etcd = etcd
+        self.repository = repository
+        self.node: Process
+        self.router: Process
+
+    def start(self, *flags: str) -> Client:
+        self.node = start_node(self.etcd.address, "a", "--repository-poll-s", "0.2", *flags, models=self.repository)
+        self.router = start_router(self.etcd.address)
+        self.node.wait_ready()
+        self.router.wait_ready()
+        client = Client(self.router.grpc, timeout_s=60)
+        until(client.server_ready, what="the router has heard of the node")
+        return client
+
+    def ask(self, name: str, **kwargs: object) -> float:
+        """Return what the model adds to 0."""
+        with raw.channel_to(self.router.grpc) as channel:
+            message = raw.request(name, raw.floats(0, 0, 0, 0))
+            for key, value in kwargs.items():
+                message.parameters[key].double_param = float(str(value))
+            answer = raw.infer(channel, message)
+        return float(memoryview(answer.raw_output_contents[0]).cast("f")[0])
+
+    def state(self, client: Client, name: str) -> str:
+        """Return a model's state; "absent" when the mesh does not know it."""
+        return next((each.state for each in client.models() if each.name == name), "absent")
+
+
+@pytest.fixture
+def mesh(new_etcd: Callable[..., EtcdServer], tmp_path: Path) -> Iterator[Mesh]:
+    need("etcd")
+    server = new_etcd()
+    server.launch_and_wait()
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    mesh = Mesh(server, repository)
+    yield mesh
+    for process in (mesh.router, mesh.node):
+        process.kill()
+
+
+def test_files_that_change_are_loaded_again_and_no_request_fails(mesh: Mesh) -> None:
+    write_model(mesh.repository, "adds", 1)
+    client = mesh.start()
+    seen: list[float] = []
+    failed: list[Exception] = []
+    stop = threading.Event()
+
+    def load() -> None:
+        while not stop.is_set():
+            try:
+                seen.append(mesh.ask("adds"))
+            except grpc.RpcError as error:
+                failed.append(error)
+
+    caller = threading.Thread(target=load)
+    caller.start()
+    until(lambda: len(seen) > 5, what="requests are answered")
+    write_model(mesh.repository, "adds", 2)
+    until(lambda: seen and seen[-1] == 2.0, what="the new files answer")
+    stop.set()
+    caller.join()
+    assert failed == []
+    assert sorted(seen) == seen
+    client.close()
+
+
+def test_a_model_whose_folder_comes_and_goes(mesh: Mesh) -> None:
+    client = mesh.start()
+    assert mesh.state(client, "late") == "absent"
+    write_model(mesh.repository, "late", 3)
+    until(lambda: mesh.state(client, "late") == "cold", what="the new model is known")
+    assert mesh.ask("late") == 3.0
+    shutil.rmtree(mesh.repository / "late")
+    until(lambda: mesh.state(client, "late") == "absent", what="the removed model is forgotten")
+    until(lambda: not any(copy.model == "late" for copy in client.nodes()[0].copies), what="its copy is unloaded")
+    client.close()
+
+
+def test_broken_files_leave_the_old_ones_serving(mesh: Mesh) -> None:
+    write_model(mesh.repository, "adds", 1)
+    client = mesh.start()
+    assert mesh.ask("adds") == 1.0
+    (mesh.repository / "adds" / "1" / "model.py").write_text("raise OSError('half written')")
+
+    def told() -> bool:
+        return any("half written" in copy.error for copy in client.models("adds")[0].copies)
+
+    until(told, what="the failed load is told")
+    assert mesh.ask("adds") == 1.0
+    write_model(mesh.repository, "adds", 2)
+    until(lambda: mesh.ask("adds") == 2.0, what="mended files answer")
+    client.close()
+
+
+def test_the_copy_used_longest_ago_makes_room(mesh: Mesh) -> None:
+    for index, name in enumerate(("old", "recent", "new")):
+        write_model(mesh.repository, name, index, ballast=20 * MIB)
+    # Each is predicted to take 40 MiB and then found to take 20: two leave too little room for a third.
+    client = mesh.start("--memory-bytes", str(70 * MIB))
+    assert [mesh.ask(name) for name in ("old", "recent", "recent", "new")] == [0.0, 1.0, 1.0, 2.0]
+    until(lambda: mesh.state(client, "old") == "cold", what="the copy used longest ago was evicted")
+    assert mesh.state(client, "recent") == "ready"
+    assert mesh.ask("old") == 0.0
+    client.close()
+
+
+def test_a_model_that_can_never_fit_is_refused_with_the_numbers(mesh: Mesh) -> None:
+    write_model(mesh.repository, "large", 1, ballast=60 * MIB)
+    client = mesh.start("--memory-bytes", str(100 * MIB))
+    with pytest.raises(grpc.RpcError, match=r"it needs \d+ bytes and its largest device has 104857600") as caught:
+        mesh.ask("large")
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    client.close()
+
+
+def test_a_model_in_use_is_not_evicted(mesh: Mesh) -> None:
+    write_model(mesh.repository, "busy", 1, ballast=30 * MIB)
+    write_model(mesh.repository, "other", 2, ballast=30 * MIB)
+    client = mesh.start("--memory-bytes", str(80 * MIB))
+    assert mesh.ask("busy") == 1.0
+    answers: list[float] = []
+    caller = threading.Thread(target=lambda: answers.append(mesh.ask("busy", sleep_s=3)))
+    caller.start()
+    until(lambda: _outstanding(mesh) == 1, what="the busy model is in use")
+    with pytest.raises(grpc.RpcError, match="1 models, 0 of them idle"):
+        mesh.ask("other")
+    caller.join()
+    assert answers == [1.0]
+    client.close()
+
+
+def test_a_lost_lease_is_taken_again_with_everything(mesh: Mesh) -> None:
+    need("etcdctl")
+    write_model(mesh.repository, "adds", 1)
+    client = mesh.start()
+    assert mesh.ask("adds") == 1.0
+    etcdctl = ["etcdctl", "--endpoints", mesh.etcd.address]
+    environment = {"ETCDCTL_API": "3", "PATH": "/usr/bin:/bin:/usr/local/bin"}
+    listed = subprocess.run([*etcdctl, "lease", "list"], capture_output=True, text=True, env=environment, check=True)
+    (lease,) = listed.stdout.split()[-1:]
+    subprocess.run([*etcdctl, "lease", "revoke", lease], env=environment, check=True, capture_output=True)
+
+    def back() -> bool:
+        return any(copy.model == "adds" and copy.state == "ready" for node in client.nodes() for copy in node.copies)
+
+    until(back, what="the node is registered again with its copy")
+    assert mesh.ask("adds") == 1.0
+    client.close()
+
+
+def test_sigterm_lets_a_request_in_flight_finish(mesh: Mesh) -> None:
+    write_model(mesh.repository, "slow", 1)
+    client = mesh.start()
+    assert mesh.ask("slow") == 1.0
+    answers: list[float] = []
+    caller = threading.Thread(target=lambda: answers.append(mesh.ask("slow", sleep_s=3)))
+    caller.start()
+    until(lambda: _outstanding(mesh) == 1, what="the request is in flight")
+    mesh.node.send(signal.SIGTERM)
+    assert mesh.node.wait() == 0
+    caller.join()
+    assert answers == [1.0]
+    assert client.nodes() == []
+    client.close()
+
+
+def test_a_node_answers_the_protocol_by_itself(mesh: Mesh) -> None:
+    write_model(mesh.repository, "adds", 1)
+    client = mesh.start()
+    mesh.ask("adds")
+    with raw.channel_to(mesh.node.grpc) as channel:
+        assert raw.infer(channel, raw.request("adds")).model_name == "adds"
+        config = raw.ask(channel, "ModelConfig", m.ModelConfigRequest(name="adds"), m.ModelConfigResponse).config
+        assert config.backend == "python"
+        with pytest.raises(grpc.RpcError, match="is not at ready state") as caught:
+            raw.infer(channel, raw.request("nothing"))
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        answers = raw.stream(channel, [raw.request("adds", id="1"), raw.request("nothing", id="2")])
+        assert [bool(answer.error_message) for answer in answers] == [False, True]
+    client.close()
+
+
+def _outstanding(mesh: Mesh) -> int:
+    from mesh.api import service
+    from mesh.api.messages import node_control as n
+
+    with raw.channel_to(mesh.node.grpc) as channel:
+        describe = service.unary(channel, "/mesh.v1.NodeControl/Describe", n.DescribeRequest, n.DescribeResponse)
+        return int(describe(n.DescribeRequest(), timeout=60).outstanding)
