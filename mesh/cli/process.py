@@ -27,6 +27,9 @@ INTERRUPTED: Final = 130
 ORPHAN_S: Final = 5.0
 """How long a process whose parent is gone may take to stop before it ends itself."""
 
+STUCK_S: Final = 1.0
+"""How long threads may take to end after everything was drained."""
+
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 Main = Callable[[asyncio.Event], Awaitable[None]]
@@ -42,12 +45,29 @@ def run(main: Main, *, loop: str = "auto", exit_with_stdin: bool = False) -> Non
     try:
         with asyncio.Runner(loop_factory=_factory(loop)) as runner:
             runner.run(_with_signals(main, exit_with_stdin=exit_with_stdin))
+        _leave_stuck_threads()
     except KeyboardInterrupt:  # before the handlers were in place
         raise typer.Exit(INTERRUPTED) from None
     except BaseExceptionGroup as group:
         _fail(_first(group))
     except Exception as error:  # noqa: BLE001 - the edge of the process
         _fail(error)
+
+
+def _leave_stuck_threads() -> None:
+    """End the process now if threads do not end: a model's code that never returns must not keep it from exiting.
+
+    Without this the interpreter would join them at exit, for ever.
+    """
+    end_s = time.monotonic() + STUCK_S
+    while stuck := [each for each in threading.enumerate() if each is not threading.main_thread() and not each.daemon]:
+        if time.monotonic() > end_s:
+            names = ", ".join(each.name for each in stuck)
+            logs.get("mesh.cli").warning("left threads that do not end", threads=names)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+        time.sleep(0.02)
 
 
 async def _with_signals(main: Main, *, exit_with_stdin: bool) -> None:

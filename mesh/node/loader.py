@@ -18,7 +18,7 @@ from mesh.core.errors import LoadFailed, MeshError
 from mesh.core.placement.ledger import Idle, predicted_bytes
 from mesh.core.reconcile import Load, Unload, desired_of, reconcile
 from mesh.core.types import Copy, CopyState, ModelName, ModelVersion, NodeId, Version
-from mesh.core.view import VersionKey, version_order
+from mesh.core.view import ClusterView, VersionKey, version_order
 from mesh.node.capacity import Account, choose, used_bytes
 from mesh.node.publish import Publisher
 from mesh.node.runtimes.base import Loaded, LoadSpec, Runtime
@@ -38,6 +38,9 @@ LOADS_AT_ONCE = 2
 """Loads read disks and allocate memory: more at once make each slower and their measured bytes wrong."""
 
 EVICT_TRIES = 5
+
+DESCRIBE_AGAIN_S = 0.2
+"""How long to wait for the view to show a signature that was written, before writing it again."""
 
 
 class Loader:
@@ -107,6 +110,9 @@ class Loader:
                         self._start(key, self._unload(key))
                     case _:
                         pass  # Busy with this version: looked at again when that ends.
+            for key, served in self._served.items():
+                if key not in self._tasks and _lacks_signature(view, served.model):
+                    self._start(key, self._describe(served.model, served.loaded))
             moved = asyncio.ensure_future(self._mirror.next(view))
             woken = asyncio.ensure_future(self._wake.wait())
             try:
@@ -164,8 +170,6 @@ class Loader:
         )
         self._set(replace(copy, state=CopyState.READY, bytes=measured))
         log.info("loaded", model=model.name, version=model.version, bytes=measured, seconds=round(seconds, 3))
-        if not (model.inputs and model.outputs):
-            await self._describe(model, loaded)
         if old is not None:
             await self._close(old)
 
@@ -261,7 +265,15 @@ class Loader:
             await self._publisher.describe(model, loaded.inputs, loaded.outputs)
         except MeshError as error:
             log.warning("could not publish a signature", model=model.name, error=error.message)
+        # The view is a moment behind the write: without this, the loop would write again before it hears of it.
+        await asyncio.sleep(DESCRIBE_AGAIN_S)
 
     def __repr__(self) -> str:
         """Show the counts."""
         return f"<Loader copies={len(self._copies)} serving={len(self._served)} busy={len(self._tasks)}>"
+
+
+def _lacks_signature(view: ClusterView, model: ModelVersion) -> bool:
+    """Tell whether the record of these very files does not say what goes in and out, which their load found out."""
+    record = view.models.get(model.name, {}).get(model.version)
+    return record is not None and record.digest == model.digest and not (record.inputs and record.outputs)

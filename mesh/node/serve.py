@@ -58,8 +58,12 @@ async def run(
             waiting.cancel()
             stopped.cancel()
         if not stop.is_set():
-            with ThreadPoolExecutor(RUN_THREADS, thread_name_prefix="run") as executor:
+            executor = ThreadPoolExecutor(RUN_THREADS, thread_name_prefix="run")
+            try:
                 await _serve(config, _build(config, store, tracing, stop, executor), stop, on_started)
+            finally:
+                # A model that never returns must not keep the node from ending: its thread is left behind.
+                executor.shutdown(wait=False, cancel_futures=True)
     finally:
         await store.close()
         await asyncio.to_thread(tracing.shutdown)

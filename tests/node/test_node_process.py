@@ -218,6 +218,24 @@ def test_sigterm_lets_a_request_in_flight_finish(mesh: Mesh) -> None:
     client.close()
 
 
+def test_a_model_that_never_returns_does_not_keep_the_node_from_ending(mesh: Mesh) -> None:
+    write_model(mesh.repository, "stuck", 1)
+    client = mesh.start("--drain-s", "1")
+
+    def ask() -> None:
+        with pytest.raises(grpc.RpcError):
+            mesh.ask("stuck", sleep_s=10_000)
+
+    caller = threading.Thread(target=ask)
+    caller.start()
+    until(lambda: _outstanding(mesh) == 1, what="the model is at it")
+    mesh.node.send(signal.SIGTERM)
+    assert mesh.node.wait() == 0
+    mesh.router.kill()
+    caller.join()
+    client.close()
+
+
 def test_a_node_answers_the_protocol_by_itself(mesh: Mesh) -> None:
     write_model(mesh.repository, "adds", 1)
     client = mesh.start()
