@@ -18,7 +18,7 @@ class Receiver(otlp_grpc.TraceServiceServicer):
     def __init__(self) -> None:
         self.spans: list[tuple[dict[str, Any], Any]] = []
 
-    def Export(self, request: Any, context: Any) -> Any:  # noqa: N802, ARG002 - the proto says so
+    def Export(self, request: Any, context: Any) -> Any:  # noqa: N802 - the proto says so
         for resource in request.resource_spans:
             names = {each.key: each.value.string_value for each in resource.resource.attributes}
             for scope in resource.scope_spans:
