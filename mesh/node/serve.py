@@ -25,6 +25,7 @@ from mesh.registry.etcd_client import EtcdClient
 from mesh.registry.keys import node_key
 from mesh.registry.lease import Presence
 from mesh.registry.mirror import Mirror
+from mesh.registry.ready import answers_before
 from mesh.telemetry import logs
 from mesh.telemetry.metrics import NodeMetrics
 from mesh.telemetry.tracing import Tracing
@@ -48,16 +49,7 @@ async def run(
     """
     store = EtcdClient(config.registry)
     try:
-        waiting = asyncio.create_task(store.wait_ready(lambda text: log.warning("waiting for the registry", why=text)))
-        stopped = asyncio.create_task(stop.wait())
-        try:
-            await asyncio.wait((waiting, stopped), return_when=asyncio.FIRST_COMPLETED)
-            if waiting.done():
-                waiting.result()
-        finally:
-            waiting.cancel()
-            stopped.cancel()
-        if not stop.is_set():
+        if await answers_before(stop, store):
             executor = ThreadPoolExecutor(RUN_THREADS, thread_name_prefix="run")
             try:
                 await _serve(config, _build(config, store, tracing, stop, executor), stop, on_started)

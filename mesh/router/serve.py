@@ -15,6 +15,7 @@ from mesh.core.view import ClusterView
 from mesh.gateway.http import HttpServer
 from mesh.registry.etcd_client import EtcdClient
 from mesh.registry.mirror import Mirror
+from mesh.registry.ready import answers_before
 from mesh.router.catalog import Catalog
 from mesh.router.channels import Channels
 from mesh.router.cold import Cold
@@ -46,16 +47,7 @@ async def run(
     """
     store = EtcdClient(config.registry)
     try:
-        waiting = asyncio.create_task(store.wait_ready(lambda text: log.warning("waiting for the registry", why=text)))
-        stopped = asyncio.create_task(stop.wait())
-        try:
-            await asyncio.wait((waiting, stopped), return_when=asyncio.FIRST_COMPLETED)
-            if waiting.done():
-                waiting.result()
-        finally:
-            waiting.cancel()
-            stopped.cancel()
-        if not stop.is_set():
+        if await answers_before(stop, store):
             await _serve(config, _build(config, store, tracing), stop, on_started)
     finally:
         await store.close()
