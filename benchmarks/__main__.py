@@ -1,157 +1,149 @@
 """Measure: requests per second and server CPU per request, the mesh beside its peers, in one run.
 
-CPU is user and system time of the server's processes from /proc, over the requests sent meanwhile. Every figure is the
-median of the runs; peers take turns, so that a slow minute of the machine hits all alike.
+CPU is user and system time of the servers' processes, over the requests sent meanwhile. Every figure is the median of
+the runs; peers take turns, so that a slow minute of the machine hits all alike. Rate and CPU are compared to MLServer.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import os
-import statistics
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import load, models
+from benchmarks import models, report
+from benchmarks.load import INFER, STREAM, LoadFailed, Work, send
+from benchmarks.machine import CORES, cpu_s, describe
 from benchmarks.models import Case
-from benchmarks.peers import Echo, Mesh, MlServer, Node, Peer, Unavailable
-
-Load = Callable[[str, bytes, int, Path], float]
-
-TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+from benchmarks.peers import Echo, Mesh, MlServer, Node, Peer, Unavailable, mlserver_version
+from benchmarks.report import Figures
 
 
-@dataclass
-class Figures:
-    """What one peer did in one shape: a number per run."""
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One kind of traffic."""
 
-    peer: str
-    rates: list[float] = field(default_factory=list)
-    """Requests per second."""
-    cpu_us: dict[str, list[float]] = field(default_factory=dict)
-    """CPU microseconds per request, by process."""
-
-    def rate(self) -> float:
-        """Return the median."""
-        return statistics.median(self.rates)
-
-    def cpu(self) -> float:
-        """Return the median of the sum over the processes."""
-        sums: list[float] = [sum(run) for run in zip(*self.cpu_us.values(), strict=True)]
-        return statistics.median(sums)
-
-    def parts(self) -> str:
-        """Return the median per process, where there are several."""
-        if len(self.cpu_us) < 2:
-            return ""
-        return ", ".join(f"{name} {statistics.median(runs):.0f}" for name, runs in self.cpu_us.items())
+    title: str
+    method: str
+    case: Case
+    trial: int
+    """Requests that warm a peer up and say how many fill the time."""
 
 
-def cpu_s(pid: int) -> float:
-    """Return the CPU seconds that a process and its ended children have used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    seconds: float = sum(int(value) for value in fields[11:15]) * TICK_S
-    return seconds
+def shapes() -> list[Shape]:
+    """Return what is measured."""
+    small, large = models.small(), models.large()
+    return [
+        Shape(small.what, INFER, small, 200),
+        Shape(large.what, INFER, large, 50),
+        Shape("stream messages: the small request over one stream, 32 in flight", STREAM, small, 200),
+    ]
 
 
-def measure(peer: Peer, figures: Figures, *, request: bytes, send: Load, count: int, folder: Path) -> None:
+def measure(peer: Peer, shape: Shape, count: int, figures: Figures, folder: Path) -> None:
     """Run once and add the numbers."""
     before = {name: cpu_s(pid) for name, pid in peer.parts.items()}
-    seconds = send(peer.address, request, count, folder)
-    figures.rates.append(count / seconds)
-    for name, pid in peer.parts.items():
-        figures.cpu_us.setdefault(name, []).append((cpu_s(pid) - before[name]) / count * 1e6)
+    seconds = send(work(peer, shape, count), folder)
+    used = {name: cpu_s(pid) - before[name] for name, pid in peer.parts.items()}
+    figures.add(count=count, seconds=seconds, cpu_s=used)
 
 
-def compare(
-    title: str, peers: list[Peer], case: Case, *, send: Load, options: argparse.Namespace, folder: Path
-) -> list[Figures]:
-    """Measure one shape on all peers in turn and print its table."""
-    request = case.request()
-    print(f"\n{title}", file=sys.stderr)
+def work(peer: Peer, shape: Shape, count: int) -> Work:
+    """Return what to send to `peer`."""
+    size = peer.answer_bytes[shape.method, shape.case.name]
+    return Work(peer.address, shape.method, shape.case.request(), size, count)
+
+
+def compare(peers: list[Peer], shape: Shape, *, runs: int, seconds: float, folder: Path) -> list[Figures]:
+    """Measure one shape on all peers in turn. Raises `LoadFailed`."""
+    print(f"\n{shape.title}", file=sys.stderr)
     counts = {}
     for peer in peers:
-        # A first short run warms the peer up and says how many requests fill the time.
-        trial = 200 if case.name == "mlp" else 50
-        counts[peer.name] = max(trial, int(trial / send(peer.address, request, trial, folder) * options.seconds))
-    all_figures = [Figures(peer.name) for peer in peers]
-    for run in range(options.runs):
-        print(f"  run {run + 1} of {options.runs}", file=sys.stderr)
-        for peer, figures in zip(peers, all_figures, strict=True):
-            measure(peer, figures, request=request, send=send, count=counts[peer.name], folder=folder)
-    return all_figures
+        trial_s = send(work(peer, shape, shape.trial), folder)
+        counts[peer.name] = max(shape.trial, int(shape.trial / trial_s * seconds))
+    found = [Figures(peer.name) for peer in peers]
+    for run in range(runs):
+        print(f"  run {run + 1} of {runs}", file=sys.stderr)
+        for peer, figures in zip(peers, found, strict=True):
+            measure(peer, shape, counts[peer.name], figures, folder)
+    return found
 
 
-def table(title: str, all_figures: list[Figures]) -> str:
-    """Return one shape as a Markdown table, ratios against MLServer where it ran."""
-    base = next((each for each in all_figures if each.peer == MlServer.name), None)
-    lines = [
-        f"**{title}**",
-        "",
-        "| server | requests/s | CPU µs/request | vs MLServer: rate, CPU |",
-        "|---|---|---|---|",
-    ]
-    for each in all_figures:
-        parts = f" ({each.parts()})" if each.parts() else ""
-        ratio = f"{each.rate() / base.rate():.1f}x, {each.cpu() / base.cpu():.2f}x" if base else "MLServer did not run"
-        lines.append(f"| {each.peer} | {each.rate():,.0f} | {each.cpu():.0f}{parts} | {ratio} |")
-    return "\n".join(lines)
-
-
-def started(folder: Path, cases: list[Case]) -> list[Peer]:
-    """Start every peer that can run here."""
+@contextlib.contextmanager
+def running(folder: Path, cases: list[Case]) -> Iterator[list[Peer]]:
+    """Start every peer that can run here and stop them all in the end. Raises `Unavailable` without the mesh."""
     mesh = Mesh()
-    peers: list[Peer] = [mesh, Node(mesh), MlServer(), Echo()]
-    running = []
-    for peer in peers:
-        print(f"starting {peer.name} ...", file=sys.stderr)
-        try:
-            peer.start(folder, cases)
-        except Unavailable as error:
-            print(f"{peer.name} is left out: {error}", file=sys.stderr)
-        else:
-            running.append(peer)
-    return running
+    with contextlib.ExitStack() as stack:
+        started: list[Peer] = []
+        for peer in (mesh, Node(mesh), MlServer(), Echo()):
+            print(f"starting {peer.name} ...", file=sys.stderr)
+            stack.callback(peer.stop)
+            try:
+                peer.start(folder, cases)
+            except Unavailable as error:
+                if peer.required:
+                    raise
+                print(f"{peer.name} is left out: {error}", file=sys.stderr)
+                continue
+            if isinstance(peer, MlServer):
+                peer.name = f"{peer.name} {mlserver_version()}"
+            started.append(peer)
+        yield started
 
 
-def main() -> None:
-    """Run what the flags ask for."""
+def options() -> argparse.Namespace:
+    """Return the flags."""
     parser = argparse.ArgumentParser(prog="mesh bench", description=__doc__)
     parser.add_argument("--runs", type=int, default=5, help="runs per figure; medians are printed (default 5)")
     parser.add_argument("--seconds", type=float, default=3.0, help="length of a run (default 3)")
     parser.add_argument("--quick", action="store_true", help="one short run: to see that it works, not to quote")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
-    options = parser.parse_args()
-    if options.quick:
-        options.runs, options.seconds = 1, 0.5
-    small, large = models.small(), models.large()
-    shapes: list[tuple[str, Case, Load]] = [
-        (small.what, small, load.unary),
-        (large.what, large, load.unary),
-        ("stream messages: the small request over one stream, 32 in flight", small, load.stream),
-    ]
-    peers: list[Peer] = []
-    with tempfile.TemporaryDirectory(prefix="mesh-bench-") as scratch:
-        folder = Path(scratch)
-        try:
-            peers = started(folder, [small, large])
-            results = {
-                title: compare(title, peers, case, send=send, options=options, folder=folder)
-                for title, case, send in shapes
-            }
-        finally:
-            for peer in reversed(peers):
-                peer.stop()
-    if options.json:
-        print(json.dumps({title: [asdict(each) for each in found] for title, found in results.items()}))
-    else:
-        print("\n\n".join(table(title, found) for title, found in results.items()))
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--markdown", action="store_true", help="print Markdown tables")
+    shown.add_argument("--json", action="store_true", help="print every run's numbers as JSON")
+    found = parser.parse_args()
+    if found.runs < 1 or found.seconds <= 0:
+        parser.error(f"expected at least 1 run and more than 0 seconds, got {found.runs} and {found.seconds}")
+    if found.quick:
+        found.runs, found.seconds = 1, 0.5
+    return found
+
+
+def show(results: dict[str, list[Figures]], chosen: argparse.Namespace) -> None:
+    """Print the results the way that was chosen."""
+    if chosen.json:
+        tables = {title: [asdict(each) for each in found] for title, found in results.items()}
+        print(json.dumps({"machine": describe(), "runs": chosen.runs, "seconds": chosen.seconds, "shapes": tables}))
+        return
+    one = report.markdown if chosen.markdown else report.text
+    print(f"{describe()}; medians of {chosen.runs} runs of {chosen.seconds:g} s")
+    for title, found in results.items():
+        print(f"\n{one(title, found)}")
+
+
+def main() -> None:
+    """Run what the flags ask for."""
+    chosen = options()
+    if len(CORES) < 2:
+        print("there is one core only: load and servers share it, so the rates say little", file=sys.stderr)
+    asked = shapes()
+    cases = list({shape.case.name: shape.case for shape in asked}.values())
+    try:
+        with tempfile.TemporaryDirectory(prefix="mesh-bench-") as scratch:
+            folder = Path(scratch)
+            with running(folder, cases) as peers:
+                results = {
+                    shape.title: compare(peers, shape, runs=chosen.runs, seconds=chosen.seconds, folder=folder)
+                    for shape in asked
+                }
+    except (Unavailable, LoadFailed) as error:
+        sys.exit(f"error: {error}")
+    show(results, chosen)
 
 
 if __name__ == "__main__":

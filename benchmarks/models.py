@@ -15,6 +15,8 @@ from mesh.api.messages import ModelInferRequest, ModelInferResponse
 from mesh.api.tensors import decode_raw, encode_raw
 from mesh.core.types import Dtype
 
+Rows = np.ndarray[Any, np.dtype[np.float32]]
+
 
 @dataclass(frozen=True, slots=True)
 class Case:
@@ -23,7 +25,7 @@ class Case:
     name: str
     what: str
     model: onnx.ModelProto
-    rows: Any
+    rows: Rows
 
     def request(self) -> bytes:
         """Return the ModelInferRequest's bytes."""

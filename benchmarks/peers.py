@@ -1,10 +1,12 @@
-"""The servers that are compared, each started as its users start it, on one core."""
+"""The servers that are compared, each started as its users start it, on one core.
+
+A peer is ready when its answers, single and streamed, were decoded and compared with ONNX Runtime's own. Leaves the
+load to `benchmarks.load`.
+"""
 
 from __future__ import annotations
 
 import json
-import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -12,77 +14,105 @@ from pathlib import Path
 
 import grpc
 
+from benchmarks.load import INFER, STREAM
+from benchmarks.machine import SERVER_CORE, free_port, pinned
 from benchmarks.models import Case, write_repository
+from mesh.api.messages import ModelStreamInferResponse
 
-SERVER_CORE = "0"
+HERE = Path(__file__).resolve().parent
+BENCH_VENV = HERE.parent / ".bench-venv"
 START_S = 120.0
-BENCH_VENV = Path(__file__).resolve().parent.parent / ".bench-venv"
-
-INFER = "/inference.GRPCInferenceService/ModelInfer"
-STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
+STOP_S = 60.0
 
 
 class Unavailable(Exception):
     """A peer cannot run on this machine, and why."""
 
 
-def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-    return port
-
-
-def pinned(*command: str) -> list[str]:
-    """Return `command` on the servers' core, where taskset is there."""
-    return ["taskset", "-c", SERVER_CORE, *command] if shutil.which("taskset") else list(command)
-
-
 class Peer:
     """A server. `parts` are the processes whose CPU time counts, by name."""
 
     name = ""
-    streams = True
+    required = False
+    """Without it there is nothing to compare; others are left out when they cannot run."""
 
     def __init__(self) -> None:
         self.address = ""
         self.parts: dict[str, int] = {}
-        self._popen: subprocess.Popen[bytes] | None = None
+        self.answer_bytes: dict[tuple[str, str], int] = {}
+        """Length of the right answer, by method and model."""
+        self._log: Path | None = None
+        self._popen: subprocess.Popen[str] | None = None
 
     def start(self, folder: Path, cases: list[Case]) -> None:
-        """Start and wait until it answers. Raises `Unavailable`."""
+        """Start it, wait until it answers and check what it answers; `stop` it even when this fails.
+
+        Raises `Unavailable` when it does not run, AssertionError when an answer is wrong.
+        """
         raise NotImplementedError
 
     def stop(self) -> None:
-        """Stop it."""
-        if self._popen is not None:
-            self._popen.terminate()
-            try:
-                self._popen.wait(60)
-            except subprocess.TimeoutExpired:
-                self._popen.kill()
-                self._popen.wait()
+        """Stop it, if it runs."""
+        if self._popen is None:
+            return
+        self._popen.terminate()
+        try:
+            self._popen.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait()
+        if self._popen.stdout is not None:
+            self._popen.stdout.close()
 
-    def wait(self, case: Case) -> None:
-        """Wait until `case` is answered, and check the answer."""
+    def check(self, case: Case, answer: bytes) -> None:
+        """Raise AssertionError unless `answer` is the right ModelInferResponse."""
+        case.check(answer)
+
+    def unwrap(self, message: bytes) -> bytes:
+        """Return the ModelInferResponse in a message of a stream. Raises AssertionError when it is an error."""
+        return message
+
+    def _run(self, folder: Path, *command: str, says_ready: bool = False) -> subprocess.Popen[str]:
+        self._log = folder / f"{type(self).__name__}.log"
+        with self._log.open("wb") as log:
+            stdout = subprocess.PIPE if says_ready else log
+            self._popen = subprocess.Popen(pinned(SERVER_CORE, *command), stdout=stdout, stderr=log, text=True)
+        return self._popen
+
+    def _check_all(self, cases: list[Case]) -> None:
+        options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+        with grpc.insecure_channel(self.address, options=options) as channel:
+            for case in cases:
+                answer = self._first(channel, case)
+                self.check(case, answer)
+                self.answer_bytes[INFER, case.name] = len(answer)
+                (message,) = channel.stream_stream(STREAM, None, None)(iter([case.request()]), timeout=START_S)
+                self.check(case, self.unwrap(message))
+                self.answer_bytes[STREAM, case.name] = len(message)
+
+    def _first(self, channel: grpc.Channel, case: Case) -> bytes:
+        """Return the answer, once there is one."""
         end_s = time.monotonic() + START_S
         while True:
             try:
-                with grpc.insecure_channel(self.address, options=[("grpc.max_receive_message_length", -1)]) as channel:
-                    case.check(channel.unary_unary(INFER, None, None)(case.request(), timeout=30))
-            except grpc.RpcError:
-                if time.monotonic() > end_s:
-                    raise
+                answer: bytes = channel.unary_unary(INFER, None, None)(case.request(), timeout=30)
+            except grpc.RpcError as error:
+                ended = self._popen is not None and self._popen.poll() is not None
+                if ended or time.monotonic() > end_s:
+                    raise Unavailable(f"it does not answer: {error}\n{self._said()}") from error
                 time.sleep(0.2)
             else:
-                return
+                return answer
+
+    def _said(self) -> str:
+        return self._log.read_text(encoding="utf-8", errors="replace")[-2000:] if self._log is not None else ""
 
 
 class Mesh(Peer):
     """`mesh up` with one node: the router and the node share the core."""
 
     name = "mesh (router + node)"
+    required = True
 
     def start(self, folder: Path, cases: list[Case]) -> None:
         """Start `mesh up`."""
@@ -90,18 +120,25 @@ class Mesh(Peer):
         write_repository(repository, cases)
         command = [sys.executable, "-m", "mesh.cli.main", "up", "--nodes", "1", "--models", str(repository), "--json"]
         ports = ["--grpc-port", str(free_port()), "--http-port", str(free_port())]
-        self._popen = subprocess.Popen(pinned(*command, *ports), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        assert self._popen.stdout is not None
-        ready = json.loads(self._popen.stdout.readline())
+        running = self._run(folder, *command, *ports, says_ready=True)
+        assert running.stdout is not None
+        line = running.stdout.readline()
+        if not line:
+            raise Unavailable(f"`mesh up` ended before it was ready:\n{self._said()}")
+        ready = json.loads(line)
+        (node,) = ready["nodes"]
         self.address = ready["router"]["grpc"]
-        self.parts = {"router": ready["router"]["pid"], "node": ready["nodes"][0]["pid"]}
-        self.node = ready["nodes"][0]["grpc"]
-        for case in cases:
-            self.wait(case)
+        self.node_address = node["grpc"]
+        self.parts = {"router": ready["router"]["pid"], "node": node["pid"]}
+        self._check_all(cases)
+
+    def unwrap(self, message: bytes) -> bytes:
+        """Return what Triton's stream message holds."""
+        return unwrap(message)
 
 
 class Node(Peer):
-    """The same node, called straight: it speaks the same protocol."""
+    """The mesh's node, called straight: it speaks the same protocol."""
 
     name = "mesh (node alone)"
 
@@ -111,49 +148,27 @@ class Node(Peer):
 
     def start(self, folder: Path, cases: list[Case]) -> None:  # noqa: ARG002 - the mesh has started it
         """Use the running mesh's node."""
-        self.address = self._mesh.node
+        self.address = self._mesh.node_address
         self.parts = {"node": self._mesh.parts["node"]}
-        for case in cases:
-            self.wait(case)
+        self._check_all(cases)
 
-    def stop(self) -> None:
-        """Leave it to the mesh."""
-
-
-MLSERVER_RUNTIME = """
-import numpy as np
-import onnxruntime as ort
-from mlserver import MLModel
-from mlserver.types import InferenceResponse, ResponseOutput, Parameters
+    def unwrap(self, message: bytes) -> bytes:
+        """Return what Triton's stream message holds."""
+        return unwrap(message)
 
 
-class Onnx(MLModel):
-    async def load(self):
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = ort.InferenceSession(self.settings.parameters.uri, options)
-        return True
-
-    async def predict(self, payload):
-        given = payload.inputs[0]
-        rows = np.asarray(given.data.root, dtype=np.float32) if not isinstance(given.data.root, bytes) else (
-            np.frombuffer(given.data.root, dtype=np.float32))
-        (y,) = self._session.run(None, {"x": rows.reshape(given.shape)})
-        return InferenceResponse(
-            model_name=self.name,
-            outputs=[ResponseOutput(name="y", datatype="FP32", shape=list(y.shape), data=y.ravel().tolist())],
-        )
-
-    async def predict_stream(self, payloads):
-        async for payload in payloads:
-            yield await self.predict(payload)
-"""
+def unwrap(message: bytes) -> bytes:
+    """Return the ModelInferResponse in a ModelStreamInferResponse."""
+    response = ModelStreamInferResponse.FromString(message)
+    assert not response.error_message, response.error_message
+    return response.infer_response.SerializeToString()
 
 
 class MlServer(Peer):
-    """MLServer with ONNX Runtime in a custom runtime, as its documentation shows, without worker processes."""
+    """MLServer with ONNX Runtime in a custom runtime, as its documentation shows, without worker processes.
+
+    Its streams carry plain ModelInferResponse messages.
+    """
 
     name = "MLServer"
 
@@ -166,24 +181,17 @@ class MlServer(Peer):
             home.mkdir(parents=True)
             path = home / "model.onnx"
             path.write_bytes(case.model.SerializeToString())
-            (home / "onnx_runtime_model.py").write_text(MLSERVER_RUNTIME)
-            settings = {
-                "name": case.name,
-                "implementation": "onnx_runtime_model.Onnx",
-                "parameters": {"uri": str(path)},
-            }
-            (home / "model-settings.json").write_text(json.dumps(settings))
+            (home / "bench_runtime.py").write_bytes((HERE / "mlserver_runtime.py").read_bytes())
+            settings = {"name": case.name, "implementation": "bench_runtime.Onnx", "parameters": {"uri": str(path)}}
+            (home / "model-settings.json").write_text(json.dumps(settings), encoding="utf-8")
         port, http, metrics = free_port(), free_port(), free_port()
         server = {"host": "127.0.0.1", "grpc_port": port, "http_port": http, "metrics_port": metrics}
         extra = {"parallel_workers": 0, "gzip_enabled": False, "grpc_max_message_length": 2**30, "debug": False}
-        (root / "settings.json").write_text(json.dumps({**server, **extra}))
-        command = pinned(str(BENCH_VENV / "bin" / "mlserver"), "start", str(root))
-        log = (folder / "mlserver.log").open("wb")
-        self._popen = subprocess.Popen(command, stdout=log, stderr=log)
+        (root / "settings.json").write_text(json.dumps({**server, **extra}), encoding="utf-8")
+        running = self._run(folder, str(BENCH_VENV / "bin" / "mlserver"), "start", str(root))
         self.address = f"127.0.0.1:{port}"
-        self.parts = {"server": self._popen.pid}
-        for case in cases:
-            self.wait(case)
+        self.parts = {"server": running.pid}
+        self._check_all(cases)
 
 
 def _install_mlserver() -> None:
@@ -199,32 +207,11 @@ def _install_mlserver() -> None:
         raise Unavailable(f"MLServer could not be installed: {error}") from error
 
 
-ECHO = """
-import asyncio, sys
-import grpc
-
-async def unary(message, context):
-    return message
-
-async def stream(messages, context):
-    async for message in messages:
-        yield message
-
-class Any(grpc.GenericRpcHandler):
-    def service(self, details):
-        if details.method.endswith("ModelInfer"):
-            return grpc.unary_unary_rpc_method_handler(unary)
-        return grpc.stream_stream_rpc_method_handler(stream)
-
-async def main():
-    server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
-    server.add_generic_rpc_handlers([Any()])
-    server.add_insecure_port(sys.argv[1])
-    await server.start()
-    await server.wait_for_termination()
-
-asyncio.run(main())
-"""
+def mlserver_version() -> str:
+    """Return the version in .bench-venv. Raises `CalledProcessError` when there is none."""
+    ask = "from importlib.metadata import version; print(version('mlserver'))"
+    command = [str(BENCH_VENV / "bin" / "python"), "-c", ask]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 class Echo(Peer):
@@ -232,10 +219,13 @@ class Echo(Peer):
 
     name = "grpc.aio echo (no model)"
 
-    def start(self, folder: Path, cases: list[Case]) -> None:  # noqa: ARG002 - it serves anything
+    def start(self, folder: Path, cases: list[Case]) -> None:
         """Start it."""
         self.address = f"127.0.0.1:{free_port()}"
-        self._popen = subprocess.Popen(pinned(sys.executable, "-c", ECHO, self.address))
-        self.parts = {"server": self._popen.pid}
-        with grpc.insecure_channel(self.address) as channel:
-            grpc.channel_ready_future(channel).result(START_S)
+        running = self._run(folder, sys.executable, str(HERE / "echo.py"), self.address)
+        self.parts = {"server": running.pid}
+        self._check_all(cases)
+
+    def check(self, case: Case, answer: bytes) -> None:
+        """Raise AssertionError unless the request came back."""
+        assert answer == case.request(), "expected the request's own bytes"
