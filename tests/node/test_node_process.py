@@ -40,7 +40,8 @@ def write_model(root: Path, name: str, value: float, *, ballast: int = 0) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     (folder.parent / "model.yaml").write_text(YAML)
     if ballast:
-        (folder / "ballast").write_bytes(b"\0" * ballast)
+        with (folder / "ballast").open("wb") as file:
+            file.truncate(ballast)
     # Replaced in one step, so that no scan sees half a file.
     scratch = root / f".{name}.py"
     scratch.write_text(PYTHON.replace("VALUE", str(value)))
@@ -148,9 +149,10 @@ def test_broken_files_leave_the_old_ones_serving(mesh: Mesh) -> None:
 
 def test_the_copy_used_longest_ago_makes_room(mesh: Mesh) -> None:
     for index, name in enumerate(("old", "recent", "new")):
-        write_model(mesh.repository, name, index, ballast=20 * MIB)
-    # Each is predicted to take 40 MiB and then found to take 20: two leave too little room for a third.
-    client = mesh.start("--memory-bytes", str(70 * MIB))
+        write_model(mesh.repository, name, index, ballast=100 * MIB)
+    # Each is predicted to take 200 MiB and then found to take 100: two leave too little room for a third. What else the
+    # process allocates during a load is measured with it, and stays far below these sizes.
+    client = mesh.start("--memory-bytes", str(350 * MIB))
     assert [mesh.ask(name) for name in ("old", "recent", "recent", "new")] == [0.0, 1.0, 1.0, 2.0]
     until(lambda: mesh.state(client, "old") == "cold", what="the copy used longest ago was evicted")
     assert mesh.state(client, "recent") == "ready"
