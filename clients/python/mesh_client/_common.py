@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +14,7 @@ from google.protobuf.message import Message
 from mesh.api import messages as m
 from mesh.api.gen.grpc.health.v1 import health_pb2 as health
 
+from ._errors import InvalidInput
 from ._values import Metadata, Tls
 
 DEFAULT_ADDRESS = "127.0.0.1:8001"
@@ -82,8 +85,36 @@ def metadata_of(
     pairs = [*always, *(call or ())]
     if token:
         pairs.append(("authorization", f"Bearer {token}"))
-    pairs.extend(_trace())
+    for key, value in pairs:
+        _check(key, value)
+    given = {key for key, _ in pairs}
+    pairs.extend((key, value) for key, value in _trace() if key not in given)
     return tuple(pairs) or None
+
+
+_KEY = re.compile(r"[0-9a-z_.-]+")
+_TEXT = re.compile(r"[ -~]*")
+
+
+def _check(key: str, value: str | bytes) -> None:
+    """Raise `InvalidInput` for a pair that gRPC cannot carry (gRPC over HTTP/2, "Custom-Metadata").
+
+    grpcio tells of such a pair in an error of its own inside, and grpc.aio waits for ever to write to its stream. A
+    value is not repeated in the message: it may be a secret.
+    """
+    if not isinstance(key, str) or not _KEY.fullmatch(key):
+        raise InvalidInput(f"expected a metadata key of lower-case letters, digits and '-', '_', '.', got {key!r}")
+    if key.endswith("-bin"):
+        if not isinstance(value, bytes):
+            raise InvalidInput(
+                f"expected bytes as the value of metadata '{key}', got {type(value).__name__}: names in -bin are binary"
+            )
+        return
+    text = value.decode("latin-1") if isinstance(value, bytes) else value
+    if not isinstance(text, str) or not _TEXT.fullmatch(text):
+        raise InvalidInput(
+            f"expected printable ASCII as the value of metadata '{key}': send other bytes under a name in -bin"
+        )
 
 
 def _trace() -> list[tuple[str, str]]:
@@ -91,8 +122,9 @@ def _trace() -> list[tuple[str, str]]:
 
     It is looked up, not imported: who traces has imported it, and who does not pays nothing.
     """
-    if "opentelemetry.propagate" not in sys.modules:
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None or not trace.get_current_span().get_span_context().is_valid:
         return []
     carrier: dict[str, str] = {}
-    sys.modules["opentelemetry.propagate"].inject(carrier)
+    importlib.import_module("opentelemetry.propagate").inject(carrier)
     return list(carrier.items())

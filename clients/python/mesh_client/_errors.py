@@ -21,6 +21,10 @@ class MeshClientError(Exception):
 class InvalidInput(MeshClientError):
     """The request can never succeed as it is: a wrong tensor, name, type or shape (INVALID_ARGUMENT)."""
 
+    def __init__(self, message: str, *, code: Code = Code.INVALID_ARGUMENT, details: str = "") -> None:
+        """Keep the parts."""
+        super().__init__(message, code=code, details=details)
+
 
 class ModelNotFound(MeshClientError):
     """No such model or version, or it was unloaded (NOT_FOUND)."""
@@ -53,6 +57,10 @@ class Cancelled(MeshClientError):
 class ServerFailed(MeshClientError):
     """The model or the server failed (INTERNAL and all other codes)."""
 
+    def __init__(self, message: str, *, code: Code = Code.INTERNAL, details: str = "") -> None:
+        """Keep the parts."""
+        super().__init__(message, code=code, details=details)
+
 
 class StreamError(MeshClientError):
     """One request of a stream failed; the stream goes on. `id` is the request's id."""
@@ -79,6 +87,9 @@ _CLASS: dict[Code, type[MeshClientError]] = {
     Code.CANCELLED: Cancelled,
 }
 
+_HANDSHAKE: tuple[str, ...] = ("handshake", "CERTIFICATE_VERIFY_FAILED", "SSL_ERROR", "Peer name")
+"""How grpcio words a server that was reached and not trusted, or that does not speak TLS."""
+
 _UNREACHED: tuple[str, ...] = ("failed to connect", "Connection refused", "DNS resolution", "name resolution")
 """grpcio tells only in words that it never reached a server."""
 
@@ -88,11 +99,34 @@ def closed(address: str) -> MeshClientError:
     return Cancelled(f"this client of {address} was closed", code=Code.CANCELLED)
 
 
+def over(address: str) -> MeshClientError:
+    """Return the error of sending on a stream that ended well."""
+    return MeshClientError(f"this stream to {address} is over: open another", code=Code.FAILED_PRECONDITION)
+
+
+def half_closed(address: str) -> MeshClientError:
+    """Return the error of sending on a stream after `half_close`."""
+    return MeshClientError(
+        f"this stream to {address} was half-closed: send before half_close, or open another",
+        code=Code.FAILED_PRECONDITION,
+    )
+
+
+def left(address: str) -> MeshClientError:
+    """Return the error of using a stream that was left or cancelled, or whose client was closed."""
+    return Cancelled(f"this stream to {address} was left or cancelled: open another", code=Code.CANCELLED)
+
+
 def error_of(code: int, details: str, address: str) -> MeshClientError:
     """Return the error for a gRPC status of a call to `address`."""
     known = Code(code)
     message = details or known.name
-    if known is Code.UNAVAILABLE and any(text in details for text in _UNREACHED):
+    if known is Code.UNAVAILABLE and any(text in details for text in _HANDSHAKE):
+        message = (
+            f"no TLS connection to {address}: check that it speaks TLS, that Tls(ca=...) is the root of its "
+            f"certificate and, where it asks for one, that it trusts Tls(cert=..., key=...) ({details})"
+        )
+    elif known is Code.UNAVAILABLE and any(text in details for text in _UNREACHED):
         message = f"no mesh answers at {address}: start one with `mesh up`, or give the client its address ({details})"
     elif known is Code.DEADLINE_EXCEEDED and (not details or details == "Deadline Exceeded"):
         message = f"no answer from {address} in time; a model may still be loading: call again with a longer timeout_s"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import grpc
@@ -10,7 +12,7 @@ import grpc
 from mesh.api.messages import ModelInferRequest, ModelStreamInferResponse
 
 from ._common import STREAM_METHOD, Method, credentials, options
-from ._errors import MeshClientError, closed, error_of
+from ._errors import MeshClientError, closed, error_of, half_closed, left, over
 from ._values import Tls
 
 Pairs = tuple[tuple[str, str | bytes], ...] | None
@@ -42,20 +44,22 @@ class AsyncTransport:
         except grpc.aio.UsageError as error:
             raise closed(self._address) from error
         except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if self._closed and task is not None and not task.cancelling():
+            if self._closed and not _cancelling():
                 # The channel was closed under the call; nobody cancelled the caller.
                 raise closed(self._address) from error
             raise
 
     def stream(self, *, metadata: Pairs, timeout_s: float | None) -> AsyncDuplex:
-        """Open a two-way stream."""
+        """Open a two-way stream. Raises `Cancelled` on a closed channel."""
         call = self._channel.stream_stream(
             STREAM_METHOD,
             request_serializer=ModelInferRequest.SerializeToString,
             response_deserializer=ModelStreamInferResponse.FromString,
         )
-        return AsyncDuplex(call(timeout=timeout_s, metadata=metadata), self._address)
+        try:
+            return AsyncDuplex(call(timeout=timeout_s, metadata=metadata), self._address)
+        except grpc.aio.UsageError as error:
+            raise closed(self._address) from error
 
     async def close(self) -> None:
         """Close the channel."""
@@ -64,36 +68,91 @@ class AsyncTransport:
 
 
 class AsyncDuplex:
-    """One ModelStreamInfer call."""
+    """One ModelStreamInfer call. Cancelling any of its methods gives the whole call up: grpc.aio knows nothing less."""
 
     def __init__(self, call: Any, address: str) -> None:
         self._call = call
         self._address = address
+        self._half_closed = False
+        self._begun = False
+        self._over = asyncio.Event()
+        call.add_done_callback(lambda _: self._over.set())
 
     async def send(self, request: ModelInferRequest) -> None:
-        """Send; waits for flow control."""
-        try:
-            await self._call.write(request)
-        except grpc.aio.AioRpcError as error:
-            raise _error(error, self._address) from error
-        except grpc.aio.UsageError as error:
-            raise MeshClientError(f"this stream is over: {error}") from error
+        """Send; waits for flow control. Raises what ended the call, if it ended."""
+        if self._half_closed:
+            raise half_closed(self._address)
+        with self._errors():
+            await self._begin()
+            try:
+                await self._call.write(request)
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+                # The call ended before or under the write: its own status says why, the write does not.
+                raise await self._status() from error
 
     async def receive(self) -> ModelStreamInferResponse | None:
         """Return the next message; None at the end."""
-        try:
+        with self._errors():
             message = await self._call.read()
-        except grpc.aio.AioRpcError as error:
-            raise _error(error, self._address) from error
         return message if isinstance(message, ModelStreamInferResponse) else None
 
     async def half_close(self) -> None:
         """Say that nothing more is sent."""
-        await self._call.done_writing()
+        self._half_closed = True
+        with self._errors(), suppress(grpc.aio.AioRpcError):
+            # How a call ended is for `receive` to tell.
+            await self._begin()
+            await self._call.done_writing()
 
     def cancel(self) -> None:
         """Give it up."""
         self._call.cancel()
+
+    async def _begin(self) -> None:
+        """Wait until the call began or ended.
+
+        grpc.aio fails inside when it half-closes what has not begun, and waits for ever to write to what was cancelled
+        before it began.
+        """
+        if self._begun:
+            return
+        waits = [asyncio.ensure_future(self._call.wait_for_connection()), asyncio.ensure_future(self._over.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            self._begun = True
+        except asyncio.CancelledError:
+            self._call.cancel()
+            raise
+        finally:
+            for each in waits:
+                each.cancel()
+            # Both are over now; what they raised is told by the call's status.
+            await asyncio.gather(*waits, return_exceptions=True)
+
+    async def _status(self) -> MeshClientError:
+        code = await self._call.code()
+        if code is grpc.StatusCode.OK:
+            return over(self._address)
+        if self._call.cancelled():
+            return left(self._address)
+        return error_of(code.value[0], await self._call.details() or "", self._address)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.aio.AioRpcError as error:
+            raise _error(error, self._address) from error
+        except asyncio.CancelledError as error:
+            if not _cancelling():
+                # grpc.aio's word for a call that was given up; nobody cancelled the caller.
+                raise left(self._address) from error
+            raise
+
+
+def _cancelling() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _error(error: grpc.aio.AioRpcError, address: str) -> MeshClientError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -11,7 +12,7 @@ import grpc
 from mesh.api.messages import ModelInferRequest, ModelStreamInferResponse
 
 from ._common import STREAM_METHOD, Method, credentials, options
-from ._errors import MeshClientError, closed, error_of
+from ._errors import MeshClientError, closed, error_of, half_closed, left, over
 from ._values import Tls
 
 Pairs = tuple[tuple[str, str | bytes], ...] | None
@@ -49,13 +50,16 @@ class SyncTransport:
             raise closed(self._address) from error
 
     def stream(self, *, metadata: Pairs, timeout_s: float | None) -> SyncDuplex:
-        """Open a two-way stream."""
+        """Open a two-way stream. Raises `Cancelled` on a closed channel."""
         call = self._channel.stream_stream(
             STREAM_METHOD,
             request_serializer=ModelInferRequest.SerializeToString,
             response_deserializer=ModelStreamInferResponse.FromString,
         )
-        return SyncDuplex(call, metadata, timeout_s, self._address)
+        try:
+            return SyncDuplex(call, metadata, timeout_s, self._address)
+        except ValueError as error:
+            raise closed(self._address) from error
 
     def close(self) -> None:
         """Close the channel."""
@@ -68,17 +72,20 @@ class SyncDuplex:
     def __init__(self, call: Any, metadata: Pairs, timeout_s: float | None, address: str) -> None:
         self._address = address
         self._requests: queue.Queue[ModelInferRequest | None] = queue.Queue(UNSENT)
-        self._call = call(self._feed(), timeout=timeout_s, metadata=metadata)
-
-    def _feed(self) -> Iterator[ModelInferRequest]:
-        while (request := self._requests.get()) is not None:
-            yield request
+        self._half_closed = False
+        self._left = False
+        self._call = call(_feed(self._requests), timeout=timeout_s, metadata=metadata)
+        # Whatever ends the call ends the feeding thread, also when nobody leaves the stream's context.
+        if not self._call.add_callback(self._let_feed_end):
+            self._let_feed_end()
 
     def send(self, request: ModelInferRequest) -> None:
-        """Send; waits while `UNSENT` requests are on their way."""
+        """Send; waits while `UNSENT` requests are on their way. Raises what ended the call, if it ended."""
+        if self._half_closed:
+            raise half_closed(self._address)
         while True:
             if not self._call.is_active():
-                raise MeshClientError("this stream is over")
+                raise self._status()
             try:
                 return self._requests.put(request, timeout=_LOOK_S)
             except queue.Full:
@@ -89,27 +96,44 @@ class SyncDuplex:
         try:
             message: ModelStreamInferResponse | None = next(self._call, None)
         except grpc.RpcError as error:
-            raise _error(error, self._address) from error
+            raise self._status() from error
         return message
 
     def half_close(self) -> None:
-        """Say that nothing more is sent."""
-        self._end()
+        """Say that nothing more is sent; waits as `send` does."""
+        self._half_closed = True
+        while self._call.is_active():
+            with suppress(queue.Full):
+                self._requests.put(None, timeout=_LOOK_S)
+                break
 
     def cancel(self) -> None:
         """Give it up."""
+        self._left = True
         self._call.cancel()
-        self._end()
 
-    def _end(self) -> None:
-        """Let the feeding thread end; a full queue belongs to a stream that is over, and is emptied."""
+    def _let_feed_end(self) -> None:
+        """Put the end into the queue; what is unsent belongs to a call that is over, and makes room for it."""
         while True:
             try:
-                return self._requests.put(None, timeout=_LOOK_S)
+                return self._requests.put_nowait(None)
             except queue.Full:
-                if not self._call.is_active():
-                    while not self._requests.empty():
-                        self._requests.get_nowait()
+                with suppress(queue.Empty):
+                    self._requests.get_nowait()
+
+    def _status(self) -> MeshClientError:
+        code = self._call.code()
+        if code is grpc.StatusCode.OK:
+            return over(self._address)
+        if self._left and code is grpc.StatusCode.CANCELLED:
+            return left(self._address)
+        return _error(self._call, self._address)
+
+
+def _feed(requests: queue.Queue[ModelInferRequest | None]) -> Iterator[ModelInferRequest]:
+    """Yield what is to be sent. It knows the queue alone, so that a forgotten stream can be collected."""
+    while (request := requests.get()) is not None:
+        yield request
 
 
 def _error(error: Any, address: str) -> MeshClientError:

@@ -87,6 +87,8 @@ def request_of(
     """Return the message. Raises `InvalidInput` for what cannot be sent, before anything is sent."""
     if isinstance(outputs, str):
         raise InvalidInput(f"outputs must be a list of names, got the text '{outputs}': use ['{outputs}']")
+    if not isinstance(inputs, Mapping):
+        raise InvalidInput(f"inputs must be a dict of arrays by input name, got {type(inputs).__name__}")
     request = ModelInferRequest(model_name=model, model_version=version, id=id)
     for name, value in inputs.items():
         array, dtype = _typed(name, value)
