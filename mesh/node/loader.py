@@ -76,6 +76,7 @@ class Loader:
         self._copies: dict[VersionKey, Copy] = {}
         self._served: dict[VersionKey, Served] = {}
         self._tasks: dict[VersionKey, asyncio.Task[None]] = {}
+        self._evicting: set[VersionKey] = set()
         self.on_change: Callable[[], None] = lambda: None
         """Called after any copy changed its state."""
 
@@ -104,14 +105,14 @@ class Loader:
             self._wake.clear()
             for action in reconcile(desired_of(view, self._node), self._copies):
                 match action:
-                    case Load(model, requested_s) if (model.name, model.version) not in self._tasks:
+                    case Load(model, requested_s) if self._is_free((model.name, model.version)):
                         self._start((model.name, model.version), self._load(model, requested_s))
-                    case Unload(key) if key not in self._tasks:
+                    case Unload(key) if self._is_free(key):
                         self._start(key, self._unload(key))
                     case _:
                         pass  # Busy with this version: looked at again when that ends.
             for key, served in self._served.items():
-                if key not in self._tasks and _lacks_signature(view, served.model):
+                if self._is_free(key) and _lacks_signature(view, served.model):
                     self._start(key, self._describe(served.model, served.loaded))
             moved = asyncio.ensure_future(self._mirror.next(view))
             woken = asyncio.ensure_future(self._wake.wait())
@@ -128,6 +129,10 @@ class Loader:
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         for key in list(self._served):
             await self._close(self._served.pop(key))
+
+    def _is_free(self, key: VersionKey) -> bool:
+        """Tell whether nothing is being done with a version; if something is, the loop looks again when that ends."""
+        return key not in self._tasks and key not in self._evicting
 
     def _start(self, key: VersionKey, work: object) -> None:
         task: asyncio.Task[None] = asyncio.create_task(work)  # type: ignore[arg-type] # a coroutine of ours
@@ -154,13 +159,14 @@ class Loader:
                 account = choose(model, self._accounts, gpu_runs=model.runtime == "onnx" and has_cuda())
                 copy = replace(copy, device=account.name)
                 loaded, measured = await self._load_into(model, account)
-        except MeshError as error:
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong, the copy must not stay "loading"
             self._metrics.load_done(model.name, model.version, False, time.monotonic() - started_s)  # noqa: FBT003 - a fact
-            log.warning("load failed", model=model.name, version=model.version, error=error.message)
+            text = error.message if isinstance(error, MeshError) else f"failed to load '{model.name}', {error!r}"
+            log.warning("load failed", model=model.name, version=model.version, error=text)
             # While older files serve, they go on serving; the record says what went wrong with the new ones.
             state = CopyState.FAILED if old is None else CopyState.READY
             held = 0 if old is None else old.bytes
-            self._set(replace(copy, state=state, error=error.message, bytes=held))
+            self._set(replace(copy, state=state, error=text, bytes=held))
             return
         seconds = time.monotonic() - started_s
         self._metrics.load_done(model.name, model.version, True, seconds)  # noqa: FBT003 - a fact
@@ -218,19 +224,25 @@ class Loader:
                 )
 
     async def _evict(self, key: VersionKey) -> None:
-        """Take this node out of a version's placement and drop the copy."""
-        path = placement_key(*key)
-        for _ in range(EVICT_TRIES):
-            entry = await self._store.get(path)
-            if entry is None:
-                break
-            placement = records.decode_placement(entry.value)
-            nodes = tuple(node for node in placement.nodes if node != self._node)
-            value = records.encode(replace(placement, nodes=nodes))
-            if await self._store.replace(path, value, expected=entry.mod_revision) is not None:
-                break
-        log.info("evicted", model=key[0], version=key[1], bytes=self._served[key].bytes)
-        await self._unload(key)
+        """Take this node out of a version's placement and drop the copy. Raises `RegistryUnavailable`."""
+        # The loop sees the placement change before this is done with it, and must not unload the copy as well.
+        self._evicting.add(key)
+        try:
+            path = placement_key(*key)
+            for _ in range(EVICT_TRIES):
+                entry = await self._store.get(path)
+                if entry is None:
+                    break
+                placement = records.decode_placement(entry.value)
+                nodes = tuple(node for node in placement.nodes if node != self._node)
+                value = records.encode(replace(placement, nodes=nodes))
+                if await self._store.replace(path, value, expected=entry.mod_revision) is not None:
+                    break
+            log.info("evicted", model=key[0], version=key[1])
+            await self._unload(key)
+        finally:
+            self._evicting.discard(key)
+            self._wake.set()
 
     async def _unload(self, key: VersionKey) -> None:
         served = self._served.pop(key, None)
