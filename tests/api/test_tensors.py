@@ -1,3 +1,5 @@
+"""Tensors come back as they went, raw and typed; what does not fit is one error, whatever the bytes."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -69,8 +71,36 @@ def test_bf16_rounds_to_the_nearest_even(value: float, bits: int) -> None:
     assert int.from_bytes(raw, "little") == bits
 
 
-def test_bf16_keeps_nan() -> None:
-    raw = encode_raw(np.array([np.nan], dtype=np.float32), Dtype.BF16)
+def bf16_value(bits: int) -> float:
+    """Return the value of bfloat16 bits; one step past the largest stands where the next power of two would be."""
+    if bits & 0x7FFF == 0x7F80:
+        return 2.0**128 if bits < 0x8000 else -(2.0**128)
+    return float(np.array([bits << 16], dtype=np.uint32).view(np.float32)[0])
+
+
+@given(st.floats(width=32, allow_nan=False, allow_infinity=False))
+def test_bf16_is_the_nearest_of_its_two_neighbours(value: float) -> None:
+    below = int(np.array([value], dtype=np.float32).view(np.uint32)[0]) >> 16
+    # IEEE 754-2008 4.3.1: the nearer one, of two as near the even one. A float64 holds both distances exactly.
+    nearest = min((below, below + 1), key=lambda bits: (abs(bf16_value(bits) - value), bits & 1))
+    raw = encode_raw(np.array([value], dtype=np.float32), Dtype.BF16)
+    assert int.from_bytes(raw, "little") == nearest
+
+
+@given(st.integers(0, 0xFFFF))
+def test_every_bf16_value_comes_back_as_it_went(bits: int) -> None:
+    raw = bits.to_bytes(2, "little")
+    array = decode_raw(raw, Dtype.BF16, (1,))
+    back = encode_raw(array, Dtype.BF16)
+    if np.isnan(array[0]):
+        assert np.isnan(decode_raw(back, Dtype.BF16, (1,)))[0]
+    else:
+        assert back == raw
+
+
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7F800001, 0xFFFFFFFF, 0xFF800001])
+def test_bf16_keeps_nan(bits: int) -> None:
+    raw = encode_raw(np.array([bits], dtype=np.uint32).view(np.float32), Dtype.BF16)
     assert np.isnan(decode_raw(raw, Dtype.BF16, (1,)))[0]
 
 
@@ -85,11 +115,25 @@ def test_any_bytes_are_decoded_or_refused_with_one_error(dtype: Dtype, data: byt
         decode_raw(data, dtype, shape)
 
 
-@given(st.sampled_from(list(Dtype)), st.binary(max_size=64), st.lists(st.integers(-2, 5), max_size=4))
-def test_any_contents_are_decoded_or_refused_with_one_error(dtype: Dtype, data: bytes, shape: list[int]) -> None:
-    contents = InferTensorContents(bytes_contents=[data], int_contents=[len(data)])
+CONTENTS = st.builds(
+    InferTensorContents,
+    bool_contents=st.lists(st.booleans(), max_size=4),
+    int_contents=st.lists(st.integers(-(1 << 31), (1 << 31) - 1), max_size=4),
+    int64_contents=st.lists(st.integers(-(1 << 63), (1 << 63) - 1), max_size=4),
+    uint_contents=st.lists(st.integers(0, (1 << 32) - 1), max_size=4),
+    uint64_contents=st.lists(st.integers(0, (1 << 64) - 1), max_size=4),
+    fp32_contents=st.lists(st.floats(width=32), max_size=4),
+    fp64_contents=st.lists(st.floats(), max_size=4),
+    bytes_contents=st.lists(st.binary(max_size=4), max_size=4),
+)
+
+
+@given(st.sampled_from(list(Dtype)), CONTENTS, st.lists(st.integers(-2, 1 << 63), max_size=3) | st.tuples(st.just(4)))
+def test_any_contents_are_decoded_or_refused_with_one_error(dtype: Dtype, contents: Any, shape: Sequence[int]) -> None:
     with suppress(TensorError):
-        decode_contents(contents, dtype, shape)
+        array = decode_contents(contents, dtype, shape)
+        assert array.shape == tuple(shape)
+        assert array.dtype == NUMPY[dtype]
 
 
 @pytest.mark.parametrize("array", [np.zeros(1, dtype=complex), np.array(["2020-01-01"], dtype="M8[D]")])

@@ -49,6 +49,6 @@ def test_it_imports_without_the_rest_of_the_mesh(wheel: Path, tmp_path: Path) ->
         "assert not foreign, foreign\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=110, check=False, cwd=tmp_path
+        [sys.executable, "-I", "-c", program], capture_output=True, text=True, timeout=110, check=False, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr

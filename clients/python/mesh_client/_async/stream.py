@@ -16,8 +16,9 @@ class AsyncStream:
     """Send requests and receive results in request order; models with several responses interleave theirs.
 
     A request that fails comes back as a raised `StreamError` from `receive` or `infer`, and the stream goes on: the
-    next `receive` gives the next result. Any other `MeshClientError` ends the stream. Use it as a context: leaving it
-    gives up what was not received.
+    next `receive` gives the next result. A request that raises `InvalidInput` was not sent. Other errors say what ended
+    the stream. Use it as a context: leaving it gives up what was not received, and so does cancelling a method that
+    waits.
     """
 
     def __init__(self, duplex: AsyncDuplex) -> None:
