@@ -1,14 +1,17 @@
 """Keeping the registry's model records true to the repositories on disk.
 
-A node writes the versions under its own roots, and removes those whose folder is gone. Several nodes may read the same
+A node writes the versions under its own roots, and removes those whose folder is gone. What cannot be read just now
+(a share that is away, a model.yaml half written) stays as it was published. Several nodes may read the same
 repository: they find the same and write once. Writes are compare-and-swap.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from mesh.core.errors import MeshError
 from mesh.core.types import ModelVersion, TensorSpec
@@ -68,7 +71,7 @@ class Publisher:
                 (name, version)
                 for name, versions in view.models.items()
                 for version, model in versions.items()
-                if self._is_ours(model) and (name, version) not in scan.models
+                if self._is_ours(model) and (name, version) not in scan.models and not _is_under(model, scan.refused)
             ]
             for key in gone:
                 await self._remove(key, done)
@@ -116,6 +119,12 @@ class Publisher:
 
     def _is_ours(self, model: ModelVersion) -> bool:
         return any(model.source.startswith(root.rstrip("/") + "/") for root in self._scanner.urls())
+
+
+def _is_under(model: ModelVersion, folders: Iterable[str]) -> bool:
+    """Tell whether a version's files lie in one of `folders`, whose trouble may pass: it is there, and not gone."""
+    source = Path(unquote(urlsplit(model.source).path))
+    return any(source.is_relative_to(folder) for folder in folders)
 
 
 def _files(model: ModelVersion) -> str:

@@ -58,7 +58,8 @@ class Scan:
 
     models: Mapping[VersionKey, ModelVersion] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
-    """Path of a folder that cannot be served -> why."""
+    """Path of a folder (repository, model or version) that cannot be served -> why. It says nothing of what is in it:
+    a version that was served from there is not gone."""
 
 
 class Scanner:
@@ -90,26 +91,36 @@ class Scanner:
                 if folder.name in names:
                     continue
                 try:
-                    found = self._model(folder, seen)
+                    found, bad = self._model(folder, seen)
                 except (BadFolder, OSError) as error:
-                    refused[str(folder)] = str(error)
-                    continue
-                if found:
+                    found, bad = [], {str(folder): str(error)}
+                if found or bad:
                     names.add(folder.name)
                     models.update({(model.name, model.version): model for model in found})
+                    refused.update(bad)
         self._digests = seen
         return Scan(models, refused)
 
-    def _model(self, folder: Path, seen: dict[tuple[str, int, int], bytes]) -> list[ModelVersion]:
+    def _model(
+        self, folder: Path, seen: dict[tuple[str, int, int], bytes]
+    ) -> tuple[list[ModelVersion], dict[str, str]]:
+        """Return the versions that can be served, and why others cannot: a version being copied in harms no other."""
         versions = sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdecimal())
         config_path = folder / CONFIG
         config_bytes = config_path.read_bytes() if config_path.is_file() else b""
         if not versions and not config_bytes:
-            return []  # Some folder beside the models, not a model.
+            return [], {}  # Some folder beside the models, not a model.
         if not versions:
             raise BadFolder("it has no version: expected a folder named by a number, such as 1/")
         config = _config(config_bytes)
-        return [self._version(folder.name, config, config_bytes, path, seen) for path in versions]
+        found: list[ModelVersion] = []
+        bad: dict[str, str] = {}
+        for path in versions:
+            try:
+                found.append(self._version(folder.name, config, config_bytes, path, seen))
+            except (BadFolder, OSError) as error:
+                bad[str(path)] = str(error)
+        return found, bad
 
     def _version(
         self, name: str, config: ModelYaml, config_bytes: bytes, path: Path, seen: dict[tuple[str, int, int], bytes]
