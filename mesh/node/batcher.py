@@ -184,7 +184,7 @@ class Batcher:
         # the run's: counted as the run's own it would keep the runs in threads for ever.
         return outputs, time.perf_counter() - started_s, time.thread_time() - cpu_s
 
-    def _finish(  # noqa: PLR0917 - what _call returns, unpacked
+    def _finish(
         self, batch: list[_Item], began_s: float, outputs: Tensors, run_s: float, work_s: float
     ) -> None:
         weight = SMOOTHING if self._run_bytes else 1.0
