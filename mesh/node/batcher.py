@@ -184,9 +184,7 @@ class Batcher:
         # the run's: counted as the run's own it would keep the runs in threads for ever.
         return outputs, time.perf_counter() - started_s, time.thread_time() - cpu_s
 
-    def _finish(
-        self, batch: list[_Item], began_s: float, outputs: Tensors, run_s: float, work_s: float
-    ) -> None:
+    def _finish(self, batch: list[_Item], began_s: float, outputs: Tensors, run_s: float, work_s: float) -> None:
         weight = SMOOTHING if self._run_bytes else 1.0
         self._work_s += weight * (work_s - self._work_s)
         self._run_bytes += weight * (_bytes(batch) - self._run_bytes)
