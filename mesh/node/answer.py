@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,7 @@ def encode(
             raise ModelFailed(f"model '{model.name}' did not answer output '{spec.name}'; it gave {', '.join(outputs)}")
         array, dtype = _checked(np.asarray(array), spec, model.name)
         if classes:
-            array, dtype = _top(array, classes, batched=model.max_batch_size > 0), Dtype.BYTES
+            array, dtype = _top(array, classes, served.labels, batched=model.max_batch_size > 0), Dtype.BYTES
         answer = response.outputs.add(name=spec.name, datatype=dtype.value, shape=array.shape)
         try:
             if typed and dtype not in (Dtype.FP16, Dtype.BF16):
@@ -88,11 +88,18 @@ def _checked(array: Array, spec: TensorSpec, name: str) -> tuple[Array, Dtype]:
     return array, spec.dtype
 
 
-def _top(array: Array, count: int, *, batched: bool) -> Array:
-    """Return the `count` highest values of each row as "value:index" (Triton's classification), BYTES."""
+def _top(array: Array, count: int, labels: Sequence[str], *, batched: bool) -> Array:
+    """Return the `count` highest values of each row, BYTES, as "value:index" or "value:index:label" (as Triton does).
+
+    `labels` name the classes of an output that has one value for each of them; others have no names.
+    """
     rows: Any = array.reshape(array.shape[0], -1) if batched else array.reshape(1, -1)
     order = np.argsort(-rows, axis=1, kind="stable")[:, :count]
-    texts = [[f"{row[index]:f}:{index}".encode() for index in top] for row, top in zip(rows, order, strict=True)]
+    names = [f":{label}" for label in labels] if len(labels) == rows.shape[1] else [""] * rows.shape[1]
+    texts = [
+        [f"{row[index]:f}:{index}{names[index]}".encode() for index in top]
+        for row, top in zip(rows, order, strict=True)
+    ]
     made = np.empty(order.shape, dtype=object)
     made[:] = texts
     return made if batched else made[0]

@@ -29,7 +29,7 @@ SMOOTHING = 0.2
 """Weight of the newest run in the measured run time."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Item:
     waiting: Waiting
     inputs: Tensors
@@ -71,7 +71,8 @@ class Batcher:
         self._delay_s = model.max_queue_delay_us / 1e6 if self._joins else 0.0
         self._max_queue = model.max_queue_size or default_queue_size
         self._queue: deque[_Item] = deque()
-        self._running = 0
+        self.running = 0
+        """Runs that go on, also those whose callers left."""
         self._soon = False
         self._timer: asyncio.TimerHandle | None = None
         self._work_s = 0.0
@@ -95,16 +96,33 @@ class Batcher:
         give_up_s = None if queue_timeout_s is None else now_s + queue_timeout_s
         item = _Item(Waiting(rows, kind, now_s), inputs, request, done, deadline_s, give_up_s)
         self._queue.append(item)
-        if not self._soon and self._running < self._loaded.parallel:
+        loop = asyncio.get_running_loop()
+        # While the copy is busy nobody looks at the queue, and that may be longer than this caller cares to wait.
+        impatient = None if queue_timeout_s is None else loop.call_later(queue_timeout_s, self._give_up, item)
+        if not self._soon and self.running < self._loaded.parallel:
             # At the end of this turn of the loop: what arrived together runs together.
             self._soon = True
-            asyncio.get_running_loop().call_soon(self._look)
+            loop.call_soon(self._look)
         try:
             return await done
         except asyncio.CancelledError:
             if item in self._queue:
                 self._queue.remove(item)
             raise
+        finally:
+            if impatient is not None:
+                impatient.cancel()
+
+    async def drained(self) -> None:
+        """Return when no run goes on in a thread; new requests may have begun others."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _give_up(self, item: _Item) -> None:
+        if item in self._queue:
+            self._queue.remove(item)
+            if not item.done.done():
+                item.done.set_exception(Overloaded(f"Request timeout expired in the queue of model '{self._name}'"))
 
     def _look(self) -> None:
         self._soon = False
@@ -112,7 +130,7 @@ class Batcher:
             self._timer.cancel()
             self._timer = None
         loop = asyncio.get_running_loop()
-        while self._queue and self._running < self._loaded.parallel:
+        while self._queue and self.running < self._loaded.parallel:
             now_s = time.monotonic()
             self._drop_late(now_s)
             if not self._queue:
@@ -128,7 +146,7 @@ class Batcher:
                     self._timer = loop.call_later(max(0.0, step.at_s - now_s), self._look)
                 return
             batch = [self._queue.popleft() for _ in range(step.count)]
-            self._running += 1
+            self.running += 1
             if self._predicted_s(batch) < ON_LOOP_S:
                 self._run_now(batch, now_s)
             else:
@@ -145,13 +163,9 @@ class Batcher:
     def _drop_late(self, now_s: float) -> None:
         """Answer the late requests at the front. Those behind are looked at when they get there. O(batch)."""
         for item in [each for each in islice(self._queue, self._max_rows + 1) if _late(each, now_s)]:
-            self._queue.remove(item)
-            if item.done.done():
-                continue
-            if item.deadline_s is not None and item.deadline_s <= now_s:
+            if item.deadline_s is not None and item.deadline_s <= now_s and not item.done.done():
                 item.done.set_exception(DeadlineExceeded(f"the deadline passed in the queue of model '{self._name}'"))
-            else:
-                item.done.set_exception(Overloaded(f"Request timeout expired in the queue of model '{self._name}'"))
+            self._give_up(item)
 
     def _run_now(self, batch: list[_Item], began_s: float) -> None:
         try:
@@ -159,7 +173,7 @@ class Batcher:
         except Exception as error:  # noqa: BLE001 - what a model raises can be anything
             self._fail(batch, error)
         finally:
-            self._running -= 1
+            self.running -= 1
 
     async def _run_in_thread(self, batch: list[_Item], began_s: float) -> None:
         try:
@@ -168,7 +182,7 @@ class Batcher:
         except Exception as error:  # noqa: BLE001 - what a model raises can be anything
             self._fail(batch, error)
         finally:
-            self._running -= 1
+            self.running -= 1
             if not self._soon:
                 self._look()
 
@@ -211,7 +225,7 @@ class Batcher:
 
     def __repr__(self) -> str:
         """Show the counts."""
-        return f"<Batcher {self._name} waiting={len(self._queue)} running={self._running}>"
+        return f"<Batcher {self._name} waiting={len(self._queue)} running={self.running}>"
 
 
 def model_failed(name: str, error: Exception) -> ModelFailed:

@@ -6,7 +6,6 @@ itself never answered.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
@@ -93,7 +92,8 @@ class Infer:
             raise Unimplemented("ModelInfer RPC doesn't support models with decoupled transaction policy")
         with Observed(self._metrics, self._tracing, call, served) as seen:
             wanted = wanted_outputs(request, served)
-            inputs, seen.rows = read_inputs(request, served.inputs, served.model.name, served.model.max_batch_size)
+            given, seen.rows = read_inputs(request, served.inputs, served.model.name, served.model.max_batch_size)
+            inputs = served.loaded.admit(given)
             seen.read_ns = time.monotonic_ns()
             seen.ran = await served.batcher.run(
                 inputs, _seen(request), seen.rows, deadline_s=call.deadline_s, queue_timeout_s=_queue_timeout_s(request)
@@ -107,7 +107,8 @@ class Infer:
         try:
             with Observed(self._metrics, self._tracing, call, served) as seen:
                 wanted = wanted_outputs(request, served)
-                inputs, seen.rows = read_inputs(request, served.inputs, served.model.name, served.model.max_batch_size)
+                given, seen.rows = read_inputs(request, served.inputs, served.model.name, served.model.max_batch_size)
+                inputs = served.loaded.admit(given)
                 seen.read_ns = time.monotonic_ns()
                 async with aclosing(_in_threads(served, inputs, _seen(request))) as steps:
                     async for outputs in steps:
@@ -137,11 +138,10 @@ class Infer:
 
 async def _in_threads(served: Served, inputs: Tensors, request: Request) -> AsyncGenerator[Tensors]:
     """Yield what the version's generator yields, each step in a thread."""
-    loop = asyncio.get_running_loop()
     steps = served.loaded.stream(inputs, request)
     try:
         while True:
-            step: Tensors | None = await loop.run_in_executor(served.executor, next, steps, None)
+            step: Tensors | None = await served.in_thread(next, steps, None)
             if step is None:
                 return
             yield step

@@ -21,6 +21,7 @@ from mesh.core.types import Copy, CopyState, ModelName, ModelVersion, NodeId, Ve
 from mesh.core.view import ClusterView, VersionKey, version_order
 from mesh.node.capacity import Account, choose, used_bytes
 from mesh.node.publish import Publisher
+from mesh.node.repository import labels_of
 from mesh.node.runtimes.base import Loaded, LoadSpec, Runtime
 from mesh.node.runtimes.onnx import has_cuda
 from mesh.node.runtimes.python import STREAMS
@@ -127,8 +128,9 @@ class Loader:
         for task in list(self._tasks.values()):
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-        for key in list(self._served):
-            await self._close(self._served.pop(key))
+        served = list(self._served.values())
+        self._served.clear()
+        await asyncio.gather(*(self._close(each) for each in served))
 
     def _is_free(self, key: VersionKey) -> bool:
         """Tell whether nothing is being done with a version; if something is, the loop looks again when that ends."""
@@ -157,6 +159,7 @@ class Loader:
         try:
             async with self._loading:
                 account = choose(model, self._accounts, gpu_runs=model.runtime == "onnx" and has_cuda())
+                labels = await asyncio.to_thread(labels_of, _folder(model))
                 copy = replace(copy, device=account.name)
                 loaded, measured = await self._load_into(model, account)
         except Exception as error:  # noqa: BLE001 - whatever goes wrong, the copy must not stay "loading"
@@ -172,7 +175,12 @@ class Loader:
         self._metrics.load_done(model.name, model.version, True, seconds)  # noqa: FBT003 - a fact
         executor = ThreadPoolExecutor(STREAMS) if model.decoupled else self._executor
         self._served[key] = Served(
-            model, loaded, executor, bytes_held=measured, default_queue_size=self._default_queue_size
+            model,
+            loaded,
+            executor,
+            bytes_held=measured,
+            default_queue_size=self._default_queue_size,
+            labels=labels,
         )
         self._set(replace(copy, state=CopyState.READY, bytes=measured))
         log.info("loaded", model=model.name, version=model.version, bytes=measured, seconds=round(seconds, 3))
@@ -190,8 +198,8 @@ class Loader:
         committed = False
         try:
             before = used_bytes(account.device)
-            path = Path(unquote(urlsplit(model.source).path))
-            loaded = await asyncio.to_thread(runtime.load, LoadSpec(model, path, account.now()))
+            loaded = await asyncio.to_thread(runtime.load, LoadSpec(model, _folder(model), account.now()))
+            await _check_batch_axis(model, loaded)
             # Noise of other work may hide a small load: never less than the files themselves.
             measured = max(used_bytes(account.device) - before, model.size_bytes)
             account.ledger.commit(key, measured)
@@ -210,7 +218,7 @@ class Loader:
             idle = [
                 Idle(each, served.bytes, served.last_used_s)
                 for each, served in self._served.items()
-                if not served.in_flight and each not in self._tasks and self._copies[each].device == account.name
+                if served.is_idle and each not in self._tasks and self._copies[each].device == account.name
             ]
             victims = account.ledger.victims(size, idle)
             for victim in victims or ():
@@ -262,9 +270,9 @@ class Loader:
         """Wait for what is in flight, then close."""
         try:
             async with asyncio.timeout(self._drain_s):
-                await served.idle.wait()
+                await served.drained()
         except TimeoutError:
-            log.warning("closing under requests in flight", model=served.model.name, in_flight=served.in_flight)
+            log.warning("closing a model that is still at work", model=served.model.name, in_flight=served.in_flight)
         try:
             await asyncio.to_thread(served.loaded.close)
         except Exception as error:  # noqa: BLE001 - a user's close can raise anything
@@ -283,6 +291,23 @@ class Loader:
     def __repr__(self) -> str:
         """Show the counts."""
         return f"<Loader copies={len(self._copies)} serving={len(self._served)} busy={len(self._tasks)}>"
+
+
+def _folder(model: ModelVersion) -> Path:
+    return Path(unquote(urlsplit(model.source).path))
+
+
+async def _check_batch_axis(model: ModelVersion, loaded: Loaded) -> None:
+    """Close `loaded` and raise `LoadFailed` when requests could not be joined as model.yaml says they can."""
+    if not model.max_batch_size:
+        return
+    fixed = next((spec for spec in loaded.inputs if spec.shape[:1] != (-1,)), None)
+    if fixed is not None:
+        await asyncio.to_thread(loaded.close)
+        raise LoadFailed(
+            f"failed to load '{model.name}', it has max_batch_size {model.max_batch_size}, so input '{fixed.name}' "
+            f"must begin with an axis of any size; it is {list(fixed.shape)}: export it so, or set max_batch_size to 0"
+        )
 
 
 def _lacks_signature(view: ClusterView, model: ModelVersion) -> bool:

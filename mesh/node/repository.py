@@ -19,6 +19,9 @@ from mesh.node.runtimes import onnx, python
 
 CONFIG = "model.yaml"
 
+LABELS = "labels.txt"
+"""In the model's folder: the names of its classes, one a line."""
+
 RUNTIME_FILES = {"onnx": onnx.FILE, "python": python.FILE}
 
 
@@ -113,6 +116,9 @@ class Scanner:
         if not versions:
             raise BadFolder("it has no version: expected a folder named by a number, such as 1/")
         config = _config(config_bytes)
+        labels = folder / LABELS
+        if labels.is_file():
+            config_bytes += b"\0" + labels.read_bytes()
         found: list[ModelVersion] = []
         bad: dict[str, str] = {}
         for path in versions:
@@ -165,6 +171,15 @@ class Scanner:
                 known = hashlib.file_digest(opened, "sha256").digest()
         seen[key] = known
         return known
+
+
+def labels_of(version: Path) -> tuple[str, ...]:
+    """Return the names of the classes, of the model whose version lies in `version`; empty when it has none. Blocks."""
+    try:
+        text = (version.parent / LABELS).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ()
+    return tuple(line.strip() for line in text.splitlines())
 
 
 def _config(data: bytes) -> ModelYaml:

@@ -4,33 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import time
-from concurrent.futures import Executor
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Any, TypeVar
 
 from mesh.core.types import ModelVersion, TensorSpec
 from mesh.node.batcher import Batcher
 from mesh.node.runtimes.base import Loaded
 from mesh.node.statistics import Statistics
 
+T = TypeVar("T")
+
 
 class Served:
     """One copy that answers. `in_flight` counts its requests; `idle` is set while there are none."""
 
     def __init__(
-        self, model: ModelVersion, loaded: Loaded, executor: Executor, *, bytes_held: int, default_queue_size: int
+        self,
+        model: ModelVersion,
+        loaded: Loaded,
+        executor: Executor,
+        *,
+        bytes_held: int,
+        default_queue_size: int,
+        labels: tuple[str, ...] = (),
     ) -> None:
         self.model = model
         self.loaded = loaded
         self.executor = executor
         self.bytes = bytes_held
+        self.labels = labels
         self.statistics = Statistics()
         self.batcher = Batcher(model, loaded, executor, self.statistics, default_queue_size=default_queue_size)
         self.inputs: tuple[TensorSpec, ...] = loaded.inputs
         self.outputs: dict[str, TensorSpec] = {spec.name: spec for spec in loaded.outputs}
+        self._steps: set[Future[Any]] = set()
         self.in_flight = 0
         self.idle = asyncio.Event()
         self.idle.set()
         self.last_used_s = 0.0
-        self.closing = False
 
     def enter(self) -> None:
         """Count a request in."""
@@ -43,6 +55,25 @@ class Served:
         self.last_used_s = time.time()
         if not self.in_flight:
             self.idle.set()
+
+    @property
+    def is_idle(self) -> bool:
+        """Tell whether nobody asks for it and the model is at nothing, not even for a caller who left."""
+        return not self.in_flight and not self.batcher.running and not self._steps
+
+    async def in_thread(self, call: Callable[..., T], *given: Any) -> T:
+        """Return what `call` returns in a thread. Cancelled, the thread goes on, and `drained` waits for it."""
+        step = self.executor.submit(call, *given)
+        self._steps.add(step)
+        step.add_done_callback(self._steps.discard)
+        return await asyncio.wrap_future(step)
+
+    async def drained(self) -> None:
+        """Return when the model is at nothing: no request in flight, no run left by a caller who is gone."""
+        await self.idle.wait()
+        await self.batcher.drained()
+        steps = [asyncio.wrap_future(step) for step in tuple(self._steps)]
+        await asyncio.gather(*steps, return_exceptions=True)
 
     def __repr__(self) -> str:
         """Show what it is and how busy."""

@@ -34,6 +34,9 @@ class Doubling:
         self.free.set()
         self.entered = threading.Event()
 
+    def admit(self, inputs: Tensors) -> Tensors:
+        return inputs
+
     def run(self, inputs: Tensors, request: Request) -> Tensors:
         self.runs.append(len(inputs["x"]))
         self.threads.add(threading.get_ident())
@@ -151,6 +154,50 @@ async def test_a_deadline_that_passes_in_the_queue_is_told_without_running() -> 
     with pytest.raises(Overloaded, match="Request timeout expired"):
         await impatient
     assert loaded.runs == [1]
+
+
+async def test_a_caller_whose_queue_time_is_over_is_told_while_the_copy_is_still_busy() -> None:
+    loaded = Doubling()
+    target = batcher(loaded)
+    first = await held(target, loaded)
+    with pytest.raises(Overloaded, match="Request timeout expired"):
+        await run(target, rows(1), timeout_s=0.01)
+    assert not first.done()
+    assert repr(target) == "<Batcher m waiting=0 running=1>"
+    loaded.free.set()
+    await first
+    assert loaded.runs == [1]
+
+
+async def test_cancelled_while_running_leaves_a_run_that_is_waited_for() -> None:
+    loaded = Doubling()
+    target = batcher(loaded)
+    first = await held(target, loaded)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    drained = asyncio.create_task(target.drained())
+    await asyncio.sleep(0)
+    assert (target.running, drained.done()) == (1, False)
+    loaded.free.set()
+    await asyncio.wait_for(drained, 60)
+    assert target.running == 0
+
+
+async def test_cancelled_while_queued_at_the_same_instant_as_another_leaves_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded = Doubling()
+    target = batcher(loaded)
+    first = await held(target, loaded)
+    monkeypatch.setattr("mesh.node.batcher.time.monotonic", lambda: 7.0)
+    waiting = [asyncio.create_task(run(target, rows(1, 2))) for _ in range(2)]
+    await asyncio.sleep(0)
+    waiting[1].cancel()
+    ended = await asyncio.gather(waiting[1], return_exceptions=True)
+    assert isinstance(ended[0], asyncio.CancelledError)
+    loaded.free.set()
+    await asyncio.gather(first, waiting[0])
+    assert loaded.runs == [1, 2]
 
 
 async def test_a_run_that_raises_fails_its_batch_and_not_the_next() -> None:

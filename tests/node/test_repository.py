@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mesh.core.types import Dtype, TensorSpec
-from mesh.node.repository import Scanner
+from mesh.node.repository import Scanner, labels_of
 
 
 def model(
@@ -112,6 +112,16 @@ def test_the_digest_changes_with_files_and_configuration_only(tmp_path: Path) ->
     second = digest()
     (tmp_path / "m" / "model.yaml").write_text("min_copies: 2")
     assert len({first, second, digest()}) == 3
+
+
+def test_labels_are_read_and_part_of_what_a_model_is(tmp_path: Path) -> None:
+    folder = model(tmp_path)
+    scanner = Scanner([tmp_path])
+    before = scanner.scan()
+    assert labels_of(folder) == ()
+    (tmp_path / "m" / "labels.txt").write_text("cat\ndog\n")
+    assert labels_of(folder) == ("cat", "dog")
+    assert scanner.scan() != before
 
 
 def test_a_scan_without_changes_reads_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

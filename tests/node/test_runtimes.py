@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from mesh.core.errors import LoadFailed
+from mesh.core.errors import InvalidRequest, LoadFailed
 from mesh.core.types import Device, DeviceKind, Dtype, ModelName, ModelVersion, TensorSpec, Version
 from mesh.node import capacity
 from mesh.node.runtimes.base import Loaded, LoadSpec, Request
@@ -70,7 +70,25 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_onnx_strings_go_in_and_out(tmp_path: Path) -> None:
     onnx_file(tmp_path, TensorProto.STRING, "Identity")
     value = np.array([["é".encode(), b"b"]], dtype=object)
-    assert load_onnx(tmp_path).run({"x": value}, Request())["y"].tolist() == [["é", "b"]]
+    loaded = load_onnx(tmp_path)
+    assert loaded.run(loaded.admit({"x": value}), Request())["y"].tolist() == [["é", "b"]]
+
+
+def test_bytes_that_are_no_text_are_the_callers_mistake(tmp_path: Path) -> None:
+    onnx_file(tmp_path, TensorProto.STRING, "Identity")
+    loaded = load_onnx(tmp_path)
+    with pytest.raises(InvalidRequest, match=r"expected elements of x in UTF-8, got b'\\xff'"):
+        loaded.admit({"x": np.array([[b"fine", b"\xff"]], dtype=object)})
+
+
+def test_a_python_model_may_answer_lists(tmp_path: Path) -> None:
+    code = """
+        class Model:
+            def infer(self, inputs):
+                return {"y": inputs["x"].astype("float64").tolist()}
+        """
+    answered = load_python(tmp_path, code).run({"x": np.ones((2, 2), np.float32)}, Request())
+    assert answered["y"].shape == (2, 2)
 
 
 def test_two_models_own_modules_do_not_collide(tmp_path: Path) -> None:

@@ -46,6 +46,12 @@ class Loaded(Protocol):
     batches: bool
     """Whether requests may be joined along axis 0: false when the model looks at the request itself."""
 
+    def admit(self, inputs: Tensors) -> Tensors:
+        """Return one request's inputs as `run` takes them. Raises `InvalidRequest` for values it cannot take.
+
+        Called before the request may be joined with others, so that its mistake fails no one else's.
+        """
+
     def run(self, inputs: Tensors, request: Request) -> Tensors:
         """Return the outputs by name. Raises whatever the model raises."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnxruntime as ort
 
-from mesh.core.errors import LoadFailed
+from mesh.core.errors import InvalidRequest, LoadFailed
 from mesh.core.types import DeviceKind, Dtype, ModelVersion, TensorSpec
 from mesh.node.runtimes.base import Loaded, LoadSpec, Request, Tensors
 
@@ -54,7 +54,7 @@ class OnnxRuntime:
             raise LoadFailed(f"failed to load '{name}', ONNX Runtime says: {_first_line(error)}") from error
         inputs = _signature(spec.model, "input", session.get_inputs(), spec.model.inputs)
         outputs = _signature(spec.model, "output", session.get_outputs(), spec.model.outputs)
-        return _Session(session, inputs, outputs, steady=spec.device.kind is DeviceKind.CPU)
+        return _Session(name, session, inputs, outputs, steady=spec.device.kind is DeviceKind.CPU)
 
 
 class _Session:
@@ -64,8 +64,9 @@ class _Session:
     parallel = max(1, os.cpu_count() or 1)
 
     def __init__(
-        self, session: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], *, steady: bool
+        self, name: str, session: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], *, steady: bool
     ) -> None:
+        self._name = name
         # On a GPU the thread mostly waits, which its CPU time does not show.
         self.steady = steady
         self._session = session
@@ -74,10 +75,18 @@ class _Session:
         self._names = [spec.name for spec in outputs]
         self._texts = {spec.name for spec in inputs if spec.dtype is Dtype.BYTES}
 
+    def admit(self, inputs: Tensors) -> Tensors:
+        if not self._texts:
+            return inputs
+        try:
+            return {name: _text(array) if name in self._texts else array for name, array in inputs.items()}
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(
+                f"model '{self._name}' takes text: expected elements of {', '.join(sorted(self._texts))} in UTF-8, "
+                f"got {bytes(error.object)[:40]!r}"
+            ) from error
+
     def run(self, inputs: Tensors, request: Request) -> Tensors:  # noqa: ARG002 - the seam's signature
-        if self._texts:
-            # ONNX strings are text: bytes that are no UTF-8 are the caller's mistake, told by the decode.
-            inputs = {name: _text(array) if name in self._texts else array for name, array in inputs.items()}
         return dict(zip(self._names, self._session.run(self._names, inputs), strict=True))
 
     def stream(self, inputs: Tensors, request: Request) -> Iterator[Tensors]:
@@ -88,6 +97,7 @@ class _Session:
 
 
 def _text(array: Any) -> Any:
+    """Return the elements as str: ONNX strings are text, and BYTES may be anything. Raises UnicodeDecodeError."""
     flat = [item.decode() if isinstance(item, bytes) else item for item in array.ravel().tolist()]
     out = array.copy()
     out.reshape(-1)[:] = flat

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from mesh.core.errors import LoadFailed
 from mesh.core.types import ModelVersion, TensorSpec
 from mesh.node.runtimes.base import Loaded, LoadSpec, Request, Tensors
@@ -81,12 +83,16 @@ class _Instance:
         self.batches = not self._sees_request and not model.decoupled
         self.parallel = STREAMS if model.decoupled else 1
 
+    def admit(self, inputs: Tensors) -> Tensors:
+        return inputs
+
     def run(self, inputs: Tensors, request: Request) -> Tensors:
         outputs = self._call(inputs, request)
         if not isinstance(outputs, Mapping):
             msg = f"infer must return a dict of arrays by output name, got {type(outputs).__name__}"
             raise TypeError(msg)
-        return outputs
+        # A list is an array to numpy: without this it would pass alone and fail when requests are joined.
+        return {name: np.asarray(value) for name, value in outputs.items()}
 
     def stream(self, inputs: Tensors, request: Request) -> Iterator[Tensors]:
         answered = self._call(inputs, request)
