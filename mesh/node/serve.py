@@ -29,9 +29,9 @@ from mesh.registry.ready import answers_before
 from mesh.telemetry import logs
 from mesh.telemetry.metrics import NodeMetrics
 from mesh.telemetry.tracing import Tracing
+from mesh.wire.engine import Carrier
 from mesh.wire.grpc_services import health_handlers, reflection_handlers
-from mesh.wire.grpcio_server import GrpcioServer
-from mesh.wire.transport import MODEL_INFER, MODEL_STREAM_INFER, HotMethods
+from mesh.wire.transport import MODEL_INFER, MODEL_STREAM_INFER, HotMethods, Server
 
 log = logs.get(__name__)
 
@@ -71,7 +71,7 @@ class _Parts:
     report: Report
     presence: Presence
     health: NodeHealth
-    server: GrpcioServer
+    server: Server
     http: HttpServer | None
 
 
@@ -114,7 +114,8 @@ def _build(
         *reflection_handlers([INFERENCE_SERVICE.full_name, NODE_CONTROL_SERVICE.full_name]),
     ]
     hot = HotMethods(unary={MODEL_INFER: infer.infer}, stream={MODEL_STREAM_INFER: infer.stream})
-    server = GrpcioServer(config.host, config.grpc_port, hot, services, limits=config.limits, tls=config.tls)
+    carrier = Carrier(config.wire, config.limits, asyncio.get_running_loop())
+    server = carrier.server(config.host, config.grpc_port, hot, services, tls=config.tls)
     http = None
     if config.http_port is not None:
         http = HttpServer(config.host, config.http_port, metrics.registry, lambda: not report.draining)

@@ -29,10 +29,9 @@ from mesh.router.streams import Streams
 from mesh.telemetry import logs
 from mesh.telemetry.metrics import RouterMetrics
 from mesh.telemetry.tracing import Tracing
+from mesh.wire.engine import Carrier
 from mesh.wire.grpc_services import health_handlers, reflection_handlers
-from mesh.wire.grpcio_client import GrpcioChannel
-from mesh.wire.grpcio_server import GrpcioServer
-from mesh.wire.transport import MODEL_INFER, MODEL_STREAM_INFER, HotMethods
+from mesh.wire.transport import MODEL_INFER, MODEL_STREAM_INFER, HotMethods, Server
 
 log = logs.get(__name__)
 
@@ -64,7 +63,7 @@ class _Parts:
     channels: Channels
     cold: Cold
     health: RouterHealth
-    server: GrpcioServer
+    server: Server
     http: HttpServer | None
 
 
@@ -72,7 +71,8 @@ def _build(config: RouterConfig, store: EtcdClient, tracing: Tracing) -> _Parts:
     mirror = Mirror(store)
     metrics = RouterMetrics()
     balancer = Balancer()
-    channels = Channels(lambda address: GrpcioChannel(address, limits=config.limits, tls=config.node_tls))
+    carrier = Carrier(config.wire, config.limits, asyncio.get_running_loop())
+    channels = Channels(carrier.connector(config.node_tls))
 
     def avoided(view: ClusterView) -> Collection[NodeId]:
         now_s = time.monotonic()
@@ -106,7 +106,7 @@ def _build(config: RouterConfig, store: EtcdClient, tracing: Tracing) -> _Parts:
         *reflection_handlers([INFERENCE_SERVICE.full_name, MESH_CONTROL_SERVICE.full_name]),
     ]
     hot = HotMethods(unary={MODEL_INFER: dispatch.infer}, stream={MODEL_STREAM_INFER: streams.stream})
-    server = GrpcioServer(config.host, config.grpc_port, hot, services, limits=config.limits, tls=config.tls)
+    server = carrier.server(config.host, config.grpc_port, hot, services, tls=config.tls)
     http = None
     if config.http_port is not None:
         http = HttpServer(config.host, config.http_port, metrics.registry, health.is_ready)

@@ -86,7 +86,7 @@ class _Session:
                 f"got {bytes(error.object)[:40]!r}"
             ) from error
 
-    def run(self, inputs: Tensors, request: Request) -> Tensors:  # noqa: ARG002 - the seam's signature
+    def run(self, inputs: Tensors, request: Request) -> Tensors:
         return dict(zip(self._names, self._session.run(self._names, inputs), strict=True))
 
     def stream(self, inputs: Tensors, request: Request) -> Iterator[Tensors]:
