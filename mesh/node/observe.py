@@ -11,7 +11,7 @@ from mesh.node.batcher import Ran
 from mesh.node.served import Served
 from mesh.telemetry.metrics import NodeMetrics
 from mesh.telemetry.tracing import Tracing
-from mesh.wire.transport import Call
+from mesh.wire.transport import Metadata
 
 
 class Observed:
@@ -19,12 +19,12 @@ class Observed:
 
     __slots__ = ("_metrics", "_served", "_span", "_started_ns", "_tracing", "ran", "ran_ns", "read_ns", "rows")
 
-    def __init__(self, metrics: NodeMetrics, tracing: Tracing, call: Call, served: Served) -> None:
+    def __init__(self, metrics: NodeMetrics, tracing: Tracing, method: str, metadata: Metadata, served: Served) -> None:
         self._metrics = metrics
         self._tracing = tracing
         self._served = served
         self._started_ns = time.monotonic_ns()
-        self._span = tracing.start(call.method, call.metadata, kind="server") if tracing.on else None
+        self._span = tracing.start(method, metadata, kind="server") if tracing.on else None
         self.rows = 1
         self.read_ns = self._started_ns
         """When the inputs had been read."""
@@ -33,13 +33,21 @@ class Observed:
         """When the run had ended."""
 
     def __enter__(self) -> Self:
-        """Return itself."""
-        self._served.enter()
+        """Begin, and return itself."""
+        self.begin()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """End."""
+        self.end(error)
+
+    def begin(self) -> None:
+        """Count the request in."""
+        self._served.enter()
+
+    def end(self, error: BaseException | None) -> None:
         """Count the request by its outcome."""
         now_ns = time.monotonic_ns()
         total_ns = now_ns - self._started_ns

@@ -11,7 +11,7 @@ from mesh.api.messages import INFERENCE_SERVICE, NODE_CONTROL_SERVICE
 from mesh.api.service import generic_handler
 from mesh.core.types import NodeId
 from mesh.gateway.http import HttpServer
-from mesh.node import capacity
+from mesh.node import capacity, direct
 from mesh.node.config import NodeConfig
 from mesh.node.control import NodeControlService, NodeHealth, NodeInferenceService
 from mesh.node.infer import Infer
@@ -113,7 +113,12 @@ def _build(
         *health_handlers(health),
         *reflection_handlers([INFERENCE_SERVICE.full_name, NODE_CONTROL_SERVICE.full_name]),
     ]
-    hot = HotMethods(unary={MODEL_INFER: infer.infer}, stream={MODEL_STREAM_INFER: infer.stream})
+    unary, stream = direct.methods(infer)
+    hot = HotMethods(
+        unary={MODEL_INFER: infer.infer},
+        stream={MODEL_STREAM_INFER: infer.stream},
+        direct={MODEL_INFER: unary, MODEL_STREAM_INFER: stream},
+    )
     carrier = Carrier(config.wire, config.limits, asyncio.get_running_loop())
     server = carrier.server(config.host, config.grpc_port, hot, services, tls=config.tls)
     http = None

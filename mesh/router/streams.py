@@ -11,8 +11,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine
 from contextlib import aclosing
 
-from mesh.api.messages import InferParameter, ModelInferResponse
-from mesh.api.stream import error_message
+from mesh.api.stream import error_message, final_message
 from mesh.core.errors import Code, MeshError, RemoteError
 from mesh.core.types import ModelVersion, NodeId
 from mesh.core.view import Located
@@ -66,7 +65,7 @@ class Streams:
     async def _one(self, call: Call, message: bytes, request: Peeked, *, strict: bool) -> bytes:
         try:
             with self._dispatch.observe(call) as seen:
-                return _wrapped(await self._dispatch.answer(call, message, request, seen))
+                return final_message(await self._dispatch.answer(call, message, request, seen))
         except MeshError as error:
             return await _failed(error, request.id, strict=strict)
 
@@ -163,22 +162,3 @@ async def _failed(error: MeshError, request_id: str, *, strict: bool) -> bytes:
     if strict:
         raise error
     return error_message(error, request_id)
-
-
-_FINAL = ModelInferResponse(parameters={"triton_final_response": InferParameter(bool_param=True)}).SerializeToString()
-_INFER_RESPONSE_TAG = b"\x12"
-"""Field 2 of ModelStreamInferResponse, length-delimited."""
-
-
-def _wrapped(response: bytes) -> bytes:
-    """Return a ModelInferResponse as a stream message with ``triton_final_response``, without decoding it.
-
-    Concatenated protobuf messages merge, so the parameter is put behind the bytes that came from the node.
-    """
-    length = len(response) + len(_FINAL)
-    head = bytearray(_INFER_RESPONSE_TAG)
-    while length > 0x7F:
-        head.append(length & 0x7F | 0x80)
-        length >>= 7
-    head.append(length)
-    return b"".join((head, response, _FINAL))

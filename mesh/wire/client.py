@@ -141,8 +141,8 @@ class _Call:
         head = answer_head(block)
         if not end and head.status is None:
             self._head = head
-            if head.gzip:
-                self._deframer = Deframer(self._channel.max_message_bytes, gzip=True)
+            if head.compression:
+                self._deframer = Deframer(self._channel.max_message_bytes, compression=head.compression)
             return
         if not end:
             assert self._connection is not None

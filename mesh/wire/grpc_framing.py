@@ -19,7 +19,7 @@ _PREFIX: Final = Struct(">BI")
 pack_prefix = _PREFIX.pack
 unpack_prefix = _PREFIX.unpack_from
 
-ACCEPTED: Final = b"identity,gzip"
+ACCEPTED: Final = b"identity,gzip,deflate"
 """What we say in grpc-accept-encoding."""
 
 MAX_TIMEOUT_S: Final = 99_999_999 * 3600.0
@@ -36,11 +36,11 @@ class BadMessage(MeshError):
 class Deframer:
     """Cuts a body into messages, however it was split. Holds at most one unfinished message."""
 
-    __slots__ = ("_gzip", "_held", "_max_bytes", "_need", "_parts")
+    __slots__ = ("_compression", "_held", "_max_bytes", "_need", "_parts")
 
-    def __init__(self, max_message_bytes: int, *, gzip: bool = False) -> None:
+    def __init__(self, max_message_bytes: int, *, compression: int = 0) -> None:
         self._max_bytes = max_message_bytes
-        self._gzip = gzip
+        self._compression = compression
         self._parts: list[bytes] = []
         self._held = 0
         self._need = PREFIX_BYTES
@@ -86,9 +86,9 @@ class Deframer:
         return messages
 
     def _expanded(self, message: bytes) -> bytes:
-        if not self._gzip:
+        if not self._compression:
             raise BadMessage("a compressed message, but grpc-encoding named no compression")
-        inflater = zlib.decompressobj(wbits=31)
+        inflater = zlib.decompressobj(self._compression)
         try:
             out = inflater.decompress(message, self._max_bytes)
         except zlib.error as error:
@@ -162,12 +162,15 @@ def binary_values(text: bytes) -> list[bytes]:
         raise InvalidRequest(f"a -bin header that is no base64: {error}") from error
 
 
-def check_encoding(encoding: bytes) -> bool:
-    """Return whether messages may be gzip. Raises `Unimplemented` for an encoding that we do not know."""
-    if encoding in {b"", b"identity"}:
-        return False
-    if encoding == b"gzip":
-        return True
+_COMPRESSIONS: Final = {b"": 0, b"identity": 0, b"gzip": 31, b"deflate": 15}
+"""zlib's window bits, which also say the format."""
+
+
+def check_encoding(encoding: bytes) -> int:
+    """Return the compression of messages, for `Deframer`. Raises `Unimplemented` for one that we do not know."""
+    known = _COMPRESSIONS.get(encoding)
+    if known is not None:
+        return known
     raise Unimplemented(f"grpc-encoding {encoding.decode('latin-1')!r} is not one of {ACCEPTED.decode()}")
 
 

@@ -28,10 +28,11 @@ class RequestHead:
     __slots__ = (
         "_metadata",
         "authority",
+        "compression",
         "content_length",
-        "gzip",
         "http_error",
         "malformed",
+        "memo",
         "own",
         "path",
         "refused",
@@ -42,7 +43,7 @@ class RequestHead:
         self.path = b""
         self.authority = b""
         self.timeout_s: float | None = None
-        self.gzip = False
+        self.compression = 0
         self.content_length = -1
         self.own: list[Field] = []
         """The caller's own metadata."""
@@ -51,6 +52,8 @@ class RequestHead:
         """The HTTP status for a request that is not gRPC's."""
         self.refused: MeshError | None = None
         self._metadata: Metadata | None = None
+        self.memo: object = None
+        """Where the server keeps what it made of this head, so that it is made once."""
 
     @property
     def metadata(self) -> Metadata:
@@ -114,7 +117,7 @@ def _reserved(head: RequestHead, role: int, value: bytes) -> None:
         if role == Role.TIMEOUT:
             head.timeout_s = timeout_s(value)
         elif role == Role.ENCODING:
-            head.gzip = check_encoding(value)
+            head.compression = check_encoding(value)
         elif role == Role.CONTENT_LENGTH:
             if not value.isdigit():
                 raise InvalidRequest("content-length is no number")
@@ -133,7 +136,7 @@ def _is_grpc(content_type: bytes) -> bool:
 class AnswerHead:
     """The headers or trailers of an answer."""
 
-    __slots__ = ("_metadata", "gzip", "http_status", "message", "own", "status")
+    __slots__ = ("_metadata", "compression", "http_status", "message", "own", "status")
 
     def __init__(self, block: Block) -> None:
         self.own: list[Field] = []
@@ -141,7 +144,7 @@ class AnswerHead:
         """grpc-status; None in headers, which say nothing of the end."""
         self.message = ""
         self.http_status = b""
-        self.gzip = False
+        self.compression = 0
         self._metadata: Metadata | None = None
         is_grpc = True
         for field in block.fields:
@@ -157,7 +160,7 @@ class AnswerHead:
             elif role == Role.CONTENT_TYPE:
                 is_grpc = _is_grpc(field.value)
             elif role == Role.ENCODING:
-                self.gzip = field.value == b"gzip"
+                self.compression = {b"gzip": 31, b"deflate": 15}.get(field.value, 0)
         if self.status is None and self.http_status and (self.http_status != b"200" or not is_grpc):
             self.status = code_of_http(self.http_status)
             self.message = f"the peer answered with HTTP status {self.http_status.decode('latin-1')}, not with gRPC"

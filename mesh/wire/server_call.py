@@ -181,7 +181,7 @@ class UnaryCall(ServerCall):
 
     def _take(self, data: bytes) -> None:
         if self._deframer is None:
-            self._deframer = Deframer(self._max_bytes, gzip=self.head.gzip)
+            self._deframer = Deframer(self._max_bytes, compression=self.head.compression)
         for message in self._deframer.feed(data):
             if self._message is not None:
                 raise _Unfinished("more than one message in a call that takes one")
@@ -239,7 +239,7 @@ class TaskStream(ServerCall):
     def __init__(self, connection: Connection, stream: Stream, origin: Origin, handler: StreamHandler) -> None:
         super().__init__(connection, stream, origin)
         self._handler = handler
-        self._deframer = Deframer(origin.max_message_bytes, gzip=origin.head.gzip)
+        self._deframer = Deframer(origin.max_message_bytes, compression=origin.head.compression)
         self._messages: deque[bytes] = deque()
         self._owed = 0
         self._ended = False
