@@ -48,16 +48,17 @@ def _asked(head: RequestHead, deadline_s: float | None) -> Asked:
     if known.__class__ is not _Known:
         known = head.memo = _Known(head)
     assert isinstance(known, _Known)
-    return Asked(known.method, lambda: head.metadata, deadline_s, known.model, known.version)
+    return Asked(known.method, lambda: head.metadata, deadline_s, known.model, known.version, known.traceparent)
 
 
 class _Known:
-    __slots__ = ("method", "model", "version")
+    __slots__ = ("method", "model", "traceparent", "version")
 
     def __init__(self, head: RequestHead) -> None:
         self.method = head.path.decode("latin-1")
         self.model = (head.get(_MODEL) or b"").decode("utf-8", "replace")
         self.version = (head.get(_VERSION) or b"").decode("utf-8", "replace")
+        self.traceparent = (head.get(b"traceparent") or b"").decode("latin-1")
 
 
 def _load(outstanding: int) -> bytes:

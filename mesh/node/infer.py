@@ -177,4 +177,5 @@ def _asked(call: Call) -> Asked:
         call.deadline_s,
         call.meta(MODEL_HEADER) or "",
         call.meta(VERSION_HEADER) or "",
+        call.meta("traceparent") or "",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from mesh.core.errors import Code, code_of
 from mesh.node.batcher import Ran
@@ -19,12 +19,23 @@ class Observed:
 
     __slots__ = ("_metrics", "_served", "_span", "_started_ns", "_tracing", "ran", "ran_ns", "read_ns", "rows")
 
-    def __init__(self, metrics: NodeMetrics, tracing: Tracing, method: str, metadata: Metadata, served: Served) -> None:
+    def __init__(
+        self,
+        metrics: NodeMetrics,
+        tracing: Tracing,
+        method: str,
+        metadata: Metadata,
+        served: Served,
+        *,
+        decided: bool = False,
+    ) -> None:
         self._metrics = metrics
         self._tracing = tracing
         self._served = served
         self._started_ns = time.monotonic_ns()
-        self._span = tracing.start(method, metadata, kind="server") if tracing.on else None
+        self._span: Any = None
+        if tracing.on:
+            self._span = tracing.start(method, metadata, kind="server", decided=decided)
         self.rows = 1
         self.read_ns = self._started_ns
         """When the inputs had been read."""

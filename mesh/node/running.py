@@ -5,6 +5,7 @@ Unary calls and messages of streams, on either engine, are the same to it; what 
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from mesh.node.runtimes.base import Request
 from mesh.node.served import Served
 from mesh.node.validate import read_inputs
 from mesh.telemetry.metrics import NodeMetrics
-from mesh.telemetry.tracing import Tracing
+from mesh.telemetry.tracing import OFF, Tracing
 from mesh.wire.transport import Metadata
 
 
@@ -47,6 +48,7 @@ class Asked:
     model: str = ""
     """What the router resolved the name to; empty: the message's own name counts."""
     version: str = ""
+    traceparent: str = ""
 
 
 class Running:
@@ -114,8 +116,10 @@ def begin(
     """Begin a request on `served`. Raises `MeshError`, counted, when it cannot even be queued."""
     if served.model.decoupled:
         raise Unimplemented("ModelInfer RPC doesn't support models with decoupled transaction policy")
-    metadata = asked.metadata() if tracing.on else ()
-    seen = Observed(metrics, tracing, asked.method, metadata, served)
+    if tracing.on and tracing.wants(asked.traceparent, random.random()):  # noqa: S311 - a share of traces
+        seen = Observed(metrics, tracing, asked.method, asked.metadata(), served, decided=not asked.traceparent)
+    else:
+        seen = Observed(metrics, OFF, asked.method, (), served)
     seen.begin()
     try:
         running = Running(served, request, reply, seen)

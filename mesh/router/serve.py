@@ -16,6 +16,7 @@ from mesh.gateway.http import HttpServer
 from mesh.registry.etcd_client import EtcdClient
 from mesh.registry.mirror import Mirror
 from mesh.registry.ready import answers_before
+from mesh.router import hop
 from mesh.router.catalog import Catalog
 from mesh.router.channels import Channels
 from mesh.router.cold import Cold
@@ -105,7 +106,11 @@ def _build(config: RouterConfig, store: EtcdClient, tracing: Tracing) -> _Parts:
         *health_handlers(health),
         *reflection_handlers([INFERENCE_SERVICE.full_name, MESH_CONTROL_SERVICE.full_name]),
     ]
-    hot = HotMethods(unary={MODEL_INFER: dispatch.infer}, stream={MODEL_STREAM_INFER: streams.stream})
+    hot = HotMethods(
+        unary={MODEL_INFER: dispatch.infer},
+        stream={MODEL_STREAM_INFER: streams.stream},
+        direct={MODEL_INFER: hop.unary(dispatch)},
+    )
     server = carrier.server(config.host, config.grpc_port, hot, services, tls=config.tls)
     http = None
     if config.http_port is not None:

@@ -22,7 +22,7 @@ from mesh.wire.frames import ErrorCode, StreamFault
 from mesh.wire.header_cache import Block, encode
 from mesh.wire.heads import RequestHead, request_head
 from mesh.wire.server_call import Origin, TaskStream, TaskUnary, refuse
-from mesh.wire.splice import Behind
+from mesh.wire.splice import Behind, Spliced
 from mesh.wire.streams import Receiver, Stream
 from mesh.wire.tls import server_context
 from mesh.wire.transport import HotMethods, Limits, TlsConfig
@@ -185,7 +185,7 @@ class WireServer:
             refuse(connection, stream, Code.RESOURCE_EXHAUSTED, text)
             return _Ignored(connection)
         receiver = self._receiver(connection, stream, block, head, end=end)
-        if end and receiver.__class__ in {TaskUnary, TaskStream}:
+        if end and not isinstance(receiver, (Spliced, _Ignored)):
             receiver.data(stream, b"", end)
         return receiver
 
