@@ -32,9 +32,6 @@ from benchmarks.peers.mlserver import MlServer
 from benchmarks.peers.triton import Triton
 from benchmarks.shapes import Shape, shapes
 
-BASES = {"proxy": "envoy", "server": "mlserver"}
-"""Whom a stage's ratios are to."""
-
 
 def chosen(pattern: str) -> list[Shape]:
     """Return the shapes that `pattern` finds in "shape/peer", each with the peers of which it finds any."""
@@ -110,8 +107,7 @@ def show(results: Results, asked: list[Shape], flags: argparse.Namespace) -> Non
     print(f"{describe()}{engine}; medians of {flags.runs} runs of {flags.seconds:g} s")
     for shape in asked:
         found = {peer: results[shape.key, peer] for peer in shape.peers if (shape.key, peer) in results}
-        base = BASES[shape.key.partition("-")[0]]
-        print(f"\n{one(shape.title, *report.table(found, base, goals.DIRECT))}")
+        print(f"\n{one(shape.title, *report.table(found, shape.base, goals.DIRECT))}")
     made = goals.rows(results)
     if made:
         print(f"\n{one('Goals', goals.HEADER, made)}")

@@ -17,14 +17,19 @@ from pathlib import Path
 
 from benchmarks import h2
 from benchmarks.calls import Job
-from benchmarks.connection import SILENCE_S, Call, Connection, Run
+from benchmarks.connection import NOTHING, SILENCE_S, Call, Connection, Run
 from benchmarks.h2 import ProtocolFailed
-
-NOTHING = memoryview(b"")
 
 
 class Unary(Connection):
     """A connection on which each message is a call."""
+
+    def __init__(self, run: Run) -> None:
+        """Connect. Raises OSError, `ProtocolFailed`."""
+        super().__init__(run)
+        self._message = bytes(run.message)
+        self._head = h2.frame(h2.DATA, h2.END_STREAM, 0, self._message)[:5]
+        self._fits = len(self._message) <= h2.SMALLEST_MAX_FRAME
 
     def begin(self) -> None:
         """Start a call on each stream."""
@@ -53,7 +58,8 @@ class Unary(Connection):
     def _start(self) -> None:
         if self.run.left:
             self.run.left -= 1
-            self._push(*self.open(self.run.message))
+            if not (self._fits and self.send_whole(self._head, self._message)):
+                self._push(*self.open(self.run.message))
 
     def _push(self, stream: int, call: Call) -> None:
         while call.left:

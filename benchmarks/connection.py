@@ -19,6 +19,7 @@ SILENCE_S = 30.0
 """A server that says nothing for so long hangs."""
 ACK_BYTES = 2**28
 """Received data is acknowledged in such steps: the windows are larger."""
+NOTHING = memoryview(b"")
 BUFFERS = 256
 """Buffers for one system call; Linux takes 1024."""
 
@@ -79,6 +80,7 @@ class Connection:
         self._skip = 0
         """Bytes of a DATA frame that were counted and are still to come."""
         self._unacked = 0
+        self._headers: CallBytes
         self.socket = socket.create_connection((host, int(port)), timeout=SILENCE_S)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.sendall(h2.opening())
@@ -202,10 +204,24 @@ class Connection:
             raise ProtocolFailed(f"expected answers, got frame type {kind} with {payload!r}")
 
     def open(self, left: memoryview) -> tuple[int, Call]:
-        """Open a call with its headers; `left` is what its body holds so far."""
+        """Open a call with its headers; `left` is what follows of its message."""
+        stream, where = self._new_stream()
+        self.out.append(self._headers.next(where))
+        call = self.calls[stream] = Call(self._first_room, time.perf_counter(), left)
+        return stream, call
+
+    def send_whole(self, head: bytes, message: bytes) -> bool:
+        """Make a call whose message is one DATA frame, `head` its first five bytes, if the windows take it all."""
+        if len(message) > min(self.room, self._first_room):
+            return False
+        stream, where = self._new_stream()
+        self.out.append(b"".join((self._headers.next(where), head, where, message)))
+        self.room -= len(message)
+        self.calls[stream] = Call(0, time.perf_counter(), NOTHING)
+        return True
+
+    def _new_stream(self) -> tuple[int, bytes]:
         stream = self._next
         self._next += 2
-        call = self.calls[stream] = Call(self._first_room, time.perf_counter(), left)
         self.run.open += 1
-        self.out.append(self._headers.next(stream.to_bytes(4, "big")))
-        return stream, call
+        return stream, stream.to_bytes(4, "big")

@@ -109,13 +109,12 @@ GOALS = (
     ),
 )
 
-HEADER = ("goal", "measured", "against", "ratio", "target", "")
+HEADER = ("goal", "measured", "against", "ratio", "target", "verdict")
 
 
 def rows(results: Results) -> list[tuple[str, ...]]:
-    """Return a row of `HEADER`'s columns per goal of which anything was asked for."""
-    asked = {shape for shape, _ in results}
-    return [row(goal, results) for goal in GOALS if goal.ours[0] in asked]
+    """Return a row of `HEADER`'s columns per goal of which our side was measured."""
+    return [row(goal, results) for goal in GOALS if goal.ours in results]
 
 
 def row(goal: Goal, results: Results) -> tuple[str, ...]:

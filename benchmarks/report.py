@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from benchmarks.figures import Figures
 from mesh.cli.tables import table as plain_table
 
-HEADER = ("server", "requests/s", "spread", "CPU µs/request", "busy", "rate", "CPU")
+HEADER = ("server", "requests/s", "spread", "CPU µs/request", "busy")
 LATENCY = ("median µs", "added µs")
 MEMORY = ("KB per request in flight",)
 
@@ -15,11 +15,12 @@ MEMORY = ("KB per request in flight",)
 def table(found: dict[str, Figures], base_key: str, direct_key: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return the header and a row per peer.
 
-    The columns "rate" and "CPU" are ratios to the peer `base_key`, "-" where it was not measured; latency is added to
-    that of `direct_key`.
+    Rate and CPU also stand as ratios to the peer `base_key`, "-" where it was not measured; latency is added to that
+    of `direct_key`.
     """
-    header = HEADER
-    made = rows(found, base_key)
+    base = f" to {found[base_key].peer}" if base_key in found else ""
+    header: tuple[str, ...] = (*HEADER, f"rate{base}", f"CPU{base}")
+    made: list[tuple[str, ...]] = rows(found, base_key)
     if any(each.latencies_us for each in found.values()):
         header = (*header, *LATENCY)
         direct = found.get(direct_key)
@@ -31,7 +32,7 @@ def table(found: dict[str, Figures], base_key: str, direct_key: str) -> tuple[tu
 
 
 def rows(found: dict[str, Figures], base_key: str) -> list[tuple[str, ...]]:
-    """Return a row of `HEADER`'s columns per peer."""
+    """Return a row of `HEADER`'s columns and the two ratios per peer."""
     base = found.get(base_key)
     made: list[tuple[str, ...]] = []
     for each in found.values():

@@ -15,6 +15,7 @@ from benchmarks.models import Case
 
 PROXIES = ("router", "envoy", "aio-proxy", "threads-proxy")
 SERVERS = ("mesh", "node", "echo", "threads-echo", "mlserver", "triton")
+ECHOES = ("node", "echo", "threads-echo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,13 @@ class Shape:
     def proxies(self) -> bool:
         """Whether proxies before the node are measured."""
         return self.key.startswith("proxy-")
+
+    @property
+    def base(self) -> str:
+        """The key of the peer that ratios are to."""
+        if self.proxies:
+            return "envoy"
+        return "mlserver" if "mlserver" in self.peers else "echo"
 
     @property
     def method(self) -> str:
@@ -127,14 +135,13 @@ def _proxies(small: Case, large: Case) -> list[Shape]:
 
 
 def _servers(small: Case, large: Case) -> list[Shape]:
-    echoes = ("node", "echo", "threads-echo")
     return [
         Shape("server-small", "Servers: small unary, 4 connections x 8 streams, equal headers", small, SERVERS, 4, 8),
         Shape(
             "server-fair",
             "Servers: small unary, 32 connections x 1 stream, timeout, traceparent and request id new in each call",
             small,
-            echoes,
+            ECHOES,
             32,
             1,
             unique=True,
@@ -144,7 +151,7 @@ def _servers(small: Case, large: Case) -> list[Shape]:
             "server-stream",
             "Servers: messages of one stream, 32 in flight",
             small,
-            SERVERS,
+            ("mesh", *ECHOES, "mlserver"),
             1,
             1,
             window=32,
@@ -154,7 +161,7 @@ def _servers(small: Case, large: Case) -> list[Shape]:
             "server-streams",
             "Servers: messages of 8 streams on 4 connections, 4 in flight on each",
             small,
-            echoes,
+            ECHOES,
             4,
             2,
             window=4,

@@ -27,7 +27,7 @@ class Mesh:
         self._processes: list[Process] = []
 
     def start(self, folder: Path, cases: list[Case]) -> None:
-        """Start all three; `stop` them even when this fails. Raises `Unavailable`."""
+        """Start all three and load the models; `stop` them even when this fails. Raises as `Peer.start` does."""
         repository = folder / "models"
         write_repository(repository, cases)
         registry = self._start(folder, "registry", [sys.executable, str(SERVERS / "registry.py")], core=LOAD_CORE)
@@ -36,6 +36,8 @@ class Mesh:
         router = [*COMMAND, "router", *common, *self._wire]
         self.node_address, self.node_pid = _ready(self._start(folder, "node", node, core=SERVER_CORE))
         self.router_address, self.router_pid = _ready(self._start(folder, "router", router, core=SERVER_CORE))
+        # The node loads a model when the router is called for it.
+        Router(self).start(folder, cases)
 
     def stop(self) -> None:
         """Stop the router, then the node, then the registry."""

@@ -12,6 +12,7 @@ import grpc
 OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 THREADS = 32
 """As many as the load has calls in flight."""
+CENTURY_S = 3e9
 
 
 class Echo(grpc.GenericRpcHandler):  # type: ignore[type-arg] # generic in the stubs only, not when it runs
@@ -44,12 +45,12 @@ class Proxy(grpc.GenericRpcHandler):  # type: ignore[type-arg] # generic in the 
             call = self._calls.get(method) or self._calls.setdefault(
                 method, self._channel.unary_unary(method, None, None)
             )
-            answer: bytes = call(message, timeout=context.time_remaining(), metadata=_metadata(context))
+            answer: bytes = call(message, timeout=_timeout(context), metadata=_metadata(context))
             return answer
 
         def stream(messages: Iterator[bytes], context: Any) -> Iterator[bytes]:
             call: Any = self._channel.stream_stream(method, None, None)
-            answers: Iterator[bytes] = call(messages, timeout=context.time_remaining(), metadata=_metadata(context))
+            answers: Iterator[bytes] = call(messages, timeout=_timeout(context), metadata=_metadata(context))
             return answers
 
         return _handler(method, unary, stream)
@@ -59,6 +60,12 @@ def _handler(method: str, unary: Any, stream: Any) -> Any:
     if method.endswith("/ModelInfer"):
         return grpc.unary_unary_rpc_method_handler(unary)
     return grpc.stream_stream_rpc_method_handler(stream)
+
+
+def _timeout(context: Any) -> float | None:
+    """Return the seconds that the call may take; without a deadline grpcio says some centuries."""
+    left_s: float = context.time_remaining()
+    return left_s if left_s < CENTURY_S else None
 
 
 def _metadata(context: Any) -> Any:
