@@ -235,6 +235,12 @@ class DirectStream(ServerCall):
         else:
             self._go_on()
 
+    def drain(self) -> None:
+        """End a router's stream between two messages: it opens another one elsewhere. Callers' own are theirs to end."""
+        if self._asked.model:
+            self._ended = True
+            self._close_if_done()
+
     def _close_if_done(self) -> None:
         if not self._ended or self._messages or self._turns or self._several or self.over:
             return

@@ -73,9 +73,9 @@ class Dispatch:
         with self.observe(call) as seen:
             return await self.answer(call, message, peek(message), seen)
 
-    def observe(self, call: Call) -> Observed:
-        """Return the context that counts and traces one request of `call`."""
-        return Observed(self.metrics, self.tracing, call)
+    def observe(self, call: Call, *, traced: bool | None = None) -> Observed:
+        """Return the context that counts and traces one request of `call`; `traced` None: decided here."""
+        return Observed(self.metrics, self.tracing, call, traced=traced)
 
     async def answer(self, call: Call, message: bytes, request: Peeked, seen: Observed) -> bytes:
         """Answer one request whose fields were read already, on as many copies as it safely takes."""

@@ -18,13 +18,19 @@ from mesh.wire.transport import Call, Metadata
 class Observed:
     """A context around one request: counts it and ends its span, however it ends."""
 
-    __slots__ = ("_metrics", "_span", "_started_s", "_tracing", "attempts", "model", "node", "picked_s")
+    __slots__ = ("_has_parent", "_metrics", "_span", "_started_s", "_tracing", "attempts", "model", "node", "picked_s")
 
-    def __init__(self, metrics: RouterMetrics, tracing: Tracing, call: Call) -> None:
+    def __init__(self, metrics: RouterMetrics, tracing: Tracing, call: Call, *, traced: bool | None = None) -> None:
         self._metrics = metrics
         self._tracing = tracing
         self._started_s = time.monotonic()
-        self._span = tracing.start(call.method, call.metadata, kind="server") if tracing.on else None
+        self._span: Any = None
+        self._has_parent = False
+        if tracing.on:
+            parent = call.meta("traceparent") or ""
+            self._has_parent = bool(parent)
+            if tracing.wants(parent, random.random()) if traced is None else traced:  # noqa: S311 - a share of traces
+                self._span = tracing.start(call.method, call.metadata, kind="server", decided=not parent)
         self.model: ModelVersion | None = None
         self.node: NodeId | None = None
         self.attempts = 0
@@ -37,8 +43,10 @@ class Observed:
         return self._span is not None
 
     def headers(self) -> Metadata:
-        """Return the trace metadata for the node; empty when there is no span."""
-        return self._tracing.headers(self._span) if self._span is not None else ()
+        """Return the trace metadata for the node; what came goes on when there is no span here."""
+        if self._span is not None:
+            return self._tracing.headers(self._span)
+        return (("traceparent", UNSAMPLED),) if self._tracing.on and not self._has_parent else ()
 
     def asked(self, node: NodeId) -> None:
         """Note that a node was picked."""

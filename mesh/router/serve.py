@@ -16,7 +16,7 @@ from mesh.gateway.http import HttpServer
 from mesh.registry.etcd_client import EtcdClient
 from mesh.registry.mirror import Mirror
 from mesh.registry.ready import answers_before
-from mesh.router import hop
+from mesh.router import hop, hop_stream
 from mesh.router.catalog import Catalog
 from mesh.router.channels import Channels
 from mesh.router.cold import Cold
@@ -109,7 +109,7 @@ def _build(config: RouterConfig, store: EtcdClient, tracing: Tracing) -> _Parts:
     hot = HotMethods(
         unary={MODEL_INFER: dispatch.infer},
         stream={MODEL_STREAM_INFER: streams.stream},
-        direct={MODEL_INFER: hop.unary(dispatch)},
+        direct={MODEL_INFER: hop.unary(dispatch), MODEL_STREAM_INFER: hop_stream.stream(streams)},
     )
     server = carrier.server(config.host, config.grpc_port, hot, services, tls=config.tls)
     http = None

@@ -21,7 +21,7 @@ from mesh.wire.flow import Bounds
 from mesh.wire.frames import ErrorCode, StreamFault
 from mesh.wire.header_cache import Block, encode
 from mesh.wire.heads import RequestHead, request_head
-from mesh.wire.server_call import Origin, TaskStream, TaskUnary, refuse
+from mesh.wire.server_call import Origin, ServerCall, TaskStream, TaskUnary, refuse
 from mesh.wire.splice import Behind, Spliced
 from mesh.wire.streams import Receiver, Stream
 from mesh.wire.tls import server_context
@@ -121,8 +121,11 @@ class WireServer:
         self._listener = None
         loop = asyncio.get_running_loop()
         until_s = loop.time() + grace_s
-        for endpoint in list(self._open.values()):
+        for connection, endpoint in list(self._open.items()):
             endpoint.finish()
+            for stream in list(connection.streams.values()):
+                if isinstance(stream.receiver, ServerCall):
+                    stream.receiver.drain()
         while self._open and loop.time() < until_s:  # noqa: ASYNC110 - once, at the end
             await asyncio.sleep(0.01)
         for connection, endpoint in list(self._open.items()):

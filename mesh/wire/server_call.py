@@ -104,6 +104,9 @@ class ServerCall:
     def cancelled(self) -> None:
         """Stop whatever works on this call."""
 
+    def drain(self) -> None:
+        """Hear that this server is about to stop: end what could go on for ever."""
+
     def expired(self) -> None:
         """Answer that the deadline passed, and stop."""
         if not self.over:
