@@ -15,6 +15,7 @@ from mesh.api.messages import ModelInferRequest
 from mesh.api.stream import final_message
 from mesh.core.errors import Code, MeshError, RemoteError
 from mesh.node.infer import WINDOW, Infer
+from mesh.node.plan import Part
 from mesh.node.running import Asked, Running, decode, failed_message, not_run
 from mesh.node.served import Served
 from mesh.wire.connection import Connection
@@ -79,7 +80,7 @@ class DirectUnary(UnaryCall):
     def received(self, message: bytes) -> None:
         """Begin."""
         try:
-            self._running = self._infer.begin(_asked(self.head, self.deadline_s), decode(message), self)
+            self._running = self._infer.begin(_asked(self.head, self.deadline_s), message, self)
         except Exception as error:  # noqa: BLE001 - the edge: every failure becomes a status
             self.fail(error)
 
@@ -94,12 +95,12 @@ class DirectUnary(UnaryCall):
         if self._running is not None:
             self._running.withdraw(asyncio.CancelledError())
 
-    def answer(self, response: bytes) -> None:
+    def answer(self, response: list[Part]) -> None:
         """Send the response with the load as it is now."""
         if self.over:
             return
         self.finish()
-        data = pack_prefix(0, len(response)) + response
+        data = b"".join([pack_prefix(0, sum(map(len, response))), *response])
         self.connection.answer(self.stream, ANSWER, data, OK_TRAILERS + _load(self._infer.outstanding))
         stop_sending(self.connection, self.stream)
 
@@ -163,26 +164,28 @@ class DirectStream(ServerCall):
 
     def _begin_one(self, message: bytes) -> None:
         turn = _Turn(self)
-        request = ModelInferRequest()
+        infer, asked = self._infer, self._asked
+        self._turns.append(turn)
+        infer.outstanding += 1
         try:
-            request = decode(message)
-            served = self._infer.served(self._asked, request)
-            if served.model.decoupled:
-                task = asyncio.get_running_loop().create_task(self._run_several(request, served))
-                self._several.add(task)
-                task.add_done_callback(self._several_done)
-                return
-            turn.id = request.id
-            self._turns.append(turn)
-            self._infer.outstanding += 1
-            turn.running = self._infer.begin(self._asked, request, turn)
+            turn.running = infer.beginner.planned(asked, message, turn)
+            if turn.running is None:
+                request = decode(message)
+                turn.id = request.id
+                served = infer.served(asked, request)
+                if served.model.decoupled:
+                    self._turns.pop()
+                    infer.outstanding -= 1
+                    self._begin_several(request, served)
+                    return
+                turn.running = infer.beginner.begin(asked, message, request, served, turn)
         except MeshError as error:
-            if turn.message is None and self._turns and self._turns[-1] is turn:
-                self._infer.outstanding -= 1
-            else:
-                self._turns.append(turn)
-            turn.message = failed_message(error, request.id, self._asked)
-            self.told()
+            turn.fail(error)
+
+    def _begin_several(self, request: ModelInferRequest, served: Served) -> None:
+        task = asyncio.get_running_loop().create_task(self._run_several(request, served))
+        self._several.add(task)
+        task.add_done_callback(self._several_done)
 
     def told(self) -> None:
         """Send what is answered up to the first that is not."""
@@ -236,7 +239,7 @@ class DirectStream(ServerCall):
             self._go_on()
 
     def drain(self) -> None:
-        """End a router's stream between two messages: it opens another one elsewhere. Callers' own are theirs to end."""
+        """End a router's stream between two messages: it goes on elsewhere. A caller's own stream is its to end."""
         if self._asked.model:
             self._ended = True
             self._close_if_done()
@@ -284,9 +287,9 @@ class _Turn:
         self.message: bytes | None = None
         self.running: Running | None = None
 
-    def answer(self, response: bytes) -> None:
+    def answer(self, response: list[Part]) -> None:
         """Take the response."""
-        self._end(final_message(response))
+        self._end(final_message(b"".join(response)))
 
     def fail(self, error: BaseException) -> None:
         """Take the error: a message too, and the stream goes on."""

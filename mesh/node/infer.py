@@ -13,11 +13,12 @@ from contextlib import aclosing
 
 from mesh.api.messages import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
 from mesh.api.stream import final_message
-from mesh.core.errors import MeshError, NotReady
+from mesh.core.errors import MeshError
 from mesh.node.answer import encode, final, wanted_outputs
 from mesh.node.batcher import Ran, model_failed
 from mesh.node.observe import Observed
-from mesh.node.running import Asked, Reply, Running, begin, decode, failed_message, not_run, read_request
+from mesh.node.plan import Part
+from mesh.node.running import Asked, Beginner, Reply, Running, decode, failed_message, not_run, read_request
 from mesh.node.runtimes.base import Request, Tensors
 from mesh.node.served import Served
 from mesh.node.validate import read_inputs
@@ -34,29 +35,27 @@ class Infer:
     """Answers ModelInfer and ModelStreamInfer. `find(name, version)` returns the copy that serves, or None."""
 
     def __init__(self, find: Callable[[str, str], Served | None], metrics: NodeMetrics, tracing: Tracing) -> None:
-        self._find = find
+        self.beginner = Beginner(find, metrics, tracing)
         self.metrics = metrics
         self.tracing = tracing
         self.outstanding = 0
 
+    def begin(self, asked: Asked, message: bytes, reply: Reply) -> Running:
+        """Begin one request; `reply` hears its end. Raises `MeshError` when it cannot even be queued."""
+        running = self.beginner.planned(asked, message, reply)
+        if running is not None:
+            return running
+        request = decode(message)
+        return self.beginner.begin(asked, message, request, self.served(asked, request), reply)
+
     def served(self, asked: Asked, request: ModelInferRequest) -> Served:
         """Return the copy that `request` is for. Raises `NotReady` when it is not here."""
-        name = asked.model or request.model_name
-        version = asked.version or request.model_version
-        served = self._find(name, version)
-        if served is None:
-            raise NotReady(f"Request for unknown model: '{name}' is not at ready state on this node")
-        return served
-
-    def begin(self, asked: Asked, request: ModelInferRequest, reply: Reply) -> Running:
-        """Begin one request; `reply` hears its end. Raises `MeshError` when it cannot even be queued."""
-        served = self.served(asked, request)
-        return begin(served, asked, request, reply, metrics=self.metrics, tracing=self.tracing)
+        return self.beginner.served(asked.model or request.model_name, asked.version or request.model_version)
 
     async def infer(self, call: Call, message: bytes) -> bytes:
         """Answer one ModelInfer. Raises a `MeshError`; a cancelled call leaves its batch to the others."""
         try:
-            return await self._one(_asked(call), decode(message))
+            return await self._one(_asked(call), message)
         except MeshError as error:
             if not_run(error):
                 call.trailers.append((NOT_RUN_TRAILER, "1"))
@@ -64,11 +63,11 @@ class Infer:
         finally:
             call.trailers.append((LOAD_TRAILER, str(self.outstanding)))
 
-    async def _one(self, asked: Asked, request: ModelInferRequest) -> bytes:
+    async def _one(self, asked: Asked, message: bytes) -> bytes:
         self.outstanding += 1
         try:
             reply = _Awaited()
-            running = self.begin(asked, request, reply)
+            running = self.begin(asked, message, reply)
             try:
                 return await reply.future
             except asyncio.CancelledError as error:
@@ -100,13 +99,13 @@ class Infer:
             return Ordered(_later(failed_message(error, request.id, asked)))
         if served.model.decoupled:
             return Interleaved(self.several(asked, request, served))
-        return Ordered(self._message(asked, request))
+        return Ordered(self._message(asked, message, request.id))
 
-    async def _message(self, asked: Asked, request: ModelInferRequest) -> bytes:
+    async def _message(self, asked: Asked, message: bytes, request_id: str) -> bytes:
         try:
-            return final_message(await self._one(asked, request))
+            return final_message(await self._one(asked, message))
         except MeshError as error:
-            return failed_message(error, request.id, asked)
+            return failed_message(error, request_id, asked)
 
     async def several(self, asked: Asked, request: ModelInferRequest, served: Served) -> AsyncGenerator[bytes]:
         """Yield the responses of a several-response version as they come, then the empty final one if asked for."""
@@ -161,9 +160,9 @@ class _Awaited:
     def __init__(self) -> None:
         self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
-    def answer(self, response: bytes) -> None:
+    def answer(self, response: list[Part]) -> None:
         if not self.future.done():
-            self.future.set_result(response)
+            self.future.set_result(b"".join(response))
 
     def fail(self, error: BaseException) -> None:
         if not self.future.done():

@@ -15,11 +15,12 @@ from google.protobuf.message import DecodeError
 
 from mesh.api.messages import InferParameter, ModelInferRequest
 from mesh.api.stream import error_message
-from mesh.core.errors import InvalidRequest, MeshError, Unimplemented, code_of
+from mesh.core.errors import InvalidRequest, MeshError, NotReady, Unimplemented, code_of
 from mesh.node.answer import encode, wanted_outputs
 from mesh.node.batcher import Item, Ran
 from mesh.node.observe import Observed
-from mesh.node.runtimes.base import Request
+from mesh.node.plan import Part, Plan, Plans, Wanted
+from mesh.node.runtimes.base import Array, Request, Tensors
 from mesh.node.served import Served
 from mesh.node.validate import read_inputs
 from mesh.telemetry.metrics import NodeMetrics
@@ -30,8 +31,8 @@ from mesh.wire.transport import Metadata
 class Reply(Protocol):
     """Who hears how a request ended, once."""
 
-    def answer(self, response: bytes) -> None:
-        """Take a serialized ModelInferResponse."""
+    def answer(self, response: list[Part]) -> None:
+        """Take a serialized ModelInferResponse, in parts."""
 
     def fail(self, error: BaseException) -> None:
         """Take what went wrong."""
@@ -54,21 +55,34 @@ class Asked:
 class Running:
     """A `batcher.Waiter`: it is told the outputs and tells its reply the answer."""
 
-    __slots__ = ("_item", "_reply", "_request", "_seen", "_served", "_wanted")
+    __slots__ = ("_item", "_message", "_plan", "_reply", "_seen", "_served", "_wanted")
 
-    def __init__(self, served: Served, request: ModelInferRequest, reply: Reply, seen: Observed) -> None:
+    def __init__(self, served: Served, message: bytes, plan: Plan | None, reply: Reply, seen: Observed) -> None:
         self._served = served
-        self._request = request
+        self._message = message
+        self._plan = plan
         self._reply = reply
         self._seen = seen
         self._item: Item | None = None
-        self._wanted = wanted_outputs(request, served)
+        self._wanted: Wanted = []
 
-    def submit(self, deadline_s: float | None) -> None:
+    def submit_planned(self, inputs: dict[str, Array], plan: Plan, deadline_s: float | None) -> None:
+        """Put inputs that were read by a plan into the queue. Raises `MeshError`."""
+        served, seen = self._served, self._seen
+        seen.rows = plan.rows
+        admitted = served.loaded.admit(inputs)
+        seen.read_ns = time.monotonic_ns()
+        self._item = served.batcher.submit(
+            admitted, _PLAIN, plan.rows, self, deadline_s=deadline_s, queue_timeout_s=None
+        )
+
+    def submit(self, request: ModelInferRequest, deadline_s: float | None, plans: Plans) -> None:
         """Read the inputs and put them into the queue. Raises `MeshError`."""
-        served, request, seen = self._served, self._request, self._seen
+        served, seen = self._served, self._seen
+        self._wanted = wanted_outputs(request, served)
         given, seen.rows = read_inputs(request, served.inputs, served.model.name, served.model.max_batch_size)
         inputs = served.loaded.admit(given)
+        plans.learn(self._message, request, served, wanted=self._wanted, inputs=given, rows=seen.rows)
         seen.read_ns = time.monotonic_ns()
         self._item = served.batcher.submit(
             inputs,
@@ -85,12 +99,19 @@ class Running:
         seen.ran = ran
         seen.ran_ns = time.monotonic_ns()
         try:
-            response = encode(self._request, self._served, ran.outputs, self._wanted).SerializeToString()
+            response = self._plan.write(ran.outputs) if self._plan is not None else None
+            if response is None:
+                response = [self._encoded(ran.outputs)]
         except Exception as error:  # noqa: BLE001 - what a model answers can be anything
             self.failed(error)
             return
         seen.end(None)
         self._reply.answer(response)
+
+    def _encoded(self, outputs: Tensors) -> bytes:
+        request = decode(self._message)
+        wanted = self._wanted or wanted_outputs(request, self._served)
+        return encode(request, self._served, outputs, wanted).SerializeToString()
 
     def failed(self, error: Exception) -> None:
         """Answer what went wrong."""
@@ -104,30 +125,62 @@ class Running:
             self._seen.end(error)
 
 
-def begin(
-    served: Served,
-    asked: Asked,
-    request: ModelInferRequest,
-    reply: Reply,
-    *,
-    metrics: NodeMetrics,
-    tracing: Tracing,
-) -> Running:
-    """Begin a request on `served`. Raises `MeshError`, counted, when it cannot even be queued."""
-    if served.model.decoupled:
-        raise Unimplemented("ModelInfer RPC doesn't support models with decoupled transaction policy")
-    if tracing.on and tracing.wants(asked.traceparent, random.random()):  # noqa: S311 - a share of traces
-        seen = Observed(metrics, tracing, asked.method, asked.metadata(), served, decided=not asked.traceparent)
-    else:
-        seen = Observed(metrics, OFF, asked.method, (), served)
-    seen.begin()
-    try:
-        running = Running(served, request, reply, seen)
-        running.submit(asked.deadline_s)
-    except BaseException as error:
-        seen.end(error)
-        raise
-    return running
+class Beginner:
+    """Begins requests: by a plan where one is known, else the long way. `find` returns the copy that serves."""
+
+    def __init__(self, find: Callable[[str, str], Served | None], metrics: NodeMetrics, tracing: Tracing) -> None:
+        self._find = find
+        self.metrics = metrics
+        self.tracing = tracing
+        self._plans = Plans()
+
+    def served(self, name: str, version: str) -> Served:
+        """Return the copy that serves. Raises `NotReady` when it is not here."""
+        served = self._find(name, version)
+        if served is None:
+            raise NotReady(f"Request for unknown model: '{name}' is not at ready state on this node")
+        return served
+
+    def planned(self, asked: Asked, message: bytes, reply: Reply) -> Running | None:
+        """Begin a request that a plan fits; None when there is none. Raises `MeshError` when it cannot be queued."""
+        plan = self._plans.find(message)
+        if plan is None:
+            return None
+        served = self._find(asked.model or plan.model, asked.version or plan.version)
+        if served is not plan.served:
+            return None
+        inputs = plan.read(message)
+        if inputs is None:
+            return None
+        seen = self._seen(asked, served)
+        running = Running(served, message, plan, reply, seen)
+        seen.begin()
+        try:
+            running.submit_planned(inputs, plan, asked.deadline_s)
+        except BaseException as error:
+            seen.end(error)
+            raise
+        return running
+
+    def begin(self, asked: Asked, message: bytes, request: ModelInferRequest, served: Served, reply: Reply) -> Running:
+        """Begin a request on `served`. Raises `MeshError`, counted, when it cannot even be queued."""
+        if served.model.decoupled:
+            raise Unimplemented("ModelInfer RPC doesn't support models with decoupled transaction policy")
+        seen = self._seen(asked, served)
+        running = Running(served, message, None, reply, seen)
+        seen.begin()
+        try:
+            running.submit(request, asked.deadline_s, self._plans)
+        except BaseException as error:
+            seen.end(error)
+            raise
+        return running
+
+    def _seen(self, asked: Asked, served: Served) -> Observed:
+        if self.tracing.on and self.tracing.wants(asked.traceparent, random.random()):  # noqa: S311 - a share of traces
+            decided = not asked.traceparent
+            return Observed(self.metrics, self.tracing, asked.method, asked.metadata(), served, decided=decided)
+        return Observed(self.metrics, OFF, asked.method, (), served)
 
 
 def decode(message: bytes) -> ModelInferRequest:

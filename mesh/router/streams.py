@@ -65,7 +65,7 @@ class Streams:
     async def one(
         self, call: Call, message: bytes, request: Peeked, *, strict: bool, traced: bool | None = None
     ) -> bytes:
-        """Return the message that answers one request. `traced`: whether it is to have a span; None: not decided."""
+        """Return the message that answers one request; `traced` as in `Dispatch.observe`."""
         try:
             with self.dispatch.observe(call, traced=traced) as seen:
                 return final_message(await self.dispatch.answer(call, message, request, seen))

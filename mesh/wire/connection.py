@@ -276,7 +276,7 @@ class Connection(Control):
     def call(self, block: bytes, receiver: Receiver, data: bytes) -> Stream:
         """Open a stream with these headers and this whole body, which ends it: HEADERS and DATA in one piece."""
         size = len(data)
-        if size > self.peer_stream_window or size > self.send_window or size > self.peer_max_frame or self.held:
+        if size > self.peer_stream_window or size > self.send_window or size > self.peer_max_frame or size > self.room:
             stream = self.open(block, receiver)
             self.send_data(stream, data, end=True)
             return stream
@@ -285,6 +285,7 @@ class Connection(Control):
         self.next_id += 2
         self.streams[stream.id] = stream
         self.send_window -= size
+        self.room -= size
         if self.size_update_due:
             self.size_update_due = False
             block = b"\x20" + block
@@ -308,7 +309,7 @@ class Connection(Control):
             or size > stream.send_window
             or size > self.send_window
             or size > self.peer_max_frame
-            or self.held
+            or size > self.room
             or self.size_update_due
             or len(trailers) > DEFAULT_MAX_FRAME
             or not MAY_SEND[stream.state]
@@ -318,6 +319,7 @@ class Connection(Control):
             self.send_headers(stream, trailers, end=True)
             return
         self.send_window -= size
+        self.room -= size
         number = stream.id
         out = self.out
         if not out:
@@ -353,13 +355,14 @@ class Connection(Control):
             or size > stream.send_window
             or size > self.send_window
             or size > self.peer_max_frame
-            or self.held
+            or size > self.room
         ):
             return self._send_later(stream, data, end=end)
         if not MAY_SEND[stream.state]:
             return True
         stream.send_window -= size
         self.send_window -= size
+        self.room -= size
         out = self.out
         if not out:
             self.notify()

@@ -12,13 +12,11 @@ from collections.abc import Callable
 from typing import Final, cast
 
 from mesh.wire.connection import Accept, Connection
+from mesh.wire.control import OUT_BYTES
 from mesh.wire.flow import Bounds
 from mesh.wire.frames import ConnectionFault, ErrorCode
 
 log = logging.getLogger(__name__)
-
-HIGH_WATER: Final = 256 * 1024
-"""Bytes waiting in a socket's buffer above which no DATA is added: about one loopback round trip at 10 Gbit/s."""
 
 JOINED: Final = 64 * 1024
 """Below this, pieces are joined into one write; above it copying costs more than a vector of pieces."""
@@ -64,6 +62,8 @@ class Endpoint(asyncio.Protocol):
         self._on_closed = on_closed
         self._transport: asyncio.Transport | None = None
         self._marked = False
+        self._paused = False
+        self._said_while_paused = 0
         self.connection = Connection(bounds, accept=accept, notify=self._notify)
         self._receive = self.connection.receive
         self.peer = "unknown"
@@ -75,7 +75,7 @@ class Endpoint(asyncio.Protocol):
         """Greet the peer."""
         # Not isinstance: uvloop's transports are of no asyncio class.
         self._transport = transport = cast("asyncio.Transport", transport)
-        transport.set_write_buffer_limits(high=HIGH_WATER)
+        transport.set_write_buffer_limits(high=OUT_BYTES)
         self.peer = _peer_of(transport)
         over_tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
         if over_tls is not None and over_tls.selected_alpn_protocol() != "h2":
@@ -105,11 +105,14 @@ class Endpoint(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Let no more DATA out: the socket is full."""
-        self.connection.hold()
+        self._paused = True
+        self.connection.make_room(0)
 
     def resume_writing(self) -> None:
         """Go on."""
-        self.connection.release()
+        self._paused = False
+        self._said_while_paused = 0
+        self.connection.make_room(OUT_BYTES)
 
     # -- the mesh calls these ------------------------------------------------------------------------------------
 
@@ -128,19 +131,22 @@ class Endpoint(asyncio.Protocol):
             return
         if out:
             connection.out = []
-            if connection.held:
-                self._check_patience(transport)
+            if self._paused:
+                self._check_patience(transport, sum(map(len, out)))
             # Small pieces cost more as vectors than as a copy; large ones the other way round.
             if len(out) <= 6 or sum(map(len, out)) < JOINED:
                 transport.write(b"".join(out))
             else:
                 transport.writelines(out)
+            if not self._paused:
+                connection.make_room(OUT_BYTES)
         if connection.broken is not None or (connection.ended and not connection.streams):
             transport.close()
 
-    def _check_patience(self, transport: asyncio.Transport) -> None:
-        limit = HIGH_WATER + self.connection.bounds.max_control_bytes
-        if transport.get_write_buffer_size() > limit:
+    def _check_patience(self, transport: asyncio.Transport, size: int) -> None:
+        """Cut off a peer that does not read and makes us say ever more: answers to pings, resets, windows."""
+        self._said_while_paused += size
+        if self._said_while_paused > self.connection.bounds.max_control_bytes:
             log.warning("a peer that does not read was cut off", extra={"peer": self.peer})
             transport.abort()
 

@@ -34,56 +34,79 @@ class BadMessage(MeshError):
 
 
 class Deframer:
-    """Cuts a body into messages, however it was split. Holds at most one unfinished message."""
+    """Cuts a body into messages, however it was split. Holds at most one unfinished message, and copies it once."""
 
-    __slots__ = ("_compression", "_held", "_max_bytes", "_need", "_parts")
+    __slots__ = ("_compression", "_flag", "_held", "_left", "_max_bytes", "_parts")
 
     def __init__(self, max_message_bytes: int, *, compression: int = 0) -> None:
         self._max_bytes = max_message_bytes
         self._compression = compression
         self._parts: list[bytes] = []
         self._held = 0
-        self._need = PREFIX_BYTES
+        self._flag = 0
+        self._left = -1
+        """Bytes that the message being held lacks; -1 while its prefix is not whole."""
 
     @property
     def held(self) -> int:
-        """Bytes of a message that is not whole yet; 0 between messages."""
+        """Bytes of a message that is not whole yet, its prefix included; 0 between messages."""
         return self._held
 
     def feed(self, data: bytes) -> list[bytes]:
         """Return the messages that `data` completes, uncompressed.
 
-        Raises `TooLarge` for a message above the limit (before its bytes are kept), `Unimplemented` for a compressed
-        one without an encoding we know, `BadMessage` for what cannot be decompressed.
+        Raises `TooLarge` for a message above the limit (before its bytes are kept), `BadMessage` for what is no message
+        or cannot be decompressed.
         """
-        if self._held:
-            self._parts.append(data)
-            self._held += len(data)
-            if self._held < self._need:
-                return []
-            data = b"".join(self._parts)
-            self._parts.clear()
-            self._held = 0
-            self._need = PREFIX_BYTES
-        messages = []
+        messages: list[bytes] = []
         position, size = 0, len(data)
+        if self._held:
+            position = self._resume(data, messages)
         while size - position >= PREFIX_BYTES:
             flag, length = unpack_prefix(data, position)
-            if flag > 1:
-                raise BadMessage(f"a message begins with {flag}, not with 0 or 1: is this gRPC?")
-            if length > self._max_bytes:
-                raise TooLarge(f"a message of {length} bytes, at most {self._max_bytes} are taken")
-            end = position + PREFIX_BYTES + length
+            start = position + PREFIX_BYTES
+            end = start + length
+            self._check(flag, length)
             if end > size:
-                self._need = end - position
-                break
-            message = data[position + PREFIX_BYTES : end]
+                self._flag, self._left = flag, end - size
+                self._held = size - position
+                self._parts.append(data[start:])
+                return messages
+            message = data[start:end]
             messages.append(self._expanded(message) if flag else message)
             position = end
         if position < size:
             self._parts.append(data[position:])
-            self._held = size - position
+            self._held, self._left = size - position, -1
         return messages
+
+    def _check(self, flag: int, length: int) -> None:
+        if flag > 1:
+            raise BadMessage(f"a message begins with {flag}, not with 0 or 1: is this gRPC?")
+        if length > self._max_bytes:
+            raise TooLarge(f"a message of {length} bytes, at most {self._max_bytes} are taken")
+
+    def _resume(self, data: bytes, messages: list[bytes]) -> int:
+        """Go on with the message that is held; return how much of `data` went into it."""
+        taken = 0
+        if self._left < 0:
+            taken = PREFIX_BYTES - self._held
+            prefix = b"".join(self._parts) + data[:taken]
+            if len(prefix) < PREFIX_BYTES:
+                self._parts, self._held = [prefix], len(prefix)
+                return len(data)
+            self._flag, self._left = unpack_prefix(prefix)
+            self._check(self._flag, self._left)
+            self._parts, self._held = [], PREFIX_BYTES
+        body = data[taken : taken + self._left] if taken or len(data) > self._left else data
+        self._parts.append(body)
+        self._held += len(body)
+        self._left -= len(body)
+        if self._left == 0:
+            message = b"".join(self._parts)
+            self._parts, self._held, self._left = [], 0, -1
+            messages.append(self._expanded(message) if self._flag else message)
+        return taken + len(body)
 
     def _expanded(self, message: bytes) -> bytes:
         if not self._compression:

@@ -63,12 +63,14 @@ class Field:
 
     __slots__ = ("name", "raw", "role", "size", "value")
 
-    def __init__(self, name: bytes, value: bytes, raw: bytes) -> None:
+    def __init__(self, name: bytes, value: bytes, raw: bytes, role: int) -> None:
         self.name = name
         self.value = value
         self.raw = raw
         self.size = len(name) + len(value) + ENTRY_OVERHEAD
-        self.role = role_of(name, value)
+        if b"\n" in value or b"\r" in value or b"\0" in value or (role == Role.TE and value != b"trailers"):
+            role = Role.BAD
+        self.role = role
 
     def __repr__(self) -> str:
         """Show it as it would stand in a log."""
@@ -124,17 +126,13 @@ _NAME_BYTES: Final = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789!#$%&'*+-.^
 """What a lower-case token is made of (RFC 9110 §5.6.2, RFC 9113 §8.2.1)."""
 
 
-def role_of(name: bytes, value: bytes) -> int:
+def role_of(name: bytes) -> int:
     """Return what a field means to gRPC; `Role.BAD` for one that makes its message malformed (RFC 9113 §8.2)."""
     role = _NAMES.new.get(name)
     if role is None:
         role = _role_of_name(name)
         if len(name) <= MAX_CACHED_BYTES:
             _NAMES.put(name, role)
-    if b"\n" in value or b"\r" in value or b"\0" in value:
-        return Role.BAD
-    if role == Role.TE and value != b"trailers":
-        return Role.BAD
     return role
 
 
@@ -151,14 +149,30 @@ _DETAILS: Final = b"grpc-status-details-bin"
 """Metadata by every rule but its prefix: passed on as it comes."""
 
 
+class Stem:
+    """The fields with which the blocks of one connection begin, where only what follows differs from call to call."""
+
+    __slots__ = ("data", "fields", "meaning", "size")
+
+    def __init__(self, data: bytes, fields: tuple[Field, ...]) -> None:
+        self.data = data
+        self.fields = fields
+        self.size = len(data)
+        self.meaning: object = None
+        """As a block's."""
+
+
 class Block:
     """A decoded header block. `meaning` is where a reader keeps what it made of it, so that it is made once."""
 
-    __slots__ = ("fields", "kept", "meaning", "size")
+    __slots__ = ("fields", "kept", "meaning", "size", "stem")
 
-    def __init__(self, fields: tuple[Field, ...]) -> None:
+    def __init__(self, fields: tuple[Field, ...], size: int, stem: Stem | None = None) -> None:
         self.fields = fields
-        self.size = sum(field.size for field in fields)
+        self.size = size
+        """Bytes as RFC 9113 §6.5.2 counts a header list."""
+        self.stem = stem
+        """Its first fields, where they were seen before as a whole."""
         self.meaning: object = None
         self.kept: object = None
         """A second place, for the one that passes the headers on."""
@@ -175,22 +189,39 @@ class Block:
         return f"<Block {self.fields!r}>"
 
 
+class _Name:
+    """A field's name as its representation writes it, and how often a value came with it that was not known."""
+
+    __slots__ = ("fresh", "name", "role")
+
+    def __init__(self, name: bytes) -> None:
+        self.name = name
+        self.role = role_of(name)
+        self.fresh = 0
+
+
+VARYING: Final = 512
+"""Unknown values after which a name is taken for one whose values differ from call to call (a request id): they are
+neither looked up nor kept any more."""
+
 _NAMES: Final[Generations[int]] = Generations()
 _BLOCKS: Final[Generations[Block]] = Generations()
 _FIELDS: Final[Generations[Field]] = Generations()
 _RAWS: Final[Generations[bytes]] = Generations()
+_WRITTEN_NAMES: Final[Generations[_Name]] = Generations()
 
 
 class HeaderReader:
     """Decodes the header blocks of one connection. Every block must pass through it, in order."""
 
-    __slots__ = ("_decoder", "_max_list_bytes", "stands_alone")
+    __slots__ = ("_decoder", "_max_list_bytes", "_stem", "stands_alone")
 
     def __init__(self, max_list_bytes: int) -> None:
         self._max_list_bytes = max_list_bytes
         # Twice the bound: a list somewhat above it is a refused call, and only beyond that a broken connection.
         self._decoder: Decoder | None = Decoder(2 * max_list_bytes)
         self._decoder.max_allowed_table_size = TABLE_SIZE
+        self._stem: Stem | None = None
         self.stands_alone = False
         """Whether the peer has given up its table, so that blocks no longer depend on each other."""
 
@@ -216,38 +247,93 @@ class HeaderReader:
         if decoder.header_table_size == 0:
             self.stands_alone = True
             self._decoder = None
-        return Block(tuple(field_of(bytes(name), bytes(value)) for name, value in pairs))
+        fields = tuple([field_of(bytes(name), bytes(value)) for name, value in pairs])
+        return Block(fields, sum(field.size for field in fields))
 
     def _split(self, data: bytes) -> Block:
         """Return the fields of a block that stands alone, each from the cache where it was seen before."""
         fields: list[Field] = []
-        position, size, fresh, total = 0, len(data), False, 0
+        position, size, total, known_to = 0, len(data), 0, 0
+        stem = self._stem
+        if stem is not None and data.startswith(stem.data):
+            fields.extend(stem.fields)
+            position = stem.size
+        else:
+            stem = None
         try:
             while position < size:
-                end = _end_of_field(data, position)
-                raw = data[position:end]
-                field = _FIELDS.get(raw)
-                if field is None:
-                    if raw[0] & 0xE0 == 0x20:
-                        _size_update(raw, after_fields=bool(fields))
-                        position = end
+                value_at = _value_of_field(data, position)
+                if value_at < 0:
+                    field, position = self._odd(data, position, after_fields=bool(fields))
+                    if field is None:
                         continue
-                    fresh = True
-                    field = _decode_field(raw)
-                    if len(raw) <= MAX_CACHED_BYTES:
-                        _FIELDS.put(raw, field)
+                else:
+                    length = data[value_at]
+                    end = value_at + 1 + length
+                    if length >= 0x7F or end > size:
+                        end = _end_of_text(data, value_at)
+                        if end > size:
+                            raise ValueError("a field is cut off")
+                    field, fresh = _field(data, position, value_at, end)
+                    if fresh and not known_to:
+                        known_to = position or -1
+                        if stem is None and len(fields) >= MIN_STEM:
+                            self._stem = Stem(data[:position], tuple(fields))
+                    position = end
                 fields.append(field)
                 total += field.size
                 if total > 2 * self._max_list_bytes:
                     raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a header list beyond twice our limit")
-                position = end
         except (HPACKError, IndexError, ValueError, TypeError) as error:
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, f"cannot decode headers: {error}") from error
-        block = Block(tuple(fields))
+        if stem is not None:
+            total += sum([field.size for field in stem.fields])
+        block = Block(tuple(fields), total, stem)
         # A block with a new field in it will hardly come again: keeping it would push out those that do.
-        if not fresh and size <= MAX_CACHED_BYTES:
+        if not known_to and size <= MAX_CACHED_BYTES:
             _BLOCKS.put(data, block)
         return block
+
+    def _odd(self, data: bytes, position: int, *, after_fields: bool) -> tuple[Field | None, int]:
+        """Return what is no literal, an indexed field or None for a size update, and where it ends."""
+        first = data[position]
+        if first < 0x80:
+            end = _number(data, position, 0x1F)[1]
+            _size_update(data[position:end], after_fields=after_fields)
+            return None, end
+        index, end = _number(data, position, 0x7F)
+        raw = data[position:end]
+        field = _FIELDS.get(raw)
+        if field is None:
+            name, value = _static(index)
+            field = Field(name, value, raw, role_of(name))
+            _FIELDS.put(raw, field)
+        return field, end
+
+
+MIN_STEM: Final = 3
+"""Fields at the beginning of a block that make it worth remembering them as one."""
+
+
+def _field(data: bytes, start: int, value_at: int, end: int) -> tuple[Field, bool]:
+    """Return the literal field in `data[start:end]` and whether its value was not known."""
+    written = data[start:value_at]
+    name = _WRITTEN_NAMES.new.get(written)
+    if name is None:
+        name = _Name(_name_of(written))
+        if len(written) <= MAX_CACHED_BYTES:
+            _WRITTEN_NAMES.put(written, name)
+    raw = data[start:end]
+    if name.fresh < VARYING:
+        field = _FIELDS.get(raw)
+        if field is not None:
+            return field, False
+        name.fresh += 1
+    value = _text(raw, value_at - start)[0] if data[value_at] >= 0x7F else data[value_at + 1 : end]
+    field = Field(name.name, value, raw, name.role)
+    if name.fresh < VARYING and len(raw) <= MAX_CACHED_BYTES:
+        _FIELDS.put(raw, field)
+    return field, True
 
 
 def _size_update(raw: bytes, *, after_fields: bool) -> None:
@@ -257,26 +343,17 @@ def _size_update(raw: bytes, *, after_fields: bool) -> None:
         raise ValueError("a table size above the 0 that we allow")
 
 
-def _end_of_field(data: bytes, start: int) -> int:
-    """Return where the field representation at `start` ends. Raises IndexError or ValueError when it is cut off."""
+def _value_of_field(data: bytes, start: int) -> int:
+    """Return where the value of the literal at `start` begins with its length, -1 for what is no literal."""
     first = data[start]
-    if first >= 0x80:
-        return start + 1 if first != 0xFF else _number(data, start, 0x7F)[1]
-    if first & 0xE0 == 0x20:
-        return start + 1 if first & 0x1F != 0x1F else _number(data, start, 0x1F)[1]
+    if first >= 0x80 or first & 0xE0 == 0x20:
+        return -1
     mask = 0x3F if first >= 0x40 else 0x0F
     index = first & mask
     if index == 0:
-        position = _end_of_text(data, start + 1)
-    elif index == mask:
-        position = _number(data, start, mask)[1]
-    else:
-        position = start + 1
-    length = data[position] & 0x7F
-    end = position + 1 + length if length != 0x7F else _end_of_text(data, position)
-    if end > len(data):
-        raise ValueError("a field is cut off")
-    return end
+        length = data[start + 1] & 0x7F
+        return start + 2 + length if length != 0x7F else _end_of_text(data, start + 1)
+    return start + 1 if index != mask else _number(data, start, mask)[1]
 
 
 def _end_of_text(data: bytes, start: int) -> int:
@@ -302,21 +379,11 @@ def _number(data: bytes, start: int, mask: int) -> tuple[int, int]:
             raise ValueError("a number of more than 32 bits")
 
 
-def _decode_field(raw: bytes) -> Field:
-    """Return one representation as a field. Raises HPACKError, IndexError or ValueError."""
-    first = raw[0]
-    if first >= 0x80:
-        index, _ = _number(raw, 0, 0x7F)
-        name, value = _static(index)
-        return Field(name, value, raw)
-    mask = 0x3F if first >= 0x40 else 0x0F
-    index, position = _number(raw, 0, mask)
-    if index:
-        name = _static(index)[0]
-    else:
-        name, position = _text(raw, 1)
-    value, _ = _text(raw, position)
-    return Field(name, value, raw)
+def _name_of(written: bytes) -> bytes:
+    """Return the name in the part of a literal before its value. Raises HPACKError, IndexError or ValueError."""
+    mask = 0x3F if written[0] >= 0x40 else 0x0F
+    index, _ = _number(written, 0, mask)
+    return _static(index)[0] if index else _text(written, 1)[0]
 
 
 def _static(index: int) -> tuple[bytes, bytes]:
@@ -336,7 +403,7 @@ def _text(raw: bytes, start: int) -> tuple[bytes, int]:
 
 def field_of(name: bytes, value: bytes) -> Field:
     """Return a field that was not read from a block that stands alone."""
-    return Field(name, value, encode(name, value))
+    return Field(name, value, encode(name, value), role_of(name))
 
 
 def encode(name: bytes, value: bytes) -> bytes:

@@ -5,6 +5,7 @@ Made once per distinct block (`Block.meaning`), so a call with headers seen befo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from mesh.core.errors import Code, InvalidRequest, MeshError
@@ -79,35 +80,80 @@ def request_head(block: Block) -> RequestHead:
 
 
 def _request_head(block: Block) -> RequestHead:
-    head = RequestHead()
-    own = head.own
-    pseudo: dict[int, bytes] = {}
-    content_type = b""
-    regular = False
-    for field in block.fields:
-        role = field.role
-        if role == Role.METADATA:
-            own.append(field)
-            regular = True
-        elif Role.METHOD <= role <= Role.LAST_PSEUDO:
-            if regular or role in pseudo or role == Role.STATUS:
-                head.malformed = f"pseudo-header {field.name!r} where it may not be"
-            pseudo[role] = field.value
-        else:
-            regular = True
-            if role == Role.CONTENT_TYPE:
-                content_type = field.value
-            elif role == Role.BAD:
-                head.malformed = f"header {field.name!r} is not allowed"
+    stem = block.stem
+    if stem is None:
+        return _completed(_Draft(block.fields))
+    draft = stem.meaning
+    if draft.__class__ is not _Draft:
+        draft = stem.meaning = _Draft(stem.fields)
+    assert isinstance(draft, _Draft)
+    return _completed(draft.and_more(block.fields[len(stem.fields) :]))
+
+
+class _Draft:
+    """What the fields so far say of a request."""
+
+    __slots__ = ("content_type", "head", "pseudo", "regular")
+
+    def __init__(self, fields: Sequence[Field]) -> None:
+        self.head = RequestHead()
+        self.pseudo: dict[int, bytes] = {}
+        self.content_type = b""
+        self.regular = False
+        """Whether a regular field came: no pseudo-header may follow it."""
+        self.read(fields)
+
+    def and_more(self, fields: Sequence[Field]) -> _Draft:
+        """Return another that has read `fields` too."""
+        draft = _Draft(())
+        draft.pseudo = self.pseudo
+        draft.content_type = self.content_type
+        draft.regular = True
+        head, mine = draft.head, self.head
+        head.timeout_s = mine.timeout_s
+        head.compression = mine.compression
+        head.content_length = mine.content_length
+        head.own = mine.own.copy()
+        head.malformed = mine.malformed
+        head.refused = mine.refused
+        if not self.regular:
+            draft.pseudo, draft.regular = self.pseudo.copy(), False
+        draft.read(fields)
+        return draft
+
+    def read(self, fields: Sequence[Field]) -> None:
+        """Take more fields."""
+        head, own = self.head, self.head.own
+        for field in fields:
+            role = field.role
+            if role == Role.METADATA:
+                own.append(field)
+                self.regular = True
+            elif Role.METHOD <= role <= Role.LAST_PSEUDO:
+                if self.regular or role in self.pseudo or role == Role.STATUS:
+                    head.malformed = f"pseudo-header {field.name!r} where it may not be"
+                else:
+                    self.pseudo[role] = field.value
             else:
-                _reserved(head, role, field.value)
+                self.regular = True
+                if role == Role.CONTENT_TYPE:
+                    self.content_type = field.value
+                elif role == Role.BAD:
+                    head.malformed = f"header {field.name!r} is not allowed"
+                elif role <= Role.ENCODING or role == Role.CONTENT_LENGTH:
+                    _reserved(head, role, field.value)
+
+
+def _completed(draft: _Draft) -> RequestHead:
+    """Return the head that all fields make."""
+    head, pseudo = draft.head, draft.pseudo
     method, head.path = pseudo.get(Role.METHOD, b""), pseudo.get(Role.PATH, b"")
     head.authority = pseudo.get(Role.AUTHORITY, b"")
-    if not method or not pseudo.get(Role.SCHEME) or not head.path:
+    if not method or not head.path or not pseudo.get(Role.SCHEME):
         head.malformed = head.malformed or "a request needs :method, :scheme and :path"
     elif method != b"POST":
         head.http_error = b"405"
-    elif not _is_grpc(content_type):
+    elif draft.content_type != b"application/grpc" and not _is_grpc(draft.content_type):
         head.http_error = b"415"
     return head
 

@@ -28,7 +28,7 @@ class PeekError(InvalidRequest):
         super().__init__(f"cannot parse ModelInferRequest: {why}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Peeked:
     """What routing reads of a request."""
 

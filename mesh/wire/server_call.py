@@ -47,7 +47,7 @@ def stop_sending(connection: Connection, stream: Stream) -> None:
         connection.reset(stream, ErrorCode.NO_ERROR)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Origin:
     """Where a call comes from, and the bounds it is under."""
 
