@@ -52,8 +52,9 @@ def read_error(message: bytes) -> tuple[RemoteError, bool] | None:
     return RemoteError(known, decoded.error_message), NOT_RUN_PARAMETER in parameters
 
 
-_FINAL = ModelInferResponse(parameters={"triton_final_response": InferParameter(bool_param=True)}).SerializeToString()
-_INFER_RESPONSE_TAG = b"\x12"
+FINAL = ModelInferResponse(parameters={"triton_final_response": InferParameter(bool_param=True)}).SerializeToString()
+"""The parameter that ends every answer of an ordinary model: behind a response, it merges into it."""
+INFER_RESPONSE_TAG = b"\x12"
 """Field 2 of ModelStreamInferResponse, length-delimited."""
 
 
@@ -62,10 +63,10 @@ def final_message(response: bytes) -> bytes:
 
     Concatenated protobuf messages merge, so the parameter is put behind the bytes.
     """
-    length = len(response) + len(_FINAL)
-    head = bytearray(_INFER_RESPONSE_TAG)
+    length = len(response) + len(FINAL)
+    head = bytearray(INFER_RESPONSE_TAG)
     while length > 0x7F:
         head.append(length & 0x7F | 0x80)
         length >>= 7
     head.append(length)
-    return b"".join((head, response, _FINAL))
+    return b"".join((head, response, FINAL))

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from contextlib import aclosing
+from functools import lru_cache
 from typing import Final
 
 from mesh.api.messages import ModelInferRequest
-from mesh.api.stream import final_message
+from mesh.api.stream import FINAL, INFER_RESPONSE_TAG
 from mesh.core.errors import Code, MeshError, RemoteError
 from mesh.node.infer import WINDOW, Infer
-from mesh.node.plan import Part
+from mesh.node.plan import Part, varint
 from mesh.node.running import Asked, Running, decode, failed_message, not_run
 from mesh.node.served import Served
 from mesh.wire.connection import Connection
@@ -113,7 +114,19 @@ class DirectUnary(UnaryCall):
 class DirectStream(ServerCall):
     """One ModelStreamInfer: ordinary requests answered in their order, several-response ones as they come."""
 
-    __slots__ = ("_asked", "_deframer", "_ended", "_infer", "_messages", "_owed", "_room", "_several", "_turns")
+    __slots__ = (
+        "_asked",
+        "_deframer",
+        "_ended",
+        "_infer",
+        "_loop",
+        "_messages",
+        "_owed",
+        "_room",
+        "_several",
+        "_telling",
+        "_turns",
+    )
 
     def __init__(self, connection: Connection, stream: Stream, origin: Origin, infer: Infer) -> None:
         super().__init__(connection, stream, origin)
@@ -126,6 +139,8 @@ class DirectStream(ServerCall):
         self._owed = 0
         self._ended = False
         self._room: asyncio.Future[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._telling = False
 
     def data(self, stream: Stream, data: bytes, end: bool) -> None:
         """Take requests."""
@@ -187,28 +202,31 @@ class DirectStream(ServerCall):
         self._several.add(task)
         task.add_done_callback(self._several_done)
 
-    def told(self) -> None:
+    def _tell(self) -> None:
         """Send what is answered up to the first that is not."""
+        self._telling = False
         turns = self._turns
         ready: list[bytes] = []
         while turns and (message := turns[0].message) is not None:
             turns.popleft()
-            ready.append(framed(message))
+            ready.append(message)
         if ready:
             self.send(b"".join(ready))
             if self._messages or (self._ended and not turns):
                 self._go_on()
 
     def done_one(self) -> None:
-        """Hear that a request of this stream ended."""
+        """Hear that a request of this stream ended. What ends in one turn of the loop is sent together."""
         self._infer.outstanding -= 1
-        self.told()
+        if not self._telling:
+            self._telling = True
+            self._loop.call_soon(self._tell)
 
     def failed(self, error: BaseException, request_id: str) -> bytes:
         """Return the message for a request that failed."""
         code, text = status_of(error)
         told = error if isinstance(error, MeshError) else RemoteError(code, text)
-        return failed_message(told, request_id, self._asked)
+        return framed(failed_message(told, request_id, self._asked))
 
     def send(self, data: bytes) -> None:
         """Send framed messages."""
@@ -272,6 +290,13 @@ class DirectStream(ServerCall):
             self._room.set_result(None)
 
 
+@lru_cache(maxsize=4096)
+def _head_of(size: int) -> bytes:
+    """Return what stands before a response of `size` bytes in a stream: gRPC's prefix, and the field it is in."""
+    head = INFER_RESPONSE_TAG + varint(size)
+    return pack_prefix(0, len(head) + size) + head
+
+
 class _CutOff(MeshError):
     code = Code.INTERNAL
 
@@ -285,11 +310,13 @@ class _Turn:
         self._stream = stream
         self.id = ""
         self.message: bytes | None = None
+        """With its prefix; None while it is not there."""
         self.running: Running | None = None
 
     def answer(self, response: list[Part]) -> None:
         """Take the response."""
-        self._end(final_message(b"".join(response)))
+        size = sum(map(len, response)) + len(FINAL)
+        self._end(b"".join([_head_of(size), *response, FINAL]))
 
     def fail(self, error: BaseException) -> None:
         """Take the error: a message too, and the stream goes on."""

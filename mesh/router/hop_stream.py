@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Coroutine
 from contextlib import aclosing
 from typing import Any, Final
 
+from mesh.api.messages import ModelInferRequest
 from mesh.api.stream import ERROR_TAG, error_message, read_error
 from mesh.core.errors import Code, MeshError, RemoteError
 from mesh.core.traffic.balance import Balancer
@@ -27,10 +28,10 @@ from mesh.router.target import Target, passed
 from mesh.wire.client import WireChannel
 from mesh.wire.connection import Connection
 from mesh.wire.frames import ErrorCode
-from mesh.wire.grpc_framing import Deframer, framed, timeout_text
+from mesh.wire.grpc_framing import PREFIX_BYTES, Deframer, framed, timeout_text
 from mesh.wire.header_cache import Block, encode
 from mesh.wire.heads import ANSWER, OK_TRAILERS
-from mesh.wire.peek import Peeked, peek
+from mesh.wire.peek import Peeked, PeekError, peek, peek_front
 from mesh.wire.server_call import STREAM_BUFFER, Origin, ServerCall, status_of, stop_sending
 from mesh.wire.streams import Stream
 from mesh.wire.transport import MODEL_STREAM_INFER, Call, Direct
@@ -58,6 +59,7 @@ class _Turn:
 
     def __init__(self, message: bytes, started_s: float) -> None:
         self.message = message
+        """With its prefix, as it travels."""
         self.started_s = started_s
         self.answer: bytes | None = None
         """Framed; None while it is not there."""
@@ -70,17 +72,22 @@ class HopStream(ServerCall):
     """The receiver of the caller's stream. `_Up` is that of each stream to a node."""
 
     __slots__ = (
+        "_arrived",
         "_bytes",
         "_call",
         "_deframer",
         "_ended",
+        "_front",
         "_messages",
+        "_metrics",
         "_owed",
         "_passed",
         "_room",
         "_sequences",
         "_streams",
         "_strict",
+        "_target",
+        "_targets",
         "_tasks",
         "_turns",
         "_ups",
@@ -91,7 +98,7 @@ class HopStream(ServerCall):
         self._streams = streams
         self._passed = passed(origin.head)
         self._strict = self._passed.strict
-        self._deframer = Deframer(origin.max_message_bytes, compression=origin.head.compression)
+        self._deframer = Deframer(origin.max_message_bytes, compression=origin.head.compression, keep_prefix=True)
         self._messages: deque[bytes] = deque()
         self._turns: deque[_Turn] = deque()
         self._bytes = 0
@@ -99,9 +106,16 @@ class HopStream(ServerCall):
         self._tasks: set[asyncio.Task[None]] = set()
         self._sequences: dict[tuple[str, str], asyncio.Event] = {}
         self._call: Call | None = None
+        self._front = b""
+        """How the last message began, and what it was for: the next one mostly is for the same."""
+        self._target: Target | None = None
         self._owed = 0
         self._ended = False
         self._room: asyncio.Future[None] | None = None
+        self._metrics = streams.metrics
+        self._targets = streams.dispatch.targets
+        self._arrived = 0
+        """Messages that came and are not yet in the metrics."""
         streams.metrics.stream_opened()
 
     # -- the caller's side ---------------------------------------------------------------------------------------
@@ -129,7 +143,8 @@ class HopStream(ServerCall):
     def finish(self) -> None:
         """Count the stream out, however it ended."""
         if not self.over:
-            self._streams.metrics.stream_closed()
+            self._metrics.stream_messages("request", self._arrived)
+            self._metrics.stream_closed()
         super().finish()
 
     def cancelled(self) -> None:
@@ -159,6 +174,9 @@ class HopStream(ServerCall):
             and self.stream.pending_bytes <= STREAM_BUFFER
         ):
             self._pass_on(messages.popleft())
+        for up in self._ups.values():
+            if up.outbox:
+                up.flush()
         if self.over:
             return
         if not messages and self._owed:
@@ -182,30 +200,48 @@ class HopStream(ServerCall):
     # -- a message -----------------------------------------------------------------------------------------------
 
     def _pass_on(self, message: bytes) -> None:
-        streams = self._streams
-        streams.metrics.stream_message("request")
         turn = _Turn(message, time.monotonic())
+        self._arrived += 1
+        target = self._target
+        if target is None or not self._targets.current(target) or not message.startswith(self._front, PREFIX_BYTES):
+            target = self._look(turn)
+            if target is None:
+                return
+        turn.model = target.model
+        self._turns.append(turn)
+        self._bytes += len(message)
+        if not self._send(turn, target):
+            self.again(turn)
+
+    def _look(self, turn: _Turn) -> Target | None:
+        """Return what a message is for; None when it went another way."""
+        message = turn.message
         request: Peeked | None = None
         try:
-            request = peek(message)
-            target = streams.dispatch.targets.find(self._passed.name or request.model_name, request.model_version)
+            request = _peek(message)
+            target = self._targets.find(self._passed.name or request.model_name, request.model_version)
         except MeshError as error:
             self._turns.append(turn)
             self._failed(turn, error, request.id if request is not None else "")
-            return
-        turn.model = target.model
+            return None
         if target.model.decoupled:
-            self._start(self._several(message, request, target.model))
-            return
-        self._turns.append(turn)
-        self._bytes += len(message)
+            self._start(self._several(message[PREFIX_BYTES:], request, target.model))
+            return None
         sequence = str(request.parameters.get("sequence_id") or "")
         if sequence:
-            one = streams.one(self._as_call(), message, request, strict=self._strict)
+            turn.model = target.model
+            self._turns.append(turn)
+            self._bytes += len(message)
+            one = self._streams.one(self._as_call(), message[PREFIX_BYTES:], request, strict=self._strict)
             self._start(self._one(turn, in_turn(self._sequences, (target.model.name, sequence), one)))
-        elif not self._send(turn, target):
-            one = streams.one(self._as_call(), message, request, strict=self._strict, traced=turn.traced)
-            self._start(self._one(turn, one))
+            return None
+        self._target = None
+        if not request.parameters and not request.id:
+            inputs_at = message.find(_INPUTS, PREFIX_BYTES)
+            # Only where the front is nothing but the names: their lengths are known, and inputs follow at once.
+            if inputs_at == PREFIX_BYTES + len(_front_of(request)):
+                self._target, self._front = target, message[PREFIX_BYTES : inputs_at + 1]
+        return target
 
     def _send(self, turn: _Turn, target: Target) -> bool:
         """Send a message on a stream to a copy; False when there is none to send to at once."""
@@ -226,7 +262,9 @@ class HopStream(ServerCall):
                 return False
             self._ups[key] = up
         turn.attempts = 1
-        up.send(turn)
+        up.waiting.append(turn)
+        up.outbox.append(turn.message)
+        dispatch.balancer.picked(located.node.id)
         return True
 
     def _open(self, located: Located, target: Target, now_s: float) -> _Up | None:
@@ -249,27 +287,28 @@ class HopStream(ServerCall):
         return up
 
     def answered(self, turn: _Turn, message: bytes) -> None:
-        """Take a node's answer to `turn`."""
-        if message[:1] == _ERROR and (error := read_error(message)) is not None:
-            self._refused(turn, *error)
-            return
-        turn.answer = framed(message)
+        """Take a node's answer to `turn`, with its prefix; `tell` follows."""
+        if message[PREFIX_BYTES : PREFIX_BYTES + 1] == _ERROR:
+            error = read_error(message[PREFIX_BYTES:])
+            if error is not None:
+                self._refused(turn, *error)
+                return
+        turn.answer = message
         self._count(turn, Code.OK)
-        self.tell()
 
     def _refused(self, turn: _Turn, error: RemoteError, not_run: bool) -> None:
         """Ask again where the request was not run, else tell the caller."""
         if not_run:
             self.again(turn)
             return
-        request = peek(turn.message)
         self._count(turn, error.status)
-        self._failed(turn, error, request.id)
+        self._failed(turn, error, _peek(turn.message).id)
 
     def again(self, turn: _Turn) -> None:
         """Send a message that a node did not answer another way: plain inferences may be repeated."""
-        request = peek(turn.message)
-        self._start(self._one(turn, self._streams.one(self._as_call(), turn.message, request, strict=self._strict)))
+        request, message = _peek(turn.message), turn.message[PREFIX_BYTES:]
+        one = self._streams.one(self._as_call(), message, request, strict=self._strict, traced=turn.traced)
+        self._start(self._one(turn, one))
 
     def _failed(self, turn: _Turn, error: MeshError, request_id: str) -> None:
         """Answer an error: a message, or the end of the stream where the caller asked for that."""
@@ -289,7 +328,9 @@ class HopStream(ServerCall):
                 self._bytes -= len(turn.message)
             ready.append(answer)
         if ready:
-            self._streams.metrics.stream_messages("response", len(ready))
+            self._metrics.stream_messages("response", len(ready))
+            self._metrics.stream_messages("request", self._arrived)
+            self._arrived = 0
             self._put(b"".join(ready))
             if self._messages or self._ended:
                 self._go_on()
@@ -306,7 +347,7 @@ class HopStream(ServerCall):
         model = turn.model
         assert model is not None
         total_s = time.monotonic() - turn.started_s
-        self._streams.metrics.request_done(model.name, model.version, code, total_s, turn.attempts)
+        self._metrics.request_done(model.name, model.version, code, total_s, turn.attempts)
 
     # -- the slower way ------------------------------------------------------------------------------------------
 
@@ -362,31 +403,48 @@ class HopStream(ServerCall):
 
 
 _ERROR: Final = bytes((ERROR_TAG,))
+_INPUTS: Final = b"\x2a"
+"""The tag of inputs, which stand behind the names."""
+
+
+def _peek(framed_message: bytes) -> Peeked:
+    """Return the routing fields of a message with its prefix. Raises `PeekError`."""
+    try:
+        found = peek_front(framed_message, PREFIX_BYTES, whole=True)
+    except PeekError:
+        found = None
+    return found if found is not None else peek(framed_message[PREFIX_BYTES:])
+
+
+def _front_of(request: Peeked) -> bytes:
+    """Return the names of a request as serializers write them."""
+    return ModelInferRequest(model_name=request.model_name, model_version=request.model_version).SerializeToString()
 
 
 class _Up:
     """The receiver of one stream to a node: answers come in the order of the messages."""
 
-    __slots__ = ("_connection", "_deframer", "_hop", "_stream", "located", "waiting")
+    __slots__ = ("_connection", "_deframer", "_hop", "_stream", "located", "outbox", "waiting")
 
     def __init__(self, hop: HopStream, connection: Connection, located: Located) -> None:
         self._hop = hop
         self._connection = connection
         self._stream: Stream | None = None
-        self._deframer = Deframer(MAX_ANSWER)
+        self._deframer = Deframer(MAX_ANSWER, keep_prefix=True)
         self.located = located
         self.waiting: deque[_Turn] = deque()
+        self.outbox: list[bytes] = []
+        """Messages to go out together."""
 
     def begin(self, stream: Stream) -> None:
         """Note the stream."""
         self._stream = stream
 
-    def send(self, turn: _Turn) -> None:
-        """Send one message."""
+    def flush(self) -> None:
+        """Send what is in the outbox."""
         assert self._stream is not None
-        self.waiting.append(turn)
-        self._hop.balancer.picked(self.located.node.id)
-        self._connection.send_data(self._stream, framed(turn.message))
+        outbox, self.outbox = self.outbox, []
+        self._connection.send_data(self._stream, outbox[0] if len(outbox) == 1 else b"".join(outbox))
 
     def half_close(self) -> None:
         """Say that no more messages follow."""
@@ -424,6 +482,7 @@ class _Up:
             balancer.done(node.id, None)
             self._hop.answered(turn, answer)
         balancer.answered(node)
+        self._hop.tell()
         if end:
             self._hop.lost(self, RemoteError(Code.UNAVAILABLE, "the node ended the stream", transport_failed=True))
 

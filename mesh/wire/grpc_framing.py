@@ -36,9 +36,11 @@ class BadMessage(MeshError):
 class Deframer:
     """Cuts a body into messages, however it was split. Holds at most one unfinished message, and copies it once."""
 
-    __slots__ = ("_compression", "_flag", "_held", "_left", "_max_bytes", "_parts")
+    __slots__ = ("_compression", "_cut", "_flag", "_held", "_left", "_max_bytes", "_parts")
 
-    def __init__(self, max_message_bytes: int, *, compression: int = 0) -> None:
+    def __init__(self, max_message_bytes: int, *, compression: int = 0, keep_prefix: bool = False) -> None:
+        self._cut = 0 if keep_prefix else PREFIX_BYTES
+        """What of the prefix is left out of messages: for one who passes them on, nothing."""
         self._max_bytes = max_message_bytes
         self._compression = compression
         self._parts: list[bytes] = []
@@ -72,8 +74,7 @@ class Deframer:
                 self._held = size - position
                 self._parts.append(data[start:])
                 return messages
-            message = data[start:end]
-            messages.append(self._expanded(message) if flag else message)
+            messages.append(self._expanded(data[start:end]) if flag else data[position + self._cut : end])
             position = end
         if position < size:
             self._parts.append(data[position:])
@@ -103,6 +104,8 @@ class Deframer:
         self._held += len(body)
         self._left -= len(body)
         if self._left == 0:
+            if not self._flag and not self._cut:
+                self._parts.insert(0, pack_prefix(0, self._held - PREFIX_BYTES))
             message = b"".join(self._parts)
             self._parts, self._held, self._left = [], 0, -1
             messages.append(self._expanded(message) if self._flag else message)
@@ -120,7 +123,7 @@ class Deframer:
             raise TooLarge(f"a message of more than {self._max_bytes} bytes after decompression")
         if not inflater.eof:
             raise BadMessage("a compressed message that is cut off")
-        return out
+        return out if self._cut else framed(out)
 
 
 def framed(message: bytes) -> bytes:

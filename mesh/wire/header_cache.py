@@ -264,16 +264,12 @@ class HeaderReader:
             while position < size:
                 value_at = _value_of_field(data, position)
                 if value_at < 0:
-                    field, position = self._odd(data, position, after_fields=bool(fields))
-                    if field is None:
+                    odd, position = self._odd(data, position, after_fields=bool(fields))
+                    if odd is None:
                         continue
+                    field = odd
                 else:
-                    length = data[value_at]
-                    end = value_at + 1 + length
-                    if length >= 0x7F or end > size:
-                        end = _end_of_text(data, value_at)
-                        if end > size:
-                            raise ValueError("a field is cut off")
+                    end = _end_of_value(data, value_at)
                     field, fresh = _field(data, position, value_at, end)
                     if fresh and not known_to:
                         known_to = position or -1
@@ -354,6 +350,15 @@ def _value_of_field(data: bytes, start: int) -> int:
         length = data[start + 1] & 0x7F
         return start + 2 + length if length != 0x7F else _end_of_text(data, start + 1)
     return start + 1 if index != mask else _number(data, start, mask)[1]
+
+
+def _end_of_value(data: bytes, value_at: int) -> int:
+    """Return where the text whose length is at `value_at` ends. Raises ValueError when that is beyond the block."""
+    length = data[value_at]
+    end = value_at + 1 + length if length < 0x7F else _end_of_text(data, value_at)
+    if end > len(data):
+        raise ValueError("a field is cut off")
+    return end
 
 
 def _end_of_text(data: bytes, start: int) -> int:
