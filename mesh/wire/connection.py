@@ -99,10 +99,10 @@ class Connection(Control):
         stream, left, end = self._body
         taken = min(left, len(data))
         self._body = (stream, left - taken, end) if taken < left else None
-        if stream is not None and stream.state is not State.CLOSED:
-            self._deliver(stream, data[:taken], end=end and taken == left)
-        else:
+        if stream is None:
             self.give_back(taken)
+        elif stream.state is not State.CLOSED:
+            self._deliver(stream, data[:taken], end=end and taken == left)
         return taken
 
     def _frames(self, data: bytes, position: int) -> int:
@@ -160,7 +160,6 @@ class Connection(Control):
             self.consumed(stream, length - len(payload))
         stream.recv_window -= length
         if stream.recv_window < 0:
-            self.give_back(here)
             raise StreamFault(stream_id, ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the stream's window")
         end = bool(flags & END_STREAM)
         if here < length:
@@ -175,7 +174,6 @@ class Connection(Control):
         if stream.body_left >= 0:
             stream.body_left -= len(data)
             if stream.body_left < 0 or (end and stream.body_left):
-                self.give_back(len(data))
                 self.fail_stream(StreamFault(stream.id, ErrorCode.PROTOCOL_ERROR, "DATA unlike content-length"))
                 return
         if end and stream.move(Happening.RECEIVED_END) is State.CLOSED:
@@ -388,7 +386,9 @@ class Connection(Control):
         return stream.pending is None
 
     def consumed(self, stream: Stream, size: int) -> None:
-        """Give `size` bytes of what `stream` received back to the peer's windows."""
+        """Give `size` bytes of what `stream` received back to the peer's windows; `forget` did it for a closed one."""
+        if stream.state is State.CLOSED:
+            return
         self.unacked += size
         if self.unacked >= self.bounds.connection_window >> 2:
             self.give_back(0)

@@ -361,8 +361,12 @@ class Control:
         stream.receiver.reset(stream, code)
 
     def forget(self, stream: Stream) -> None:
-        """Drop a stream that is closed."""
-        self.streams.pop(stream.id, None)
+        """Drop a stream that is closed. What its receiver has not consumed is given back here, once."""
+        if self.streams.pop(stream.id, None) is None:
+            return
+        unconsumed = stream.window - stream.recv_window - stream.unacked
+        if unconsumed:
+            self.give_back(unconsumed)
         if stream.pending is not None:
             stream.pending = None
             self.waiting.pop(stream.id, None)
