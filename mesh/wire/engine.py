@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from mesh.wire.client import WireChannel
+from mesh.wire.client import CLIENT_BOUNDS, WireChannel
 from mesh.wire.deadlines import Deadlines
 from mesh.wire.endpoint import Flusher
 from mesh.wire.flow import Bounds
@@ -56,12 +56,19 @@ class Carrier:
             deadlines=self.deadlines,
         )
 
-    def connector(self, tls: TlsConfig | None) -> Callable[[str], Channel]:
+    def connector(self, tls: TlsConfig | None, *, bounds: Bounds | None = None) -> Callable[[str], Channel]:
         """Return what makes a channel for an address, without I/O."""
 
         def connect(address: str) -> Channel:
             if self.engine == "grpcio":
                 return GrpcioChannel(address, limits=self.limits, tls=tls)
-            return WireChannel(address, limits=self.limits, tls=tls, flusher=self.flusher, deadlines=self.deadlines)
+            return WireChannel(
+                address,
+                limits=self.limits,
+                tls=tls,
+                bounds=bounds or CLIENT_BOUNDS,
+                flusher=self.flusher,
+                deadlines=self.deadlines,
+            )
 
         return connect
