@@ -62,6 +62,8 @@ class Item:
     inputs: Tensors
     request: Request
     waiter: Waiter
+    size: int
+    """Bytes of the inputs. 1 <= size."""
     deadline_s: float | None
     give_up_s: float | None
     impatient: asyncio.TimerHandle | None = None
@@ -146,18 +148,21 @@ class Batcher:
         *,
         deadline_s: float | None,
         queue_timeout_s: float | None,
+        size: int = 0,
     ) -> Item:
         """Put a request into the queue; `waiter` hears how it ended, never from within this call.
 
         It hears `Overloaded` when `queue_timeout_s` passed in the queue, `DeadlineExceeded` when `deadline_s`
-        (monotonic) passed in it, `ModelFailed` when the model raised. Raises `Overloaded` when the queue is full.
+        (monotonic) passed in it, `ModelFailed` when the model raised. `size` is the inputs' bytes, where they are known
+        already. Raises `Overloaded` when the queue is full.
         """
         if len(self._queue) >= self._max_queue:
             raise Overloaded(f"Exceeds maximum queue size: {self._max_queue} requests wait for model '{self._name}'")
         now_s = time.monotonic()
         kind = _kind(inputs) if self._joins else None
         give_up_s = None if queue_timeout_s is None else now_s + queue_timeout_s
-        item = Item(Waiting(rows, kind, now_s), inputs, request, waiter, deadline_s, give_up_s)
+        size = size or sum([array.nbytes for array in inputs.values()]) or 1
+        item = Item(Waiting(rows, kind, now_s), inputs, request, waiter, size, deadline_s, give_up_s)
         self._queue.append(item)
         if queue_timeout_s is not None:
             # While the copy is busy nobody looks at the queue, and that may be longer than this caller cares to wait.
@@ -225,6 +230,8 @@ class Batcher:
 
     def _drop_late(self, now_s: float) -> None:
         """Answer the late requests at the front. Those behind are looked at when they get there. O(batch)."""
+        if not self._joins and not _late(self._queue[0], now_s):
+            return
         for item in [each for each in islice(self._queue, self._max_rows + 1) if _late(each, now_s)]:
             if item.deadline_s is not None and item.deadline_s <= now_s and item.end():
                 item.waiter.failed(DeadlineExceeded(f"the deadline passed in the queue of model '{self._name}'"))
@@ -272,7 +279,7 @@ class Batcher:
             weight = SMOOTHING if self._run_bytes else 1.0
             self._work_s += weight * (work_s - self._work_s)
             self._run_bytes += weight * (_bytes(batch) - self._run_bytes)
-        rows = sum(item.waiting.rows for item in batch)
+        rows = batch[0].waiting.rows if len(batch) == 1 else sum(item.waiting.rows for item in batch)
         self._statistics.executed(rows, int(run_s * 1e9))
         if len(batch) > 1:
             for name, array in outputs.items():
@@ -312,7 +319,7 @@ def _late(item: Item, now_s: float) -> bool:
 
 
 def _bytes(batch: list[Item]) -> int:
-    return max(1, sum(array.nbytes for item in batch for array in item.inputs.values()))
+    return sum([item.size for item in batch])
 
 
 def _kind(inputs: Tensors) -> tuple[tuple[str, tuple[int, ...]], ...]:

@@ -66,17 +66,18 @@ class Observed:
         served.leave()
         code = Code.OK if error is None else code_of(error) if isinstance(error, Exception) else Code.CANCELLED
         queue_s, run_s = (ran.queue_s, ran.run_s) if ran is not None else (0.0, 0.0)
+        statistics = served.statistics
         if error is None:
-            statistics = served.statistics
-            statistics.inferences += self.rows
-            statistics.last_inference_ms = time.time_ns() // 1_000_000
-            statistics.success.add(total_ns)
-            statistics.queue.add(int(queue_s * 1e9))
-            statistics.compute_input.add(self.read_ns - self._started_ns)
-            statistics.compute_infer.add(int(run_s * 1e9))
-            statistics.compute_output.add(now_ns - self.ran_ns)
+            statistics.answered(
+                self.rows,
+                total_ns=total_ns,
+                queue_ns=int(queue_s * 1e9),
+                input_ns=self.read_ns - self._started_ns,
+                infer_ns=int(run_s * 1e9),
+                output_ns=now_ns - self.ran_ns,
+            )
         else:
-            served.statistics.fail.add(total_ns)
+            statistics.fail.add(total_ns)
         model = served.model
         self._metrics.request_done(
             model.name, model.version, code, queue_s=queue_s, compute_s=run_s, total_s=total_ns / 1e9

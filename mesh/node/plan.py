@@ -25,6 +25,9 @@ MAX_FRONT_BYTES: Final = 1024
 MAX_LENGTHS: Final = 8
 """Different lengths of fronts that are tried: as many comparisons a message costs at most."""
 
+COPIED_BYTES: Final = 4096
+"""Up to here a copy costs less than a view."""
+
 _RAW_INPUT_TAG: Final = b"\x3a"
 """Field 7 of ModelInferRequest, length-delimited."""
 _RAW_OUTPUT_TAG: Final = b"\x32"
@@ -53,7 +56,7 @@ class _Input:
 class Plan:
     """What is known of one front. Bound to one loaded copy: after a reload it is another."""
 
-    __slots__ = ("_answers", "_front", "_inputs", "model", "rows", "served", "version", "wanted")
+    __slots__ = ("_answers", "_front", "_inputs", "model", "rows", "served", "size", "version", "wanted")
 
     def __init__(
         self, front: bytes, request: ModelInferRequest, served: Served, *, wanted: Wanted, inputs: Tensors, rows: int
@@ -67,6 +70,8 @@ class Plan:
         self._inputs = [
             _Input(tensor.name, Dtype(tensor.datatype), inputs[tensor.name].shape) for tensor in request.inputs
         ]
+        self.size = sum(each.size for each in self._inputs)
+        """Bytes of all inputs."""
         self._answers: dict[tuple[tuple[int, ...], ...], tuple[bytes, list[bytes]]] = {}
 
     def read(self, message: bytes) -> dict[str, Array] | None:
@@ -100,8 +105,11 @@ class Plan:
         parts: list[Part] = [front]
         for head, array in zip(heads, arrays, strict=True):
             parts.append(head)
-            # A view of what lies in memory as it travels; a copy of anything else.
-            parts.append(array.data.cast("B") if array.flags.c_contiguous and array.size else array.tobytes())
+            # A view of a large array that lies in memory as it travels, a copy of anything else.
+            if array.nbytes > COPIED_BYTES and array.flags.c_contiguous:
+                parts.append(array.data.cast("B"))
+            else:
+                parts.append(array.tobytes())
         return parts
 
     def _answer(self, shapes: tuple[tuple[int, ...], ...]) -> tuple[bytes, list[bytes]]:

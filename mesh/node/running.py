@@ -73,7 +73,7 @@ class Running:
         admitted = served.loaded.admit(inputs)
         seen.read_ns = time.monotonic_ns()
         self._item = served.batcher.submit(
-            admitted, _PLAIN, plan.rows, self, deadline_s=deadline_s, queue_timeout_s=None
+            admitted, _PLAIN, plan.rows, self, deadline_s=deadline_s, queue_timeout_s=None, size=plan.size
         )
 
     def submit(self, request: ModelInferRequest, deadline_s: float | None, plans: Plans) -> None:
