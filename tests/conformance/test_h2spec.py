@@ -26,7 +26,7 @@ CASES = {"generic": 44, "http2": 95, "hpack": 7}
 @pytest.fixture(scope="module")
 def mesh() -> Iterator[Process]:
     need("h2spec")
-    need_wire("leaves most malformed requests unanswered: 88 of 146 cases fail")
+    need_wire("server leaves most malformed requests unanswered: 88 of 146 cases fail")
     with mesh_up(MODELS / "demo") as process:
         yield process
 

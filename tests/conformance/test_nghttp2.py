@@ -48,7 +48,9 @@ def run(*command: str) -> str:
 
 def answer(mesh: Process, method: str, body: Path, *options: str, headers: dict[str, str] | None = None) -> list[str]:
     """Call a method with nghttp; return what came for it in order: headers, ``DATA``, and ``END`` at its end."""
-    given = [part for name, value in (GRPC if headers is None else headers).items() for part in ("-H", f"{name}: {value}")]
+    given = [
+        part for name, value in (GRPC if headers is None else headers).items() for part in ("-H", f"{name}: {value}")
+    ]
     command = (need("nghttp"), "--verbose", "--null-out", *options, *given, f"--data={body}")
     output = run(*command, f"http://{mesh.grpc}/inference.GRPCInferenceService/{method}")
     received = output.split("recv ")[1:]
@@ -77,6 +79,8 @@ OPTIONS = {
 def test_a_call_is_answered_with_headers_a_message_and_trailers(
     mesh: Process, body: Path, options: tuple[str, ...]
 ) -> None:
+    if "--padding=200" in options:
+        need_wire("server resets a stream for a padded DATA frame")
     found = answer(mesh, "ModelInfer", body, *options)
     middle = found.index("DATA")
     assert found[0] == ":status: 200"
@@ -107,6 +111,7 @@ def test_an_unknown_method_is_unimplemented(mesh: Process, body: Path) -> None:
 
 
 def test_a_body_that_ends_inside_a_message_is_a_failed_call(mesh: Process, body: Path) -> None:
+    need_wire("server waits for the rest, which cannot come")
     body.write_bytes(body.read_bytes()[:-1])
     statuses = [line for line in answer(mesh, "ModelInfer", body) if line.startswith("grpc-status")]
     assert len(statuses) == 1
@@ -114,7 +119,7 @@ def test_a_body_that_ends_inside_a_message_is_a_failed_call(mesh: Process, body:
 
 
 def test_what_is_no_grpc_is_told_so_in_http(mesh: Process, body: Path) -> None:
-    need_wire("resets the stream")
+    need_wire("server resets the stream")
     found = answer(mesh, "ModelInfer", body, headers={"content-type": "application/json"})
     assert found[0] == ":status: 415"
 
