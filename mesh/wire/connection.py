@@ -215,6 +215,8 @@ class Connection(Control):
 
     def _block_done(self, stream_id: int, data: bytes, *, end: bool) -> None:
         block = self.reader.read(data)
+        if not self.asked_for_no_table and self.last_peer_id:
+            self.ask_for_no_table()
         stream = self.streams.get(stream_id)
         if stream is None:
             stream = self._opened(stream_id)

@@ -1,6 +1,6 @@
 """HPACK through the `hpack` package, with a cache in front of it that makes equal bytes cost nothing.
 
-We advertise a header table of size 0. Once a peer has said that it follows (a size update to 0 at the start of a
+We ask for a header table of size 0. Once a peer has said that it follows (a size update to 0 at the start of a
 block), a block no longer depends on the blocks before it: equal bytes are equal headers, and each field of a block
 stands alone. So whole blocks are looked up first, then single fields, and only a field never seen is decoded. Until
 then `hpack` decodes every block, with the table the peer still uses. (RFC 7541 §4.2, §6)
@@ -218,24 +218,31 @@ class HeaderReader:
 
     def __init__(self, max_list_bytes: int) -> None:
         self._max_list_bytes = max_list_bytes
-        # Twice the bound: a list somewhat above it is a refused call, and only beyond that a broken connection.
-        self._decoder: Decoder | None = Decoder(2 * max_list_bytes)
-        self._decoder.max_allowed_table_size = TABLE_SIZE
+        self._decoder: Decoder | None = None
         self._stem: Stem | None = None
         self.stands_alone = False
         """Whether the peer has given up its table, so that blocks no longer depend on each other."""
+        self._begin_table()
+
+    def _begin_table(self) -> None:
+        """Follow the peer's table."""
+        self.stands_alone = False
+        # Twice the bound: a list somewhat above it is a refused call, and only beyond that a broken connection.
+        self._decoder = Decoder(2 * self._max_list_bytes)
+        # What it had before it read our settings. One that forgets to say that it follows them is understood as well.
+        self._decoder.max_allowed_table_size = TABLE_SIZE
 
     def read(self, data: bytes) -> Block:
         """Return the fields of one whole header block. Raises `ConnectionFault` with COMPRESSION_ERROR."""
         if self.stands_alone:
             found = _BLOCKS.get(data)
-            return found if found is not None else self._split(data)
+            if found is not None:
+                return found
+            if not _raises_table(data):
+                return self._split(data)
+            # Against our settings, and understood all the same: h2spec asks for that.
+            self._begin_table()
         return self._with_table(data)
-
-    def settled(self) -> None:
-        """Hear that the peer acknowledged our settings: it may no longer raise its table above 0."""
-        if self._decoder is not None:
-            self._decoder.max_allowed_table_size = max(0, self._decoder.header_table_size)
 
     def _with_table(self, data: bytes) -> Block:
         decoder = self._decoder
@@ -330,6 +337,11 @@ def _field(data: bytes, start: int, value_at: int, end: int) -> tuple[Field, boo
     if name.fresh < VARYING and len(raw) <= MAX_CACHED_BYTES:
         _FIELDS.put(raw, field)
     return field, True
+
+
+def _raises_table(data: bytes) -> bool:
+    """Tell whether a block begins with a table size above 0."""
+    return data[:1] > b"\x20" and data[0] & 0xE0 == 0x20
 
 
 def _size_update(raw: bytes, *, after_fields: bool) -> None:

@@ -181,7 +181,8 @@ class WireServer:
         if end and head.content_length > 0:
             raise StreamFault(stream.id, ErrorCode.PROTOCOL_ERROR, "a body shorter than its content-length")
         if head.http_error:
-            connection.send_headers(stream, encode(b":status", head.http_error), end=True)
+            connection.send_headers(stream, encode(b":status", head.http_error) + _TEXT)
+            connection.send_data(stream, _EXPECTED, end=True)
             return _Ignored(connection)
         if block.size > connection.bounds.max_header_list:
             text = f"headers of {block.size} bytes, at most {connection.bounds.max_header_list} are taken"
@@ -217,6 +218,10 @@ class WireServer:
         """Show the address and the counts."""
         streams = sum(len(connection.streams) for connection in self._open)
         return f"<WireServer {self.address} connections={len(self._open)} streams={streams}>"
+
+
+_TEXT: Final = encode(b"content-type", b"text/plain")
+_EXPECTED: Final = b"This port speaks gRPC: expected POST with content-type application/grpc.\n"
 
 
 class _Ignored:
