@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -12,7 +13,9 @@ import typer
 
 from mesh.cli import flags, process
 from mesh.cli.flags import TLS, TUNING
+from mesh.cli.workers import Workers, ports, reserve
 from mesh.router.config import RouterConfig
+from mesh.telemetry import logs
 
 DEFAULT: Final = RouterConfig()
 HTTP_PORT: Final = 8000
@@ -28,6 +31,11 @@ ColdWait = Annotated[
     float, typer.Option(min=0, help="Seconds a call without a deadline waits for a cold model.", rich_help_panel=TUNING)
 ]
 MaxWaiting = Annotated[int, typer.Option(min=0, help="Calls that may wait for one cold model.", rich_help_panel=TUNING)]
+WorkerCount = Annotated[
+    int,
+    typer.Option(min=1, max=256, help="Processes behind the port; worker k has HTTP port + k.", rich_help_panel=TUNING),
+]
+ReusePort = Annotated[bool, typer.Option("--reuse-port", help="Share the gRPC port.", hidden=True)]
 MaxAttempts = Annotated[int, typer.Option(min=1, help="Copies asked for one safe call.", rich_help_panel=TUNING)]
 Settle = Annotated[
     float, typer.Option(min=0, help="Seconds to say NOT_SERVING before refusing.", rich_help_panel=TUNING)
@@ -60,11 +68,13 @@ def router(  # noqa: PLR0917 - typer calls it by name
     drain_s: flags.Drain = DEFAULT.drain_s,
     settle_s: Settle = DEFAULT.settle_s,
     max_message_bytes: flags.MaxMessageBytes = DEFAULT.limits.max_message_bytes,
+    workers: WorkerCount = 1,
     loop: flags.Loop = "auto",
     wire: flags.Wire = DEFAULT.wire,
     log_level: flags.LogLevel = "info",
     log_json: flags.LogJson = False,
     trace_sample: flags.TraceSample = 1.0,
+    reuse_port: ReusePort = False,
     json_ready: flags.JsonReady = False,
     exit_with_stdin: flags.ExitWithStdin = False,
 ) -> None:
@@ -84,11 +94,32 @@ def router(  # noqa: PLR0917 - typer calls it by name
         drain_s=drain_s,
         settle_s=settle_s,
         wire=flags.engine(wire),
+        reuse_port=reuse_port,
         limits=flags.limits(max_message_bytes),
         tls=flags.server_tls(tls_cert, tls_key, tls_ca),
         node_tls=flags.tls_config(node_tls_cert, node_tls_key, node_tls_ca, "--node-tls") if to_nodes else None,
     )
-    run(config, process.Shell(loop, exit_with_stdin=exit_with_stdin, json_ready=json_ready, sample_ratio=trace_sample))
+    shell = process.Shell(loop, exit_with_stdin=exit_with_stdin, json_ready=json_ready, sample_ratio=trace_sample)
+    if workers > 1:
+        run_workers(config, shell, workers)
+    else:
+        run(config, shell)
+
+
+def run_workers(config: RouterConfig, shell: process.Shell, count: int) -> None:
+    """Serve with `count` processes behind one port until a signal. They get the flags of this command line."""
+    name = f"{socket.gethostname()}-{os.getpid()}"
+
+    async def main(stop: asyncio.Event) -> None:
+        with reserve(config.host, config.grpc_port) as held:
+            port: int = held.getsockname()[1]
+            say = logs.get(__name__).warning
+            http = ports(config.http_port, count)
+            workers = Workers(sys.argv[2:], port, http, say, config.settle_s + config.drain_s)
+            await workers.run(stop, shell.say_ready("router", name))
+
+    # As `mesh up` does: children are watched by the standard loop.
+    process.run(main, loop="asyncio", exit_with_stdin=shell.exit_with_stdin)
 
 
 def run(config: RouterConfig, shell: process.Shell) -> None:

@@ -33,6 +33,8 @@ class RouterConfig:
     """How long a stopping router says NOT_SERVING before it refuses calls, so that balancers hear of it first."""
     wire: Engine = "mesh"
     """What carries the calls: our own wire, or grpcio for comparison and as a way out."""
+    reuse_port: bool = False
+    """Share the gRPC port with other workers of this router (`mesh router --workers`)."""
     limits: Limits = field(default_factory=Limits)
     tls: TlsConfig | None = None
     """TLS of the gRPC port; None: plaintext."""

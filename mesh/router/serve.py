@@ -116,7 +116,9 @@ def _build(config: RouterConfig, store: EtcdClient, tracing: Tracing) -> _Parts:
         stream={MODEL_STREAM_INFER: streams.stream},
         direct={MODEL_INFER: hop.unary(dispatch), MODEL_STREAM_INFER: hop_stream.stream(streams)},
     )
-    server = carrier.server(config.host, config.grpc_port, hot, services, tls=config.tls, bounds=PASSING)
+    server = carrier.server(
+        config.host, config.grpc_port, hot, services, tls=config.tls, bounds=PASSING, reuse_port=config.reuse_port
+    )
     http = None
     if config.http_port is not None:
         http = HttpServer(config.host, config.http_port, metrics.registry, health.is_ready)

@@ -42,7 +42,7 @@ class Carrier:
     ) -> Server:
         """Return a server that is not started."""
         if self.engine == "grpcio":
-            return GrpcioServer(host, port, hot, services, limits=self.limits, tls=tls)
+            return GrpcioServer(host, port, hot, services, limits=self.limits, tls=tls, reuse_port=reuse_port)
         return WireServer(
             host,
             port,

@@ -33,6 +33,7 @@ class GrpcioServer:
         *,
         limits: Limits,
         tls: TlsConfig | None = None,
+        reuse_port: bool = False,
     ) -> None:
         self._host = host
         self._port = port
@@ -40,6 +41,7 @@ class GrpcioServer:
         self._services = services
         self._limits = limits
         self._tls = tls
+        self._reuse_port = reuse_port
         self._server: grpc.aio.Server | None = None
 
     @property
@@ -78,8 +80,8 @@ class GrpcioServer:
             ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_MIN_S * 1000),
             ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MIN_S * 1000),
             ("grpc.keepalive_permit_without_calls", 1),
-            # Two processes on one port would share the calls silently: a second one must fail instead.
-            ("grpc.so_reuseport", 0),
+            # Two processes on one port would share the calls silently: a second one must fail, unless it is meant.
+            ("grpc.so_reuseport", int(self._reuse_port)),
         ]
 
     def __repr__(self) -> str:
