@@ -100,10 +100,7 @@ def router(  # noqa: PLR0917 - typer calls it by name
         node_tls=flags.tls_config(node_tls_cert, node_tls_key, node_tls_ca, "--node-tls") if to_nodes else None,
     )
     shell = process.Shell(loop, exit_with_stdin=exit_with_stdin, json_ready=json_ready, sample_ratio=trace_sample)
-    if workers > 1:
-        run_workers(config, shell, workers)
-    else:
-        run(config, shell)
+    run(config, shell, workers)
 
 
 def run_workers(config: RouterConfig, shell: process.Shell, count: int) -> None:
@@ -122,8 +119,11 @@ def run_workers(config: RouterConfig, shell: process.Shell, count: int) -> None:
     process.run(main, loop="asyncio", exit_with_stdin=shell.exit_with_stdin)
 
 
-def run(config: RouterConfig, shell: process.Shell) -> None:
+def run(config: RouterConfig, shell: process.Shell, workers: int = 1) -> None:
     """Serve as `config` says until a signal."""
+    if workers > 1:
+        run_workers(config, shell, workers)
+        return
     name = f"{socket.gethostname()}-{os.getpid()}"
 
     async def main(stop: asyncio.Event) -> None:

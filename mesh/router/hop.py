@@ -16,88 +16,35 @@ from mesh.core.traffic.retry import may_retry
 from mesh.core.types import NodeId
 from mesh.core.view import Located
 from mesh.router.dispatch import MARGIN_S, Dispatch, named
+from mesh.router.ends import CANCELLED, TRANSPORT_CODES, End, broken, end_of
 from mesh.router.observe import UNSAMPLED_BLOCK, HopSpan, hop_span
 from mesh.router.target import Passed, Target, passed
 from mesh.wire.client import WireChannel
-from mesh.wire.connection import LOST, STOPPED, Connection
-from mesh.wire.deadlines import Bucket
+from mesh.wire.connection import STOPPED, Connection
+from mesh.wire.deadlines import Bucket, drop
+from mesh.wire.fields import Block
 from mesh.wire.frames import ErrorCode
-from mesh.wire.grpc_framing import PREFIX_BYTES, code_of_reset, timeout_text, unpack_prefix
-from mesh.wire.header_cache import Block, encode
-from mesh.wire.heads import ANSWER, AnswerHead, answer_head, trailers
+from mesh.wire.grpc_framing import PREFIX_BYTES, timeout_text, unpack_prefix
+from mesh.wire.header_cache import encode
+from mesh.wire.heads import ANSWER, trailers
 from mesh.wire.peek import Peeked, PeekError, peek_front
 from mesh.wire.server_call import Origin, TaskUnary, refuse, status_of, stop_sending
 from mesh.wire.streams import Stream
-from mesh.wire.transport import LOAD_TRAILER, MODEL_INFER, NOT_RUN_TRAILER, Direct
+from mesh.wire.transport import MODEL_INFER, Direct
 
 KEPT_BYTES: Final = 128 * 1024
 """How much of a message is kept for another attempt. A longer one is gone once it has left: 128 KiB in flight per
 request is what a router of thousands of requests can hold."""
-
-_MESH: Final = b"mesh-"
-_LOAD: Final = LOAD_TRAILER.encode()
-_NOT_RUN: Final = NOT_RUN_TRAILER.encode()
-
-
-class _End:
-    """Trailers of a node as the caller gets them: without what the mesh says to itself. Kept on the block."""
-
-    __slots__ = ("block", "head", "load", "not_run")
-
-    def __init__(self, head: AnswerHead) -> None:
-        self.head = head
-        self.load: int | None = None
-        self.not_run = False
-        own = []
-        for field in head.own:
-            if field.name == _LOAD and field.value.isdigit():
-                self.load = int(field.value)
-            elif field.name == _NOT_RUN:
-                self.not_run = True
-            elif not field.name.startswith(_MESH):
-                own.append(field.raw)
-        self.block = trailers(head.status if head.status is not None else Code.UNKNOWN, head.message) + b"".join(own)
-
-
-def _end(block: Block) -> _End:
-    end = block.kept
-    if end.__class__ is not _End:
-        end = block.kept = _End(answer_head(block))
-    assert isinstance(end, _End)
-    return end
 
 
 class Hop:
     """One call. The receiver of both its streams: `down` is the caller's, `up` the node's."""
 
     __slots__ = (
-        "_answered",
-        "_attempts",
-        "_bucket",
-        "_deadline_s",
-        "_dispatch",
-        "_down",
-        "_down_connection",
-        "_ended",
-        "_first",
-        "_held",
-        "_kept",
-        "_located",
-        "_node",
-        "_origin",
-        "_over",
-        "_owed_down",
-        "_owed_up",
-        "_passed",
-        "_picked_s",
-        "_size",
-        "_span",
-        "_started_s",
-        "_target",
-        "_tried",
-        "_up",
-        "_up_connection",
-    )
+        "_answered", "_attempts", "_bucket", "_deadline_s", "_dispatch", "_down", "_down_connection", "_ended",
+        "_first", "_held", "_kept", "_located", "_node", "_origin", "_over", "_owed_down", "_owed_up", "_passed",
+        "_picked_s", "_size", "_span", "_started_s", "_target", "_tried", "_up", "_up_connection",
+    )  # fmt: skip
 
     def __init__(self, connection: Connection, stream: Stream, origin: Origin, dispatch: Dispatch) -> None:
         self._dispatch = dispatch
@@ -120,7 +67,7 @@ class Hop:
         self._ended = False
         """Whether the caller's message is whole."""
         self._held: bytes | None = None
-        """The first piece of the answer, waiting for the rest to go out with it."""
+        """The first piece of the answer, which goes out with the rest."""
         self._target: Target | None = None
         self._located: Located | None = None
         self._node = ""
@@ -155,7 +102,7 @@ class Hop:
         if stream is self._down:
             self.data(stream, b"", end)
         elif stream is self._up and end:
-            self._end_of_answer(_end(block))
+            self._end_of_answer(end_of(block))
 
     def drained(self, stream: Stream) -> None:
         """Give back what has gone on."""
@@ -174,7 +121,7 @@ class Hop:
             if code == STOPPED:
                 self._refuse(RemoteError(Code.UNAVAILABLE, "the server stopped before the answer was there"))
         elif stream is self._up:
-            self._failed(_broken(code), None)
+            self._failed(broken(code), None)
 
     def expired(self) -> None:
         """Answer that the deadline passed."""
@@ -327,13 +274,13 @@ class Hop:
             self._down_connection.send_data(self._down, self._held)
             self._held = None
 
-    def _end_of_answer(self, end: _End) -> None:
+    def _end_of_answer(self, end: End) -> None:
         head = end.head
         if self._over:
             return
         if head.status != Code.OK:
             status = Code(head.status) if head.status is not None else Code.UNKNOWN
-            failed = end.load is None and status in _TRANSPORT_CODES
+            failed = end.load is None and status in TRANSPORT_CODES
             self._failed(RemoteError(status, head.message, transport_failed=failed), end)
             return
         located = self._located
@@ -354,7 +301,7 @@ class Hop:
 
     # -- ends ----------------------------------------------------------------------------------------------------
 
-    def _failed(self, error: RemoteError, end: _End | None) -> None:
+    def _failed(self, error: RemoteError, end: End | None) -> None:
         """Try another copy, or tell the caller."""
         dispatch, located = self._dispatch, self._located
         assert located is not None
@@ -367,7 +314,7 @@ class Hop:
         self._held = None
         if (
             not self._answered
-            and self._whole()
+            and self._kept is not None
             and may_retry(
                 error,
                 not_run=end is not None and end.not_run,
@@ -388,10 +335,6 @@ class Hop:
         else:
             self._refuse(told)
 
-    def _whole(self) -> bool:
-        """Tell whether everything that the caller has sent is still here."""
-        return self._kept is not None
-
     def _again(self) -> None:
         """Ask another copy, with all that came so far."""
         data = self._first
@@ -401,7 +344,8 @@ class Hop:
 
     def _hand_over(self, data: bytes) -> None:
         """Leave this call to the coroutine path, which can wait."""
-        self._drop_timer()
+        drop(self._bucket, self)
+        self._bucket = None
         self._over = True
         if self._span is not None:
             self._span.end(Code.UNAVAILABLE, "", model="", version="", node="", picked_s=self._picked_s)
@@ -426,15 +370,11 @@ class Hop:
         if located is not None:
             self._dispatch.balancer.done(located.node.id, load)
 
-    def _drop_timer(self) -> None:
-        if self._bucket is not None:
-            self._bucket.pop(self, None)
-            self._bucket = None
-
     def _close(self, error: BaseException | None) -> None:
         """Count the call, however it ended."""
         self._over = True
-        self._drop_timer()
+        drop(self._bucket, self)
+        self._bucket = None
         code = Code.OK if error is None else Code.CANCELLED if error is CANCELLED else status_of(error)[0]
         target = self._target
         model, version = (target.model.name, target.model.version) if target is not None else ("", "")
@@ -456,25 +396,4 @@ class Hop:
 
 def unary(dispatch: Dispatch) -> Direct:
     """Return what answers ModelInfer on the wire."""
-
-    def hop(connection: Connection, stream: Stream, origin: Origin) -> Hop:
-        return Hop(connection, stream, origin, dispatch)
-
-    return hop
-
-
-CANCELLED: Final = RemoteError(Code.CANCELLED, "the caller gave up")
-
-_TRANSPORT_CODES: Final = frozenset({Code.UNAVAILABLE, Code.INTERNAL, Code.UNKNOWN, Code.CANCELLED})
-
-
-def _broken(code: int) -> RemoteError:
-    """Return the error of a stream to a node that ended without a status."""
-    if code == LOST:
-        return RemoteError(Code.UNAVAILABLE, "the connection was lost", transport_failed=True)
-    return RemoteError(
-        code_of_reset(code),
-        f"the call was reset with {code}",
-        transport_failed=True,
-        unsent=code == ErrorCode.REFUSED_STREAM,
-    )
+    return lambda connection, stream, origin: Hop(connection, stream, origin, dispatch)

@@ -22,25 +22,22 @@ from mesh.core.traffic.balance import Balancer
 from mesh.core.types import ModelVersion, NodeId
 from mesh.core.view import Located
 from mesh.router.dispatch import MARGIN_S
+from mesh.router.hop_up import Turn, Up
 from mesh.router.observe import UNSAMPLED_BLOCK
 from mesh.router.streams import WINDOW, Streams, in_turn
 from mesh.router.target import Target, passed
 from mesh.wire.client import WireChannel
 from mesh.wire.connection import Connection
-from mesh.wire.frames import ErrorCode
 from mesh.wire.grpc_framing import PREFIX_BYTES, Deframer, framed, timeout_text
-from mesh.wire.header_cache import Block, encode
+from mesh.wire.header_cache import encode
 from mesh.wire.heads import ANSWER, OK_TRAILERS
 from mesh.wire.peek import Peeked, PeekError, peek, peek_front
-from mesh.wire.server_call import STREAM_BUFFER, Origin, ServerCall, status_of, stop_sending
+from mesh.wire.server_call import STREAM_BUFFER, Origin, ServerCall, stop_sending
 from mesh.wire.streams import Stream
 from mesh.wire.transport import MODEL_STREAM_INFER, Call, Direct
 
 MAX_BYTES: Final = 1024 * 1024
 """Bytes of one stream's messages being answered, above which the caller waits: they are kept for another attempt."""
-
-MAX_ANSWER: Final = (1 << 31) - 1
-"""Answers are not bounded here: the node is ours, and protobuf ends at 2 GiB."""
 
 
 def stream(streams: Streams) -> Direct:
@@ -52,46 +49,13 @@ def stream(streams: Streams) -> Direct:
     return hop
 
 
-class _Turn:
-    """One message and its answer, waiting for those before it."""
-
-    __slots__ = ("answer", "attempts", "message", "model", "started_s", "traced")
-
-    def __init__(self, message: bytes, started_s: float) -> None:
-        self.message = message
-        """With its prefix, as it travels."""
-        self.started_s = started_s
-        self.answer: bytes | None = None
-        """Framed; None while it is not there."""
-        self.model: ModelVersion | None = None
-        self.attempts = 0
-        self.traced = False
-
-
 class HopStream(ServerCall):
-    """The receiver of the caller's stream. `_Up` is that of each stream to a node."""
+    """The receiver of the caller's stream. `Up` is that of each stream to a node."""
 
     __slots__ = (
-        "_arrived",
-        "_bytes",
-        "_call",
-        "_deframer",
-        "_ended",
-        "_front",
-        "_messages",
-        "_metrics",
-        "_owed",
-        "_passed",
-        "_room",
-        "_sequences",
-        "_streams",
-        "_strict",
-        "_target",
-        "_targets",
-        "_tasks",
-        "_turns",
-        "_ups",
-    )
+        "_arrived", "_bytes", "_call", "_deframer", "_ended", "_front", "_messages", "_metrics", "_owed", "_passed",
+        "_room", "_sequences", "_streams", "_strict", "_target", "_targets", "_tasks", "_turns", "_ups",
+    )  # fmt: skip
 
     def __init__(self, connection: Connection, stream: Stream, origin: Origin, streams: Streams) -> None:
         super().__init__(connection, stream, origin)
@@ -100,9 +64,9 @@ class HopStream(ServerCall):
         self._strict = self._passed.strict
         self._deframer = Deframer(origin.max_message_bytes, compression=origin.head.compression, keep_prefix=True)
         self._messages: deque[bytes] = deque()
-        self._turns: deque[_Turn] = deque()
+        self._turns: deque[Turn] = deque()
         self._bytes = 0
-        self._ups: dict[tuple[NodeId, str, str], _Up] = {}
+        self._ups: dict[tuple[NodeId, str, str], Up] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._sequences: dict[tuple[str, str], asyncio.Event] = {}
         self._call: Call | None = None
@@ -200,7 +164,7 @@ class HopStream(ServerCall):
     # -- a message -----------------------------------------------------------------------------------------------
 
     def _pass_on(self, message: bytes) -> None:
-        turn = _Turn(message, time.monotonic())
+        turn = Turn(message, time.monotonic())
         self._arrived += 1
         target = self._target
         if target is None or not self._targets.current(target) or not message.startswith(self._front, PREFIX_BYTES):
@@ -213,7 +177,7 @@ class HopStream(ServerCall):
         if not self._send(turn, target):
             self.again(turn)
 
-    def _look(self, turn: _Turn) -> Target | None:
+    def _look(self, turn: Turn) -> Target | None:
         """Return what a message is for; None when it went another way."""
         message = turn.message
         request: Peeked | None = None
@@ -243,7 +207,7 @@ class HopStream(ServerCall):
                 self._target, self._front = target, message[PREFIX_BYTES : inputs_at + 1]
         return target
 
-    def _send(self, turn: _Turn, target: Target) -> bool:
+    def _send(self, turn: Turn, target: Target) -> bool:
         """Send a message on a stream to a copy; False when there is none to send to at once."""
         dispatch = self._streams.dispatch
         now_s, u = turn.started_s, random.random()  # noqa: S311 - a choice of two
@@ -267,7 +231,7 @@ class HopStream(ServerCall):
         dispatch.balancer.picked(located.node.id)
         return True
 
-    def _open(self, located: Located, target: Target, now_s: float) -> _Up | None:
+    def _open(self, located: Located, target: Target, now_s: float) -> Up | None:
         channel = self._streams.dispatch.channels.to(located.node.address)
         assert isinstance(channel, WireChannel)
         connection = channel.links.ready()
@@ -279,14 +243,14 @@ class HopStream(ServerCall):
             if left_s <= 0:
                 return None
             block += encode(b"grpc-timeout", timeout_text(left_s))
-        up = _Up(self, connection, located)
+        up = Up(self, connection, located)
         trace = self._passed.trace
         if not trace and self._streams.dispatch.tracing.on:
             trace = UNSAMPLED_BLOCK
         up.begin(connection.open(block + self._passed.block + trace + target.block, up))
         return up
 
-    def answered(self, turn: _Turn, message: bytes) -> None:
+    def answered(self, turn: Turn, message: bytes) -> None:
         """Take a node's answer to `turn`, with its prefix; `tell` follows."""
         if message[PREFIX_BYTES : PREFIX_BYTES + 1] == _ERROR:
             error = read_error(message[PREFIX_BYTES:])
@@ -296,7 +260,7 @@ class HopStream(ServerCall):
         turn.answer = message
         self._count(turn, Code.OK)
 
-    def _refused(self, turn: _Turn, error: RemoteError, not_run: bool) -> None:
+    def _refused(self, turn: Turn, error: RemoteError, not_run: bool) -> None:
         """Ask again where the request was not run, else tell the caller."""
         if not_run:
             self.again(turn)
@@ -304,13 +268,13 @@ class HopStream(ServerCall):
         self._count(turn, error.status)
         self._failed(turn, error, _peek(turn.message).id)
 
-    def again(self, turn: _Turn) -> None:
+    def again(self, turn: Turn) -> None:
         """Send a message that a node did not answer another way: plain inferences may be repeated."""
         request, message = _peek(turn.message), turn.message[PREFIX_BYTES:]
         one = self._streams.one(self._as_call(), message, request, strict=self._strict, traced=turn.traced)
         self._start(self._one(turn, one))
 
-    def _failed(self, turn: _Turn, error: MeshError, request_id: str) -> None:
+    def _failed(self, turn: Turn, error: MeshError, request_id: str) -> None:
         """Answer an error: a message, or the end of the stream where the caller asked for that."""
         if self._strict:
             self._stop(error)
@@ -343,7 +307,7 @@ class HopStream(ServerCall):
             self.connection.send_headers(self.stream, ANSWER)
         self.connection.send_data(self.stream, data)
 
-    def _count(self, turn: _Turn, code: Code) -> None:
+    def _count(self, turn: Turn, code: Code) -> None:
         model = turn.model
         assert model is not None
         total_s = time.monotonic() - turn.started_s
@@ -361,7 +325,7 @@ class HopStream(ServerCall):
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
 
-    async def _one(self, turn: _Turn, answer: Awaitable[bytes]) -> None:
+    async def _one(self, turn: Turn, answer: Awaitable[bytes]) -> None:
         turn.answer = framed(await answer)
 
     async def _several(self, message: bytes, request: Peeked, model: ModelVersion) -> None:
@@ -385,7 +349,7 @@ class HopStream(ServerCall):
         self.tell()
         self._go_on()
 
-    def lost(self, up: _Up, error: RemoteError) -> None:
+    def lost(self, up: Up, error: RemoteError) -> None:
         """Hear that the stream to a node ended: what it has not answered is sent another way."""
         dispatch = self._streams.dispatch
         self._ups = {key: each for key, each in self._ups.items() if each is not up}
@@ -419,81 +383,3 @@ def _peek(framed_message: bytes) -> Peeked:
 def _front_of(request: Peeked) -> bytes:
     """Return the names of a request as serializers write them."""
     return ModelInferRequest(model_name=request.model_name, model_version=request.model_version).SerializeToString()
-
-
-class _Up:
-    """The receiver of one stream to a node: answers come in the order of the messages."""
-
-    __slots__ = ("_connection", "_deframer", "_hop", "_stream", "located", "outbox", "waiting")
-
-    def __init__(self, hop: HopStream, connection: Connection, located: Located) -> None:
-        self._hop = hop
-        self._connection = connection
-        self._stream: Stream | None = None
-        self._deframer = Deframer(MAX_ANSWER, keep_prefix=True)
-        self.located = located
-        self.waiting: deque[_Turn] = deque()
-        self.outbox: list[bytes] = []
-        """Messages to go out together."""
-
-    def begin(self, stream: Stream) -> None:
-        """Note the stream."""
-        self._stream = stream
-
-    def flush(self) -> None:
-        """Send what is in the outbox."""
-        assert self._stream is not None
-        outbox, self.outbox = self.outbox, []
-        self._connection.send_data(self._stream, outbox[0] if len(outbox) == 1 else b"".join(outbox))
-
-    def half_close(self) -> None:
-        """Say that no more messages follow."""
-        assert self._stream is not None
-        self._connection.send_data(self._stream, b"", end=True)
-
-    def stop(self) -> list[_Turn]:
-        """Give the stream up; return the messages that were not answered."""
-        if self._stream is not None:
-            self._connection.reset(self._stream, ErrorCode.CANCEL)
-        return self.take()
-
-    def take(self) -> list[_Turn]:
-        """Return the messages that were not answered; none is left."""
-        turns = list(self.waiting)
-        self.waiting.clear()
-        for _ in turns:
-            self._hop.balancer.done(self.located.node.id, None)
-        return turns
-
-    def data(self, stream: Stream, data: bytes, end: bool) -> None:
-        """Take answers."""
-        self._connection.consumed(stream, len(data))
-        try:
-            answers = self._deframer.feed(data)
-        except MeshError as error:
-            self._connection.reset(stream, ErrorCode.CANCEL)
-            self._hop.lost(self, RemoteError(*status_of(error), transport_failed=True))
-            return
-        balancer, node = self._hop.balancer, self.located.node
-        for answer in answers:
-            if not self.waiting:
-                break
-            turn = self.waiting.popleft()
-            balancer.done(node.id, None)
-            self._hop.answered(turn, answer)
-        balancer.answered(node)
-        self._hop.tell()
-        if end:
-            self._hop.lost(self, RemoteError(Code.UNAVAILABLE, "the node ended the stream", transport_failed=True))
-
-    def headers(self, stream: Stream, block: Block, end: bool) -> None:
-        """Hear of the end."""
-        if end:
-            self._hop.lost(self, RemoteError(Code.UNAVAILABLE, "the node ended the stream"))
-
-    def reset(self, stream: Stream, code: int) -> None:
-        """Hear that the stream broke."""
-        self._hop.lost(self, RemoteError(Code.UNAVAILABLE, "the connection was lost", transport_failed=True))
-
-    def drained(self, stream: Stream) -> None:
-        """Nothing waits for it: what is unanswered is bounded by the caller's window."""

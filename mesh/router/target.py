@@ -8,7 +8,8 @@ from mesh.core.traffic.route import resolve
 from mesh.core.types import ModelVersion
 from mesh.core.view import ClusterView, Located
 from mesh.registry.mirror import Mirror
-from mesh.wire.header_cache import Field, encode
+from mesh.wire.fields import Field
+from mesh.wire.header_cache import encode
 from mesh.wire.heads import RequestHead
 from mesh.wire.transport import MODEL_HEADER, VERSION_HEADER
 

@@ -11,10 +11,11 @@ from mesh.core.errors import Code, MeshError, RemoteError
 from mesh.wire.connection import LOST, Connection
 from mesh.wire.deadlines import Bucket, Deadlines
 from mesh.wire.endpoint import Flusher
+from mesh.wire.fields import Block
 from mesh.wire.flow import Bounds
 from mesh.wire.frames import ErrorCode
 from mesh.wire.grpc_framing import Deframer, code_of_reset, framed, timeout_text
-from mesh.wire.header_cache import Block, encode
+from mesh.wire.header_cache import encode
 from mesh.wire.heads import AnswerHead, answer_head, metadata_block, request_block
 from mesh.wire.pool import Links
 from mesh.wire.streams import State, Stream

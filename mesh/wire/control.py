@@ -35,8 +35,6 @@ from mesh.wire.frames import (
     StreamFault,
     frame,
     goaway,
-    headers,
-    pack_head,
     ping,
     read_settings,
     rst_stream,
@@ -45,19 +43,14 @@ from mesh.wire.frames import (
     window_update,
 )
 from mesh.wire.header_cache import HeaderReader
-from mesh.wire.streams import MAY_SEND, Happening, State, Stream
+from mesh.wire.streams import Happening, Stream
+from mesh.wire.windows import Windows
 
 DRAIN_PING: Final = b"mesh-bye"
 """Its answer shows that the peer has read our first GOAWAY; what it opens after that was not meant for us."""
 
 ALIVE_PING: Final = b"mesh-are"
 """The keepalive's."""
-
-OUT_BYTES: Final = 256 * 1024
-"""Bytes of DATA put together for one write, and left in a socket's buffer: a few loopback round trips at 10 Gbit/s."""
-
-TURN: Final = 64 * 1024
-"""Bytes of one stream before the next has its turn, where several wait for the connection's window."""
 
 FIRST_STREAMS: Final = 100
 """Streams a client opens before the server has said its limit: the least that RFC 9113 §6.5.2 recommends."""
@@ -66,28 +59,14 @@ REMEMBERED: Final = 1024
 """Streams that we reset, of which late frames are ignored; older ones are faults."""
 
 
-class Control:
+class Control(Windows):
     """The state of a connection outside its calls. `Connection` adds those."""
 
     def __init__(self, bounds: Bounds, *, is_client: bool, notify: Callable[[], None]) -> None:
-        self.bounds = bounds
+        super().__init__(bounds, notify)
         self.is_client = is_client
-        self.notify = notify
-        """Called when `out` is about to become non-empty."""
-        self.out: list[bytes | memoryview] = []
-        """Bytes to send, in order. Whoever sends them empties it."""
-        self.room = OUT_BYTES
-        """Bytes of DATA that `out` still takes; the rest waits, so that a peer which does not read costs no memory."""
-        self.streams: dict[int, Stream] = {}
-        self.waiting: dict[int, Stream] = {}
-        """Streams with data that waits for a window, in the order in which they began to wait."""
         self.reader = HeaderReader(bounds.max_header_list)
-        self.send_window = DEFAULT_WINDOW
-        self.recv_window = bounds.connection_window
-        self.unacked = 0
         self.received_bytes = 0
-        self.peer_stream_window = DEFAULT_WINDOW
-        self.peer_max_frame = DEFAULT_MAX_FRAME
         self.peer_max_streams = FIRST_STREAMS
         self.size_update_due = True
         """Whether the next header block of ours says first that we use no table (RFC 7541 §4.2)."""
@@ -140,12 +119,6 @@ class Control:
         """
         self.asked_for_no_table = True
         self.write(settings({HEADER_TABLE_SIZE: 0}))
-
-    def write(self, data: bytes) -> None:
-        """Add bytes to what is to be sent."""
-        if not self.out:
-            self.notify()
-        self.out.append(data)
 
     @property
     def has_room(self) -> bool:
@@ -373,79 +346,6 @@ class Control:
         self.forget(stream)
         stream.receiver.reset(stream, code)
 
-    def forget(self, stream: Stream) -> None:
-        """Drop a stream that is closed. What its receiver has not consumed is given back here, once."""
-        if self.streams.pop(stream.id, None) is None:
-            return
-        unconsumed = stream.window - stream.recv_window - stream.unacked
-        if unconsumed:
-            self.give_back(unconsumed)
-        if stream.pending is not None:
-            stream.pending = None
-            self.waiting.pop(stream.id, None)
-
-    def give_back(self, size: int) -> None:
-        """Return `size` bytes, and what was consumed before, to the connection's window."""
-        self.unacked += size
-        if self.unacked:
-            self.recv_window += self.unacked
-            self.write(window_update(0, self.unacked))
-            self.unacked = 0
-
-    def make_room(self, size: int) -> None:
-        """Hear that the socket takes `size` more bytes; 0 or less: no DATA goes to `out` until it does."""
-        self.room = size
-        if size > 0 and self.waiting:
-            self.pump_all()
-
-    def pump_all(self) -> None:
-        """Send what waits, in turns of `TURN` bytes a stream, as far as the windows go."""
-        going = True
-        while going and self.waiting:
-            going = False
-            for stream in list(self.waiting.values()):
-                if self.room <= 0 or self.send_window <= 0:
-                    return
-                if stream.pending is not None and self.pump(stream, TURN):
-                    going = True
-
-    def pump(self, stream: Stream, at_most: int) -> bool:
-        """Send what waits on `stream`, as far as the windows and `at_most` bytes go; True when something went."""
-        pending = stream.pending
-        assert pending is not None
-        left = at_most
-        while pending:
-            data = pending[0]
-            size = min(len(data), stream.send_window, self.send_window, self.peer_max_frame, left, self.room)
-            if size <= 0 and len(data):
-                return left < at_most
-            if size < len(data):
-                pending[0], data = data[size:], data[:size]
-            else:
-                pending.popleft()
-            stream.pending_bytes -= size
-            stream.send_window -= size
-            self.send_window -= size
-            self.room -= size
-            left -= size
-            ends = not pending and stream.ending == b""
-            self.write(pack_head(size << 8, 1 if ends else 0, stream.id))
-            self.out.append(data)
-        self._pumped(stream)
-        return True
-
-    def _pumped(self, stream: Stream) -> None:
-        stream.pending = None
-        self.waiting.pop(stream.id, None)
-        trailers, stream.ending = stream.ending, None
-        if trailers is not None and MAY_SEND[stream.state]:
-            if trailers:
-                self.write(headers(trailers, stream.id, end=True, max_frame=self.peer_max_frame))
-            if stream.move(Happening.SENT_END) is State.CLOSED:
-                self.forget(stream)
-        if stream.state is not State.CLOSED:
-            stream.receiver.drained(stream)
-
     # -- ends ----------------------------------------------------------------------------------------------------
 
     def drain(self) -> None:
@@ -464,11 +364,6 @@ class Control:
         """Send a PING that `pings_unanswered` counts until any answer comes."""
         self.pings_unanswered += 1
         self.write(ping(ALIVE_PING, ack=False))
-
-    @property
-    def waiting_bytes(self) -> int:
-        """Bytes that wait for the peer's windows. O(streams that wait)."""
-        return sum(stream.pending_bytes for stream in self.waiting.values())
 
     def __repr__(self) -> str:
         """Show the counts."""

@@ -19,6 +19,12 @@ class Expires(Protocol):
 Bucket = dict[Expires, None]
 
 
+def drop(bucket: Bucket | None, call: Expires) -> None:
+    """Take `call` out of the bucket that `Deadlines.add` returned, if there is one."""
+    if bucket is not None:
+        bucket.pop(call, None)
+
+
 class Deadlines:
     """The deadlines of one loop, on the clock of `time.monotonic` (the loop's own)."""
 

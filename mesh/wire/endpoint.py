@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Final, cast
 
 from mesh.wire.connection import Accept, Connection
-from mesh.wire.control import OUT_BYTES
 from mesh.wire.flow import Bounds
 from mesh.wire.frames import ConnectionFault, ErrorCode
+from mesh.wire.windows import OUT_BYTES
 
 log = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from mesh.core.errors import Code, InvalidRequest, MeshError
+from mesh.wire.fields import Block, Field, Role
 from mesh.wire.grpc_framing import (
     ACCEPTED,
     binary_text,
@@ -19,7 +20,7 @@ from mesh.wire.grpc_framing import (
     percent_encoded,
     timeout_s,
 )
-from mesh.wire.header_cache import Block, Field, Role, encode
+from mesh.wire.header_cache import encode
 from mesh.wire.transport import Metadata
 
 

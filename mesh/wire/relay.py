@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from mesh.core.errors import Code
 from mesh.wire.connection import LOST, STOPPED, Connection
+from mesh.wire.fields import Block
 from mesh.wire.frames import ErrorCode
-from mesh.wire.header_cache import Block
 from mesh.wire.server_call import refuse
 from mesh.wire.streams import MAY_SEND, State, Stream
 

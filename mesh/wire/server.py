@@ -17,9 +17,10 @@ from mesh.core.errors import Code
 from mesh.wire.connection import STOPPED, Connection
 from mesh.wire.deadlines import Deadlines
 from mesh.wire.endpoint import Endpoint, Flusher
+from mesh.wire.fields import Block
 from mesh.wire.flow import Bounds
 from mesh.wire.frames import ErrorCode, StreamFault
-from mesh.wire.header_cache import Block, encode
+from mesh.wire.header_cache import encode
 from mesh.wire.heads import RequestHead, request_head
 from mesh.wire.server_call import Origin, ServerCall, TaskStream, TaskUnary, refuse
 from mesh.wire.splice import Behind, Spliced

@@ -13,9 +13,9 @@ from typing import Final
 from mesh.core.errors import Code, DeadlineExceeded, MeshError, code_of
 from mesh.wire.connection import STOPPED, Connection
 from mesh.wire.deadlines import Bucket, Deadlines
+from mesh.wire.fields import Block
 from mesh.wire.frames import ErrorCode
 from mesh.wire.grpc_framing import PREFIX_BYTES, Deframer, framed, pack_prefix
-from mesh.wire.header_cache import Block
 from mesh.wire.heads import ANSWER, ANSWER_NAMING_ENCODINGS, OK_TRAILERS, RequestHead, trailers
 from mesh.wire.streams import Receiver, State, Stream
 from mesh.wire.transport import Call, Metadata, StreamHandler, UnaryHandler

@@ -17,8 +17,8 @@ import grpc
 from mesh.core.errors import Code, MeshError
 from mesh.wire.connection import LOST, Connection
 from mesh.wire.endpoint import Flusher
+from mesh.wire.fields import Block
 from mesh.wire.flow import Bounds
-from mesh.wire.header_cache import Block
 from mesh.wire.pool import Links
 from mesh.wire.relay import Relay, raw_block
 from mesh.wire.server_call import refuse

@@ -11,7 +11,7 @@ from collections import deque
 from enum import IntEnum
 from typing import Final, Protocol
 
-from mesh.wire.header_cache import Block
+from mesh.wire.fields import Block
 
 
 class State(IntEnum):

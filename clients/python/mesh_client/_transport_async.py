@@ -18,6 +18,19 @@ from ._values import Tls
 Pairs = tuple[tuple[str, str | bytes], ...] | None
 
 
+def open_transport(transport: str, address: str, *, tls: Tls | None, max_message_bytes: int) -> Any:
+    """Return the transport that is called so. Raises ValueError for another name, ImportError without its packages."""
+    if transport == "grpcio":
+        return AsyncTransport(address, tls=tls, max_message_bytes=max_message_bytes)
+    if transport != "wire":
+        raise ValueError(f"expected transport 'grpcio' or 'wire', got {transport!r}")
+    try:
+        from ._transport_wire import WireTransport  # noqa: PLC0415 - its packages are optional
+    except ImportError as error:
+        raise ImportError(f"transport='wire' needs the extra 'wire': pip install hpack ({error})") from error
+    return WireTransport(address, tls=tls, max_message_bytes=max_message_bytes)
+
+
 class AsyncTransport:
     """One channel."""
 

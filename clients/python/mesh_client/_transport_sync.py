@@ -24,6 +24,13 @@ _LOOK_S = 0.1
 """How often a waiting `send` looks whether the stream is still open."""
 
 
+def open_transport(transport: str, address: str, *, tls: Tls | None, max_message_bytes: int) -> SyncTransport:
+    """Return the transport that is called so. Raises ValueError for another name than "grpcio"."""
+    if transport != "grpcio":
+        raise ValueError(f"expected transport 'grpcio', got {transport!r}: only AsyncClient has others")
+    return SyncTransport(address, tls=tls, max_message_bytes=max_message_bytes)
+
+
 class SyncTransport:
     """One channel."""
 

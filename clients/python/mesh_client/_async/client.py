@@ -9,7 +9,7 @@ from typing import Any, Self
 from mesh.api import messages as m
 from mesh_client import _common as c
 from mesh_client._errors import ModelNotFound
-from mesh_client._transport_async import AsyncTransport
+from mesh_client._transport_async import open_transport
 from mesh_client._values import InferResult, Inputs, Metadata, Parameter, Tls, request_of, result_of
 
 from .stream import AsyncStream
@@ -32,12 +32,13 @@ class AsyncClient:
         metadata: Metadata = (),
         timeout_s: float | None = None,
         max_message_bytes: int = c.MAX_MESSAGE_BYTES,
+        transport: str = "grpcio",
     ) -> None:
         self.address = address
         self._token = token
         self._metadata = metadata
         self._timeout_s = timeout_s
-        self._transport = AsyncTransport(address, tls=tls, max_message_bytes=max_message_bytes)
+        self._transport = open_transport(transport, address, tls=tls, max_message_bytes=max_message_bytes)
 
     async def infer(
         self,

@@ -1,0 +1,66 @@
+"""How a node's part of a call ended: its trailers as the caller gets them, or what broke."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mesh.core.errors import Code, RemoteError
+from mesh.wire.connection import LOST
+from mesh.wire.fields import Block
+from mesh.wire.frames import ErrorCode
+from mesh.wire.grpc_framing import code_of_reset
+from mesh.wire.heads import AnswerHead, answer_head, trailers
+from mesh.wire.transport import LOAD_TRAILER, NOT_RUN_TRAILER
+
+_MESH: Final = b"mesh-"
+_LOAD: Final = LOAD_TRAILER.encode()
+_NOT_RUN: Final = NOT_RUN_TRAILER.encode()
+
+
+class End:
+    """Trailers of a node as the caller gets them: without what the mesh says to itself. Kept on the block."""
+
+    __slots__ = ("block", "head", "load", "not_run")
+
+    def __init__(self, head: AnswerHead) -> None:
+        self.head = head
+        self.load: int | None = None
+        self.not_run = False
+        own = []
+        for field in head.own:
+            if field.name == _LOAD and field.value.isdigit():
+                self.load = int(field.value)
+            elif field.name == _NOT_RUN:
+                self.not_run = True
+            elif not field.name.startswith(_MESH):
+                own.append(field.raw)
+        self.block = trailers(head.status if head.status is not None else Code.UNKNOWN, head.message) + b"".join(own)
+
+
+def end_of(block: Block) -> End:
+    """Return what `block` says as trailers. Kept on the block."""
+    end = block.kept
+    if end.__class__ is not End:
+        """Return what `block` says as trailers. Kept on the block."""
+    end = block.kept = End(answer_head(block))
+    assert isinstance(end, End)
+    return end
+
+
+TRANSPORT_CODES: Final = frozenset({Code.UNAVAILABLE, Code.INTERNAL, Code.UNKNOWN, Code.CANCELLED})
+
+
+def broken(code: int) -> RemoteError:
+    """Return the error of a stream to a node that ended without a status."""
+    if code == LOST:
+        return RemoteError(Code.UNAVAILABLE, "the connection was lost", transport_failed=True)
+    return RemoteError(
+        code_of_reset(code),
+        f"the call was reset with {code}",
+        transport_failed=True,
+        unsent=code == ErrorCode.REFUSED_STREAM,
+    )
+
+
+CANCELLED: Final = RemoteError(Code.CANCELLED, "the caller gave up")
+"""What a call that its caller gave up is counted as."""

@@ -1,0 +1,131 @@
+"""One stream from the router to a node, and the messages on it: answers come in the order of the messages."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final, Protocol
+
+from mesh.core.errors import Code, MeshError, RemoteError
+from mesh.core.traffic.balance import Balancer
+from mesh.core.types import ModelVersion
+from mesh.core.view import Located
+from mesh.wire.connection import Connection
+from mesh.wire.fields import Block
+from mesh.wire.frames import ErrorCode
+from mesh.wire.grpc_framing import Deframer
+from mesh.wire.server_call import status_of
+from mesh.wire.streams import Stream
+
+MAX_ANSWER: Final = (1 << 31) - 1
+"""Answers are not bounded here: the node is ours, and protobuf ends at 2 GiB."""
+
+
+class Turn:
+    """One message and its answer, waiting for those before it."""
+
+    __slots__ = ("answer", "attempts", "message", "model", "started_s", "traced")
+
+    def __init__(self, message: bytes, started_s: float) -> None:
+        self.message = message
+        """With its prefix, as it travels."""
+        self.started_s = started_s
+        self.answer: bytes | None = None
+        """Framed; None while it is not there."""
+        self.model: ModelVersion | None = None
+        self.attempts = 0
+        self.traced = False
+
+
+class Owner(Protocol):
+    """The caller's stream that an `Up` belongs to."""
+
+    @property
+    def balancer(self) -> Balancer:
+        """What counts the messages at each node."""
+
+    def answered(self, turn: Turn, message: bytes) -> None:
+        """Take an answer, with its prefix; `tell` follows."""
+
+    def tell(self) -> None:
+        """Send what is answered to the caller."""
+
+    def lost(self, up: Up, error: RemoteError) -> None:
+        """Hear that the stream to a node ended."""
+
+
+class Up:
+    """The receiver of one stream to a node: answers come in the order of the messages."""
+
+    __slots__ = ("_connection", "_deframer", "_hop", "_stream", "located", "outbox", "waiting")
+
+    def __init__(self, hop: Owner, connection: Connection, located: Located) -> None:
+        self._hop = hop
+        self._connection = connection
+        self._stream: Stream | None = None
+        self._deframer = Deframer(MAX_ANSWER, keep_prefix=True)
+        self.located = located
+        self.waiting: deque[Turn] = deque()
+        self.outbox: list[bytes] = []
+        """Messages to go out together."""
+
+    def begin(self, stream: Stream) -> None:
+        """Note the stream."""
+        self._stream = stream
+
+    def flush(self) -> None:
+        """Send what is in the outbox."""
+        assert self._stream is not None
+        outbox, self.outbox = self.outbox, []
+        self._connection.send_data(self._stream, outbox[0] if len(outbox) == 1 else b"".join(outbox))
+
+    def half_close(self) -> None:
+        """Say that no more messages follow."""
+        assert self._stream is not None
+        self._connection.send_data(self._stream, b"", end=True)
+
+    def stop(self) -> list[Turn]:
+        """Give the stream up; return the messages that were not answered."""
+        if self._stream is not None:
+            self._connection.reset(self._stream, ErrorCode.CANCEL)
+        return self.take()
+
+    def take(self) -> list[Turn]:
+        """Return the messages that were not answered; none is left."""
+        turns = list(self.waiting)
+        self.waiting.clear()
+        for _ in turns:
+            self._hop.balancer.done(self.located.node.id, None)
+        return turns
+
+    def data(self, stream: Stream, data: bytes, end: bool) -> None:
+        """Take answers."""
+        self._connection.consumed(stream, len(data))
+        try:
+            answers = self._deframer.feed(data)
+        except MeshError as error:
+            self._connection.reset(stream, ErrorCode.CANCEL)
+            self._hop.lost(self, RemoteError(*status_of(error), transport_failed=True))
+            return
+        balancer, node = self._hop.balancer, self.located.node
+        for answer in answers:
+            if not self.waiting:
+                break
+            turn = self.waiting.popleft()
+            balancer.done(node.id, None)
+            self._hop.answered(turn, answer)
+        balancer.answered(node)
+        self._hop.tell()
+        if end:
+            self._hop.lost(self, RemoteError(Code.UNAVAILABLE, "the node ended the stream", transport_failed=True))
+
+    def headers(self, stream: Stream, block: Block, end: bool) -> None:
+        """Hear of the end."""
+        if end:
+            self._hop.lost(self, RemoteError(Code.UNAVAILABLE, "the node ended the stream"))
+
+    def reset(self, stream: Stream, code: int) -> None:
+        """Hear that the stream broke."""
+        self._hop.lost(self, RemoteError(Code.UNAVAILABLE, "the connection was lost", transport_failed=True))
+
+    def drained(self, stream: Stream) -> None:
+        """Nothing waits for it: what is unanswered is bounded by the caller's window."""

@@ -1,0 +1,124 @@
+"""What a connection may send and take in now: both sides' windows, and the data that waits for them.
+
+(RFC 9113 §5.2, §6.9) Streams send in turns; whatever is not sent costs the sender's memory, never ours beyond `Bounds`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from mesh.wire.flow import Bounds
+from mesh.wire.frames import DEFAULT_MAX_FRAME, DEFAULT_WINDOW, headers, pack_head, window_update
+from mesh.wire.streams import MAY_SEND, Happening, State, Stream
+
+OUT_BYTES: Final = 256 * 1024
+"""Bytes of DATA put together for one write, and left in a socket's buffer: a few loopback round trips at 10 Gbit/s."""
+
+TURN: Final = 64 * 1024
+"""Bytes of one stream before the next has its turn, where several wait for the connection's window."""
+
+
+class Windows:
+    """The part of a connection that sends. `Control` and `Connection` add the rest."""
+
+    def __init__(self, bounds: Bounds, notify: Callable[[], None]) -> None:
+        self.bounds = bounds
+        self.notify = notify
+        """Called when `out` is about to become non-empty."""
+        self.out: list[bytes | memoryview] = []
+        """Bytes to send, in order. Whoever sends them empties it."""
+        self.room = OUT_BYTES
+        """Bytes of DATA that `out` still takes; the rest waits, so that a peer which does not read costs no memory."""
+        self.streams: dict[int, Stream] = {}
+        self.waiting: dict[int, Stream] = {}
+        """Streams with data that waits for a window, in the order in which they began to wait."""
+        self.send_window = DEFAULT_WINDOW
+        self.recv_window = bounds.connection_window
+        self.unacked = 0
+        self.peer_stream_window = DEFAULT_WINDOW
+        self.peer_max_frame = DEFAULT_MAX_FRAME
+
+    def write(self, data: bytes) -> None:
+        """Add bytes to what is to be sent."""
+        if not self.out:
+            self.notify()
+        self.out.append(data)
+
+    def forget(self, stream: Stream) -> None:
+        """Drop a stream that is closed. What its receiver has not consumed is given back here, once."""
+        if self.streams.pop(stream.id, None) is None:
+            return
+        unconsumed = stream.window - stream.recv_window - stream.unacked
+        if unconsumed:
+            self.give_back(unconsumed)
+        if stream.pending is not None:
+            stream.pending = None
+            self.waiting.pop(stream.id, None)
+
+    def give_back(self, size: int) -> None:
+        """Return `size` bytes, and what was consumed before, to the connection's window."""
+        self.unacked += size
+        if self.unacked:
+            self.recv_window += self.unacked
+            self.write(window_update(0, self.unacked))
+            self.unacked = 0
+
+    def make_room(self, size: int) -> None:
+        """Hear that the socket takes `size` more bytes; 0 or less: no DATA goes to `out` until it does."""
+        self.room = size
+        if size > 0 and self.waiting:
+            self.pump_all()
+
+    def pump_all(self) -> None:
+        """Send what waits, in turns of `TURN` bytes a stream, as far as the windows go."""
+        going = True
+        while going and self.waiting:
+            going = False
+            for stream in list(self.waiting.values()):
+                if self.room <= 0 or self.send_window <= 0:
+                    return
+                if stream.pending is not None and self.pump(stream, TURN):
+                    going = True
+
+    def pump(self, stream: Stream, at_most: int) -> bool:
+        """Send what waits on `stream`, as far as the windows and `at_most` bytes go; True when something went."""
+        pending = stream.pending
+        assert pending is not None
+        left = at_most
+        while pending:
+            data = pending[0]
+            size = min(len(data), stream.send_window, self.send_window, self.peer_max_frame, left, self.room)
+            if size <= 0 and len(data):
+                return left < at_most
+            if size < len(data):
+                pending[0], data = data[size:], data[:size]
+            else:
+                pending.popleft()
+            stream.pending_bytes -= size
+            stream.send_window -= size
+            self.send_window -= size
+            self.room -= size
+            left -= size
+            ends = not pending and stream.ending == b""
+            self.write(pack_head(size << 8, 1 if ends else 0, stream.id))
+            self.out.append(data)
+        self._pumped(stream)
+        return True
+
+    def _pumped(self, stream: Stream) -> None:
+        stream.pending = None
+        self.waiting.pop(stream.id, None)
+        trailers, stream.ending = stream.ending, None
+        if trailers is not None and MAY_SEND[stream.state]:
+            if trailers:
+                self.write(headers(trailers, stream.id, end=True, max_frame=self.peer_max_frame))
+            if stream.move(Happening.SENT_END) is State.CLOSED:
+                self.forget(stream)
+        if stream.state is not State.CLOSED:
+            stream.receiver.drained(stream)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes that wait for the peer's windows. O(streams that wait)."""
+        return sum(stream.pending_bytes for stream in self.waiting.values())
