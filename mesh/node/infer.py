@@ -13,7 +13,7 @@ from contextlib import aclosing
 
 from mesh.api.messages import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
 from mesh.api.stream import final_message
-from mesh.core.errors import MeshError
+from mesh.core.errors import InvalidRequest, MeshError
 from mesh.node.answer import encode, final, wanted_outputs
 from mesh.node.batcher import Ran, model_failed
 from mesh.node.observe import Observed
@@ -49,7 +49,16 @@ class Infer:
         return self.beginner.begin(asked, message, request, self.served(asked, request), reply)
 
     def served(self, asked: Asked, request: ModelInferRequest) -> Served:
-        """Return the copy that `request` is for. Raises `NotReady` when it is not here."""
+        """Return the copy that `request` is for. Raises `NotReady` when it is not here.
+
+        A router passes a large message on before all of it has come, and says what it read at its beginning. A version
+        that stands behind the tensors was not read: that is refused rather than answered by another version.
+        """
+        if asked.version and request.model_version not in {"", asked.version}:
+            raise InvalidRequest(
+                f"expected model_version before the tensors, as serializers write it, got '{request.model_version}' "
+                f"behind them in a message that was already on its way to version {asked.version}"
+            )
         return self.beginner.served(asked.model or request.model_name, asked.version or request.model_version)
 
     async def infer(self, call: Call, message: bytes) -> bytes:

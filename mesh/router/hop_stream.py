@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Coroutine
 from contextlib import aclosing
 from typing import Any, Final
 
-from mesh.api.messages import ModelInferRequest
 from mesh.api.stream import ERROR_TAG, error_message, read_error
 from mesh.core.errors import Code, MeshError, RemoteError
 from mesh.core.traffic.balance import Balancer
@@ -53,8 +52,8 @@ class HopStream(ServerCall):
     """The receiver of the caller's stream. `Up` is that of each stream to a node."""
 
     __slots__ = (
-        "_arrived", "_bytes", "_call", "_deframer", "_ended", "_front", "_messages", "_metrics", "_owed", "_passed",
-        "_room", "_sequences", "_streams", "_strict", "_target", "_targets", "_tasks", "_turns", "_ups",
+        "_arrived", "_bytes", "_call", "_deframer", "_ended", "_messages", "_metrics", "_owed", "_passed",
+        "_room", "_sequences", "_streams", "_strict", "_targets", "_tasks", "_turns", "_ups",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, stream: Stream, origin: Origin, streams: Streams) -> None:
@@ -70,9 +69,6 @@ class HopStream(ServerCall):
         self._tasks: set[asyncio.Task[None]] = set()
         self._sequences: dict[tuple[str, str], asyncio.Event] = {}
         self._call: Call | None = None
-        self._front = b""
-        """How the last message began, and what it was for: the next one mostly is for the same."""
-        self._target: Target | None = None
         self._owed = 0
         self._ended = False
         self._room: asyncio.Future[None] | None = None
@@ -166,11 +162,9 @@ class HopStream(ServerCall):
     def _pass_on(self, message: bytes) -> None:
         turn = Turn(message, time.monotonic())
         self._arrived += 1
-        target = self._target
-        if target is None or not self._targets.current(target) or not message.startswith(self._front, PREFIX_BYTES):
-            target = self._look(turn)
-            if target is None:
-                return
+        target = self._look(turn)
+        if target is None:
+            return
         turn.model = target.model
         self._turns.append(turn)
         self._bytes += len(message)
@@ -199,12 +193,6 @@ class HopStream(ServerCall):
             one = self._streams.one(self._as_call(), message[PREFIX_BYTES:], request, strict=self._strict)
             self._start(self._one(turn, in_turn(self._sequences, (target.model.name, sequence), one)))
             return None
-        self._target = None
-        if not request.parameters and not request.id:
-            inputs_at = message.find(_INPUTS, PREFIX_BYTES)
-            # Only where the front is nothing but the names: their lengths are known, and inputs follow at once.
-            if inputs_at == PREFIX_BYTES + len(_front_of(request)):
-                self._target, self._front = target, message[PREFIX_BYTES : inputs_at + 1]
         return target
 
     def _send(self, turn: Turn, target: Target) -> bool:
@@ -367,8 +355,6 @@ class HopStream(ServerCall):
 
 
 _ERROR: Final = bytes((ERROR_TAG,))
-_INPUTS: Final = b"\x2a"
-"""The tag of inputs, which stand behind the names."""
 
 
 def _peek(framed_message: bytes) -> Peeked:
@@ -378,8 +364,3 @@ def _peek(framed_message: bytes) -> Peeked:
     except PeekError:
         found = None
     return found if found is not None else peek(framed_message[PREFIX_BYTES:])
-
-
-def _front_of(request: Peeked) -> bytes:
-    """Return the names of a request as serializers write them."""
-    return ModelInferRequest(model_name=request.model_name, model_version=request.model_version).SerializeToString()

@@ -24,10 +24,9 @@ TRACE: Final = frozenset({b"traceparent", b"tracestate"})
 class Target:
     """A version that requests resolve to, with the copies that serve it now."""
 
-    __slots__ = ("block", "candidates", "model", "view")
+    __slots__ = ("block", "candidates", "model")
 
-    def __init__(self, view: ClusterView, model: ModelVersion, candidates: tuple[Located, ...]) -> None:
-        self.view = view
+    def __init__(self, model: ModelVersion, candidates: tuple[Located, ...]) -> None:
         self.model = model
         self.candidates = candidates
         self.block = encode(MODEL_HEADER.encode(), model.name.encode()) + encode(
@@ -44,10 +43,6 @@ class Targets:
         self._view: ClusterView | None = None
         self._found: dict[tuple[str, str], Target] = {}
 
-    def current(self, target: Target) -> bool:
-        """Tell whether a target found before still stands: no newer view was published. O(1)."""
-        return target.view is self._mirror.view
-
     def find(self, name: str, version: str) -> Target:
         """Return what answers `name`. Raises as `resolve` does. O(1) after the first time in a view."""
         view = self._mirror.view
@@ -56,7 +51,7 @@ class Targets:
         target = self._found.get((name, version))
         if target is None:
             model = resolve(view, name, version)
-            target = Target(view, model, view.serving.get((model.name, model.version), ()))
+            target = Target(model, view.serving.get((model.name, model.version), ()))
             if len(self._found) >= MAX_TARGETS:
                 self._found.clear()
             self._found[name, version] = target

@@ -262,8 +262,11 @@ def encode(name: bytes, value: bytes) -> bytes:
     key = name + b"\0" + value
     found = _RAWS.get(key)
     if found is None:
-        # Never-indexed literals (or static fields): they leave every table as it is (RFC 7541 §6.2.3).
+        # Literals that are not indexed (or static fields): they leave every table as it is.
         found = bytes(Encoder().encode([(name, value, (name, value) not in _STATIC_FIELDS)], huffman=False))
+        if found[0] & 0xF0 == 0x10:
+            # The same without the mark of a secret: a literal that is only not indexed (RFC 7541 §6.2.2).
+            found = bytes((found[0] & 0x0F,)) + found[1:]
         if len(key) <= MAX_CACHED_BYTES:
             _RAWS.put(key, found)
     return found

@@ -65,40 +65,44 @@ _NONE: Mapping[str, Parameter] = {}
 
 _FRONT = frozenset({0x0A, 0x12, 0x1A, 0x22})
 """The tags of model_name, model_version, id and parameters."""
-_PAST_FRONT = 0x2A
-"""The tag of inputs. Serializers write fields in the order of their numbers, so that nothing of the front follows."""
 
 
-def peek_front(data: bytes, start: int, *, whole: bool) -> Peeked | None:
-    """Return the leading fields of the message that begins at `start` of `data`, without looking at the tensors.
+def peek_front(data: bytes, start: int, *, whole: bool) -> Peeked | None:  # noqa: PLR0912 - one loop, run per call
+    """Return the routing fields of the message that begins at `start` of `data`, which may still be arriving.
 
-    None when more of the message is needed (never when it is `whole`). Raises `PeekError` for a beginning that is not
-    what serializers write; `peek` reads those. The node is told what the router resolved, so a field repeated behind
-    the tensors changes nothing. O(fields before the tensors).
+    Of a `whole` message it reads what `peek` reads, only faster. Of one that is not whole it returns what stands before
+    the tensors, which is where serializers write it (in the order of field numbers); None when more is needed. Raises
+    `PeekError` for what `peek` has to look at: an unusual beginning, bytes that are no message. O(fields).
     """
     texts = {0x0A: b"", 0x12: b"", 0x1A: b""}
     entries: list[bytes] = []
     position, size = start, len(data)
     while position < size:
         tag = data[position]
-        if tag not in _FRONT:
-            if tag < _PAST_FRONT or tag & 7 > 5:
-                raise PeekError("an unusual beginning")
-            break
         if size - position < 12 and not whole:
             return None
+        if tag & 7 != 2 or tag > 0x7F:
+            raise PeekError("an unusual field")
         length, value_at = _varint(data, position + 1)
         position = value_at + length
-        if position > size:
+        if tag not in _FRONT:
+            if not whole:
+                break
+        elif position > size:
             break
-        if tag == 0x22:
+        elif tag == 0x22:
             entries.append(data[value_at:position])
         else:
             texts[tag] = data[value_at:position]
-    if position >= size and not whole:
+    else:
+        if not whole:
+            return None
+    if whole and position > size:
+        raise PeekError("a field is cut off")
+    if not whole and tag in _FRONT:
         return None
-    if position > size or len(entries) > MAX_PARAMETERS:
-        raise PeekError("a field is cut off, or there are too many parameters")
+    if not texts[0x0A] or len(entries) > MAX_PARAMETERS:
+        raise PeekError("no name before the tensors, or too many parameters")
     return Peeked(
         _text(texts[0x0A], "model_name"),
         _text(texts[0x12], "model_version"),
