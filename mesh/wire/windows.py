@@ -89,8 +89,10 @@ class Windows:
         while pending:
             data = pending[0]
             size = min(len(data), stream.send_window, self.send_window, self.peer_max_frame, left, self.room)
-            if size <= 0 and len(data):
-                return left < at_most
+            if size <= 0:
+                if len(data):
+                    return left < at_most
+                size = 0  # No data needs no window, not even one that is below 0.
             if size < len(data):
                 pending[0], data = data[size:], data[:size]
             else:
