@@ -38,6 +38,8 @@ class Windows:
         self.unacked = 0
         self.peer_stream_window = DEFAULT_WINDOW
         self.peer_max_frame = DEFAULT_MAX_FRAME
+        self.size_update_due = True
+        """Whether the next header block of ours says first that we use no table (RFC 7541 §4.2)."""
 
     def write(self, data: bytes) -> None:
         """Add bytes to what is to be sent."""
@@ -114,6 +116,9 @@ class Windows:
         trailers, stream.ending = stream.ending, None
         if trailers is not None and MAY_SEND[stream.state]:
             if trailers:
+                if self.size_update_due:
+                    self.size_update_due = False
+                    trailers = b"\x20" + trailers
                 self.write(headers(trailers, stream.id, end=True, max_frame=self.peer_max_frame))
             if stream.move(Happening.SENT_END) is State.CLOSED:
                 self.forget(stream)
