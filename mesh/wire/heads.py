@@ -23,7 +23,6 @@ from mesh.wire.grpc_framing import (
 from mesh.wire.header_cache import encode
 from mesh.wire.transport import Metadata
 
-
 MAX_DIGITS: Final = 18
 """Of a content-length: 2^59 bytes. `int` raises for thousands, and takes time that grows with their square."""
 

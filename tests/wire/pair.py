@@ -166,12 +166,12 @@ def exchange(
 
 def check_windows(connection: Connection) -> None:
     """Assert what holds of a connection's windows at any time."""
-    assert 0 <= connection.recv_window
-    assert 0 <= connection.send_window
+    assert connection.recv_window >= 0
+    assert connection.send_window >= 0
     for number, stream in connection.streams.items():
         assert number == stream.id
-        assert 0 <= stream.recv_window
-        assert 0 <= stream.unacked
+        assert stream.recv_window >= 0
+        assert stream.unacked >= 0
         assert stream.recv_window + stream.unacked <= stream.window
         assert (stream.pending is not None) == (number in connection.waiting)
     assert set(connection.waiting) <= set(connection.streams)
