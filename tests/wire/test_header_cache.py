@@ -115,7 +115,7 @@ def outcome(reader: HeaderReader, data: bytes) -> list[Pair] | None:
     try:
         return pairs_of(reader.read(data))
     except ConnectionFault as fault:
-        assert fault.code in {ErrorCode.COMPRESSION_ERROR, ErrorCode.ENHANCE_YOUR_CALM}
+        assert fault.code in {ErrorCode.COMPRESSION_ERROR, ErrorCode.ENHANCE_YOUR_CALM}  # noqa: PT017
         return None
 
 

@@ -148,10 +148,10 @@ def test_metadata_keeps_its_order_and_binary_values_are_decoded() -> None:
         _ = request_head(block_of([*USUAL, (b"a-bin", b"!")])).metadata
 
 
+RESERVED = {"te", "connection", "upgrade"}
 names = st.from_regex(r"[a-z][a-z0-9._-]{0,9}", fullmatch=True).filter(
     lambda name: not name.startswith("grpc-") and not name.endswith("-bin") and name not in RESERVED
 )
-RESERVED = {"te", "connection", "upgrade"}
 texts = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=20)
 
 
