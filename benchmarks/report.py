@@ -1,63 +1,41 @@
-"""The figures of a run and the tables that show them. Owns the arithmetic; measures nothing."""
+"""The tables that show figures, as aligned text and as Markdown."""
 
 from __future__ import annotations
 
-import statistics
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
-from benchmarks.peers import MlServer
+from benchmarks.figures import Figures
 from mesh.cli.tables import table as plain_table
 
-HEADER = ("server", "requests/s", "spread", "CPU µs/request", "busy", "rate", "CPU")
+HEADER = ("server", "requests/s", "spread", "CPU µs/request", "busy")
+LATENCY = ("median µs", "added µs")
+MEMORY = ("KB per request in flight",)
 
 
-@dataclass
-class Figures:
-    """What one peer did in one shape: a number per run."""
+def table(found: dict[str, Figures], base_key: str, direct_key: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return the header and a row per peer.
 
-    peer: str
-    rates: list[float] = field(default_factory=list)
-    """Requests per second."""
-    cpu_us: dict[str, list[float]] = field(default_factory=dict)
-    """CPU microseconds per request, by process."""
-
-    def add(self, *, count: int, seconds: float, cpu_s: dict[str, float]) -> None:
-        """Add a run of `count` requests that took `seconds` and `cpu_s` of each process."""
-        self.rates.append(count / seconds)
-        for name, used_s in cpu_s.items():
-            self.cpu_us.setdefault(name, []).append(used_s / count * 1e6)
-
-    def rate(self) -> float:
-        """Return the median rate."""
-        return statistics.median(self.rates)
-
-    def spread(self) -> float:
-        """Return half the distance from the slowest to the fastest run, as a share of the median."""
-        return (max(self.rates) - min(self.rates)) / 2 / self.rate()
-
-    def cpu(self) -> float:
-        """Return the median of the sum over the processes, CPU microseconds per request."""
-        return statistics.median(self._sums())
-
-    def busy(self) -> float:
-        """Return the share of the servers' core that was used: well below 1, the load set the rate."""
-        return statistics.median(rate * us / 1e6 for rate, us in zip(self.rates, self._sums(), strict=True))
-
-    def parts(self) -> str:
-        """Return the median per process, where there are several."""
-        if len(self.cpu_us) < 2:
-            return ""
-        return ", ".join(f"{name} {statistics.median(runs):,.0f}" for name, runs in self.cpu_us.items())
-
-    def _sums(self) -> list[float]:
-        return [sum(run) for run in zip(*self.cpu_us.values(), strict=True)]
+    Rate and CPU also stand as ratios to the peer `base_key`, "-" where it was not measured; latency is added to that
+    of `direct_key`.
+    """
+    base = f" to {found[base_key].peer}" if base_key in found else ""
+    header: tuple[str, ...] = (*HEADER, f"rate{base}", f"CPU{base}")
+    made: list[tuple[str, ...]] = rows(found, base_key)
+    if any(each.latencies_us for each in found.values()):
+        header = (*header, *LATENCY)
+        direct = found.get(direct_key)
+        made = [(*row, *_latency(each, direct)) for row, each in zip(made, found.values(), strict=True)]
+    if any(each.memory_kb for each in found.values()):
+        header = (*header, *MEMORY)
+        made = [(*row, f"{each.memory():,.0f}") for row, each in zip(made, found.values(), strict=True)]
+    return header, made
 
 
-def rows(found: list[Figures]) -> list[tuple[str, ...]]:
-    """Return a row of `HEADER`'s columns per peer; the last two are ratios to MLServer, "-" where it did not run."""
-    base = next((each for each in found if each.peer.startswith(MlServer.name)), None)
+def rows(found: dict[str, Figures], base_key: str) -> list[tuple[str, ...]]:
+    """Return a row of `HEADER`'s columns and the two ratios per peer."""
+    base = found.get(base_key)
     made: list[tuple[str, ...]] = []
-    for each in found:
+    for each in found.values():
         parts = f" ({each.parts()})" if each.parts() else ""
         ratios = (f"{each.rate() / base.rate():.2f}x", f"{each.cpu() / base.cpu():.2f}x") if base else ("-", "-")
         spread = f"±{each.spread():.0%}"
@@ -67,12 +45,17 @@ def rows(found: list[Figures]) -> list[tuple[str, ...]]:
     return made
 
 
-def text(title: str, found: list[Figures]) -> str:
-    """Return one shape as aligned columns."""
-    return f"{title}\n{plain_table(HEADER, rows(found))}"
+def _latency(each: Figures, direct: Figures | None) -> tuple[str, str]:
+    added = f"{each.latency() - direct.latency():,.0f}" if direct is not None and direct is not each else "-"
+    return f"{each.latency():,.0f}", added
 
 
-def markdown(title: str, found: list[Figures]) -> str:
-    """Return one shape as a Markdown table."""
-    lines = [HEADER, tuple("---" for _ in HEADER), *rows(found)]
+def text(title: str, header: Sequence[str], made: Sequence[Sequence[str]]) -> str:
+    """Return a table as aligned columns."""
+    return f"{title}\n{plain_table(tuple(header), [tuple(row) for row in made])}"
+
+
+def markdown(title: str, header: Sequence[str], made: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [header, ["---"] * len(header), *made]
     return "\n".join([f"**{title}**", "", *(f"| {' | '.join(cells)} |" for cells in lines)])

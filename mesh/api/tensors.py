@@ -57,6 +57,10 @@ CONTENTS_FIELD: Mapping[Dtype, str] = {
 _BY_KIND: Mapping[tuple[str, int], Dtype] = {
     (held.kind, held.itemsize): dtype for dtype, held in NUMPY.items() if dtype not in {Dtype.BF16, Dtype.BYTES}
 }
+_BY_DTYPE: Mapping[np.dtype[Any], Dtype] = {
+    held: dtype for dtype, held in NUMPY.items() if dtype not in {Dtype.BF16, Dtype.BYTES}
+}
+"""The usual ones at once: a dtype's name and kind are made anew at every look."""
 _TEXT_KINDS = frozenset("OSUT")
 """numpy's kinds of arrays that can hold BYTES: objects, fixed bytes, fixed str and (numpy 2) variable str."""
 
@@ -165,6 +169,9 @@ def encode_contents(array: Array, dtype: Dtype) -> InferTensorContents:
 def dtype_of(array: Array) -> Dtype:
     """Return the tensor type that `array` holds; str, bytes and object arrays are BYTES. Raises `TensorError`."""
     held = array.dtype
+    known = _BY_DTYPE.get(held)
+    if known is not None:
+        return known
     if held.kind in _TEXT_KINDS:
         return Dtype.BYTES
     if held.name == "bfloat16":

@@ -14,7 +14,7 @@ import typer
 
 from mesh.registry.config import RegistryConfig
 from mesh.telemetry.logs import LEVELS
-from mesh.wire.transport import Limits, TlsConfig
+from mesh.wire.transport import ENGINES, Engine, Limits, TlsConfig
 
 PASSWORD_VARIABLE: Final = "MESH_REGISTRY_PASSWORD"  # noqa: S105 - a name, not a password
 OTLP_VARIABLE: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -56,6 +56,7 @@ TraceSample = Annotated[
     ),
 ]
 Loop = Annotated[str, typer.Option(metavar="auto|uvloop|asyncio", help="Event loop.", rich_help_panel=TUNING)]
+Wire = Annotated[str, typer.Option(metavar="|".join(ENGINES), help="What carries the calls.", rich_help_panel=TUNING)]
 JsonReady = Annotated[bool, typer.Option("--json-ready", help="Say ready as one JSON line.", hidden=True)]
 ExitWithStdin = Annotated[bool, typer.Option("--exit-with-stdin", help="Stop when stdin ends.", hidden=True)]
 
@@ -129,6 +130,14 @@ def server_tls(cert: Path | None, key: Path | None, ca: Path | None) -> TlsConfi
 def limits(max_message_bytes: int) -> Limits:
     """Return the bounds every engine enforces."""
     return Limits(max_message_bytes=max_message_bytes)
+
+
+def engine(name: str) -> Engine:
+    """Return the engine called `name`."""
+    found = next((each for each in ENGINES if each == name), None)
+    if found is None:
+        raise typer.BadParameter(f"expected one of {', '.join(ENGINES)}, got {name!r}", param_hint="--wire")
+    return found
 
 
 def existing(path: Path, flag: str) -> Path:

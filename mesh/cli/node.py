@@ -61,6 +61,7 @@ def node(  # noqa: PLR0917 - typer calls it by name
     settle_s: Settle = DEFAULT.settle_s,
     max_message_bytes: flags.MaxMessageBytes = DEFAULT.limits.max_message_bytes,
     loop: flags.Loop = "auto",
+    wire: flags.Wire = DEFAULT.wire,
     log_level: flags.LogLevel = "info",
     log_json: flags.LogJson = False,
     trace_sample: flags.TraceSample = 1.0,
@@ -85,6 +86,7 @@ def node(  # noqa: PLR0917 - typer calls it by name
         default_queue_size=default_queue_size,
         drain_s=drain_s,
         settle_s=settle_s,
+        wire=flags.engine(wire),
         limits=flags.limits(max_message_bytes),
         tls=flags.server_tls(tls_cert, tls_key, tls_ca),
     )

@@ -20,6 +20,7 @@ from mesh.cli.flags import OTLP_VARIABLE
 from mesh.core.errors import MeshError
 from mesh.telemetry import logs, tracing
 from mesh.telemetry.tracing import Tracing
+from mesh.wire.memory import keep_large_buffers
 
 INTERRUPTED: Final = 130
 """Exit code after a second signal: 128 + SIGINT, as shells count."""
@@ -42,6 +43,7 @@ def run(main: Main, *, loop: str = "auto", exit_with_stdin: bool = False) -> Non
     unexpected (logged), 130 at once for a second signal. `loop` is "auto" (uvloop where it is installed), "uvloop"
     or "asyncio". With `exit_with_stdin` the end of stdin is a signal too, and nothing outlives it by `ORPHAN_S`.
     """
+    keep_large_buffers()
     try:
         with asyncio.Runner(loop_factory=_factory(loop)) as runner:
             runner.run(_with_signals(main, exit_with_stdin=exit_with_stdin))

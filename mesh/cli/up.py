@@ -53,6 +53,7 @@ def up(  # noqa: PLR0917 - typer calls it by name
     as_json: AsJson = False,
     data_dir: DataDir = None,
     start_timeout_s: StartTimeout = 120.0,
+    wire: flags.Wire = DEFAULT.wire,
     log_level: flags.LogLevel = "warning",
     log_json: flags.LogJson = False,
     trace_sample: flags.TraceSample = 1.0,
@@ -61,7 +62,15 @@ def up(  # noqa: PLR0917 - typer calls it by name
     """Start a registry, a router and nodes here, and keep them running until Ctrl-C."""
     process.set_logs(log_level, as_json=log_json)
     credentials = (registry_ca, registry_cert, registry_key, registry_user, registry_password_file)
-    shared = ["--log-level", log_level, "--trace-sample", str(trace_sample), *(["--log-json"] if log_json else [])]
+    shared = [
+        "--wire",
+        flags.engine(wire),
+        "--log-level",
+        log_level,
+        "--trace-sample",
+        str(trace_sample),
+        *(["--log-json"] if log_json else []),
+    ]
     for flag, value in zip(("ca", "cert", "key", "user", "password-file"), credentials, strict=True):
         shared += [f"--registry-{flag}", str(value)] if registry and value else []
     # Nodes are reached from this machine alone, unless others share the registry.

@@ -13,6 +13,7 @@ from collections import deque
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import islice
+from typing import Protocol
 
 import numpy as np
 
@@ -25,21 +26,14 @@ from mesh.node.statistics import Statistics
 ON_LOOP_S = 200e-6
 """Runs measured below this stay on the loop: a hop to a thread and back costs 50 to 100 us."""
 
+WEIGHED = 16
+"""One run of so many is measured in CPU time while runs are well below `ON_LOOP_S`."""
+
 SMOOTHING = 0.2
 """Weight of the newest run in the measured run time."""
 
 
-@dataclass(slots=True, eq=False)
-class _Item:
-    waiting: Waiting
-    inputs: Tensors
-    request: Request
-    done: asyncio.Future[Ran]
-    deadline_s: float | None
-    give_up_s: float | None
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ran:
     """The outputs of one request and what they took."""
 
@@ -48,6 +42,56 @@ class Ran:
     run_s: float
     rows: int
     """Rows of the whole batch it ran in."""
+
+
+class Waiter(Protocol):
+    """Hears, once, how a request ended. Called from the event loop; must not raise."""
+
+    def ran(self, ran: Ran) -> None:
+        """Take the outputs."""
+
+    def failed(self, error: Exception) -> None:
+        """Take what `Batcher.submit` says may go wrong."""
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """A request with a batcher. `over` once its waiter heard, or left."""
+
+    waiting: Waiting
+    inputs: Tensors
+    request: Request
+    waiter: Waiter
+    size: int
+    """Bytes of the inputs. 1 <= size."""
+    deadline_s: float | None
+    give_up_s: float | None
+    impatient: asyncio.TimerHandle | None = None
+    over: bool = False
+
+    def end(self) -> bool:
+        """Mark it as over; False when it was already."""
+        if self.over:
+            return False
+        self.over = True
+        if self.impatient is not None:
+            self.impatient.cancel()
+        return True
+
+
+class _Awaited:
+    """A `Waiter` for a coroutine."""
+
+    def __init__(self) -> None:
+        self.future: asyncio.Future[Ran] = asyncio.get_running_loop().create_future()
+
+    def ran(self, ran: Ran) -> None:
+        if not self.future.done():
+            self.future.set_result(ran)
+
+    def failed(self, error: Exception) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
 
 
 class Batcher:
@@ -70,82 +114,106 @@ class Batcher:
         self._joins = self._max_rows > 1
         self._delay_s = model.max_queue_delay_us / 1e6 if self._joins else 0.0
         self._max_queue = model.max_queue_size or default_queue_size
-        self._queue: deque[_Item] = deque()
+        self._queue: deque[Item] = deque()
         self.running = 0
         """Runs that go on, also those whose callers left."""
         self._soon = False
         self._timer: asyncio.TimerHandle | None = None
         self._work_s = 0.0
         self._run_bytes = 0.0
+        self._runs = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
 
     async def run(
         self, inputs: Tensors, request: Request, rows: int, *, deadline_s: float | None, queue_timeout_s: float | None
     ) -> Ran:
         """Return the outputs for `inputs`, joined with others where that is allowed.
 
-        Raises `Overloaded` when the queue is full or `queue_timeout_s` passed in it, `DeadlineExceeded` when
-        `deadline_s` (monotonic) passed in it, `ModelFailed` when the model raised. A cancelled caller leaves the queue;
-        the batch it may be in runs for the others.
+        Raises what `submit` says. A cancelled caller leaves the queue; the batch it may be in runs for the others.
+        """
+        waiter = _Awaited()
+        item = self.submit(inputs, request, rows, waiter, deadline_s=deadline_s, queue_timeout_s=queue_timeout_s)
+        try:
+            return await waiter.future
+        finally:
+            self.withdraw(item)
+
+    def submit(
+        self,
+        inputs: Tensors,
+        request: Request,
+        rows: int,
+        waiter: Waiter,
+        *,
+        deadline_s: float | None,
+        queue_timeout_s: float | None,
+        size: int = 0,
+    ) -> Item:
+        """Put a request into the queue; `waiter` hears how it ended, never from within this call.
+
+        It hears `Overloaded` when `queue_timeout_s` passed in the queue, `DeadlineExceeded` when `deadline_s`
+        (monotonic) passed in it, `ModelFailed` when the model raised. `size` is the inputs' bytes, where they are known
+        already. Raises `Overloaded` when the queue is full.
         """
         if len(self._queue) >= self._max_queue:
             raise Overloaded(f"Exceeds maximum queue size: {self._max_queue} requests wait for model '{self._name}'")
         now_s = time.monotonic()
         kind = _kind(inputs) if self._joins else None
-        done: asyncio.Future[Ran] = asyncio.get_running_loop().create_future()
         give_up_s = None if queue_timeout_s is None else now_s + queue_timeout_s
-        item = _Item(Waiting(rows, kind, now_s), inputs, request, done, deadline_s, give_up_s)
+        size = size or sum([array.nbytes for array in inputs.values()]) or 1
+        item = Item(Waiting(rows, kind, now_s), inputs, request, waiter, size, deadline_s, give_up_s)
         self._queue.append(item)
-        loop = asyncio.get_running_loop()
-        # While the copy is busy nobody looks at the queue, and that may be longer than this caller cares to wait.
-        impatient = None if queue_timeout_s is None else loop.call_later(queue_timeout_s, self._give_up, item)
+        if queue_timeout_s is not None:
+            # While the copy is busy nobody looks at the queue, and that may be longer than this caller cares to wait.
+            item.impatient = self._loop.call_later(queue_timeout_s, self._give_up, item)
         if not self._soon and self.running < self._loaded.parallel:
             # At the end of this turn of the loop: what arrived together runs together.
             self._soon = True
-            loop.call_soon(self._look)
-        try:
-            return await done
-        except asyncio.CancelledError:
-            if item in self._queue:
-                self._queue.remove(item)
-            raise
-        finally:
-            if impatient is not None:
-                impatient.cancel()
+            self._loop.call_soon(self._look)
+        return item
+
+    def withdraw(self, item: Item) -> None:
+        """Leave the queue, or the batch without its others; its waiter hears nothing more. Idempotent."""
+        if item.end() and item in self._queue:
+            self._queue.remove(item)
 
     async def drained(self) -> None:
         """Return when no run goes on in a thread; new requests may have begun others."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _give_up(self, item: _Item) -> None:
+    def _give_up(self, item: Item) -> None:
         if item in self._queue:
             self._queue.remove(item)
-            if not item.done.done():
-                item.done.set_exception(Overloaded(f"Request timeout expired in the queue of model '{self._name}'"))
+            if item.end():
+                item.waiter.failed(Overloaded(f"Request timeout expired in the queue of model '{self._name}'"))
 
     def _look(self) -> None:
         self._soon = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         while self._queue and self.running < self._loaded.parallel:
             now_s = time.monotonic()
             self._drop_late(now_s)
             if not self._queue:
                 return
-            step = next_batch(
-                [item.waiting for item in islice(self._queue, self._max_rows + 1)],
-                max_rows=self._max_rows,
-                delay_s=self._delay_s,
-                now_s=now_s,
-            )
-            if not isinstance(step, Run):
-                if step.at_s is not None:
-                    self._timer = loop.call_later(max(0.0, step.at_s - now_s), self._look)
-                return
-            batch = [self._queue.popleft() for _ in range(step.count)]
+            count = 1
+            if self._joins:
+                step = next_batch(
+                    [item.waiting for item in islice(self._queue, self._max_rows + 1)],
+                    max_rows=self._max_rows,
+                    delay_s=self._delay_s,
+                    now_s=now_s,
+                )
+                if not isinstance(step, Run):
+                    if step.at_s is not None:
+                        self._timer = loop.call_later(max(0.0, step.at_s - now_s), self._look)
+                    return
+                count = step.count
+            batch = [self._queue.popleft() for _ in range(count)]
             self.running += 1
             if self._predicted_s(batch) < ON_LOOP_S:
                 self._run_now(batch, now_s)
@@ -154,7 +222,7 @@ class Batcher:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-    def _predicted_s(self, batch: list[_Item]) -> float:
+    def _predicted_s(self, batch: list[Item]) -> float:
         """Return how long `batch` is expected to work: the measured CPU time, grown with the inputs' size."""
         if not self._loaded.steady or not self._run_bytes:
             return float("inf")
@@ -162,12 +230,14 @@ class Batcher:
 
     def _drop_late(self, now_s: float) -> None:
         """Answer the late requests at the front. Those behind are looked at when they get there. O(batch)."""
+        if not self._joins and not _late(self._queue[0], now_s):
+            return
         for item in [each for each in islice(self._queue, self._max_rows + 1) if _late(each, now_s)]:
-            if item.deadline_s is not None and item.deadline_s <= now_s and not item.done.done():
-                item.done.set_exception(DeadlineExceeded(f"the deadline passed in the queue of model '{self._name}'"))
+            if item.deadline_s is not None and item.deadline_s <= now_s and item.end():
+                item.waiter.failed(DeadlineExceeded(f"the deadline passed in the queue of model '{self._name}'"))
             self._give_up(item)
 
-    def _run_now(self, batch: list[_Item], began_s: float) -> None:
+    def _run_now(self, batch: list[Item], began_s: float) -> None:
         try:
             self._finish(batch, began_s, *self._call(batch))
         except Exception as error:  # noqa: BLE001 - what a model raises can be anything
@@ -175,7 +245,7 @@ class Batcher:
         finally:
             self.running -= 1
 
-    async def _run_in_thread(self, batch: list[_Item], began_s: float) -> None:
+    async def _run_in_thread(self, batch: list[Item], began_s: float) -> None:
         try:
             ran = await asyncio.get_running_loop().run_in_executor(self._executor, self._call, batch)
             self._finish(batch, began_s, *ran)
@@ -186,23 +256,30 @@ class Batcher:
             if not self._soon:
                 self._look()
 
-    def _call(self, batch: list[_Item]) -> tuple[Tensors, float, float]:
-        """Return the outputs, the seconds the run took, and the CPU seconds of them."""
+    def _call(self, batch: list[Item]) -> tuple[Tensors, float, float]:
+        """Return the outputs, the seconds the run took, and the CPU seconds of them (below 0: not asked for)."""
         first = batch[0]
         inputs = first.inputs
         if len(batch) > 1:
             inputs = {name: np.concatenate([item.inputs[name] for item in batch]) for name in first.inputs}
+        self._runs += 1
+        if self._runs % WEIGHED and self._run_bytes and self._work_s < ON_LOOP_S / 2:
+            # Asking for the CPU time is a system call, which costs more than a tiny run.
+            started_s = time.perf_counter()
+            outputs = self._loaded.run(inputs, first.request)
+            return outputs, time.perf_counter() - started_s, -1.0
         started_s, cpu_s = time.perf_counter(), time.thread_time()
         outputs = self._loaded.run(inputs, first.request)
         # Under load a thread waits for the interpreter longer than a tiny run takes. That wait is the hop's cost, not
         # the run's: counted as the run's own it would keep the runs in threads for ever.
         return outputs, time.perf_counter() - started_s, time.thread_time() - cpu_s
 
-    def _finish(self, batch: list[_Item], began_s: float, outputs: Tensors, run_s: float, work_s: float) -> None:
-        weight = SMOOTHING if self._run_bytes else 1.0
-        self._work_s += weight * (work_s - self._work_s)
-        self._run_bytes += weight * (_bytes(batch) - self._run_bytes)
-        rows = sum(item.waiting.rows for item in batch)
+    def _finish(self, batch: list[Item], began_s: float, outputs: Tensors, run_s: float, work_s: float) -> None:
+        if work_s >= 0:
+            weight = SMOOTHING if self._run_bytes else 1.0
+            self._work_s += weight * (work_s - self._work_s)
+            self._run_bytes += weight * (_bytes(batch) - self._run_bytes)
+        rows = batch[0].waiting.rows if len(batch) == 1 else sum(item.waiting.rows for item in batch)
         self._statistics.executed(rows, int(run_s * 1e9))
         if len(batch) > 1:
             for name, array in outputs.items():
@@ -214,14 +291,14 @@ class Batcher:
             end = start + item.waiting.rows
             mine = outputs if len(batch) == 1 else {name: array[start:end] for name, array in outputs.items()}
             start = end
-            if not item.done.done():
-                item.done.set_result(Ran(mine, began_s - item.waiting.enqueued_s, run_s, rows))
+            if item.end():
+                item.waiter.ran(Ran(mine, began_s - item.waiting.enqueued_s, run_s, rows))
 
-    def _fail(self, batch: list[_Item], error: Exception) -> None:
+    def _fail(self, batch: list[Item], error: Exception) -> None:
         told = error if isinstance(error, MeshError) else model_failed(self._name, error)
         for item in batch:
-            if not item.done.done():
-                item.done.set_exception(told)
+            if item.end():
+                item.waiter.failed(told)
 
     def __repr__(self) -> str:
         """Show the counts."""
@@ -233,16 +310,16 @@ def model_failed(name: str, error: Exception) -> ModelFailed:
     return ModelFailed(f"model '{name}' raised {type(error).__name__}: {error}")
 
 
-def _late(item: _Item, now_s: float) -> bool:
+def _late(item: Item, now_s: float) -> bool:
     return (
-        item.done.done()
+        item.over
         or (item.deadline_s is not None and item.deadline_s <= now_s)
         or (item.give_up_s is not None and item.give_up_s <= now_s)
     )
 
 
-def _bytes(batch: list[_Item]) -> int:
-    return max(1, sum(array.nbytes for item in batch for array in item.inputs.values()))
+def _bytes(batch: list[Item]) -> int:
+    return sum([item.size for item in batch])
 
 
 def _kind(inputs: Tensors) -> tuple[tuple[str, tuple[int, ...]], ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mesh.registry.config import RegistryConfig
-from mesh.wire.transport import Limits, TlsConfig
+from mesh.wire.transport import Engine, Limits, TlsConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,8 @@ class NodeConfig:
     """How long a stopping node waits for calls in flight."""
     settle_s: float = 1.0
     """How long a stopping node keeps answering after it left the registry, so that routers hear of it first."""
+    wire: Engine = "mesh"
+    """What carries the calls: our own wire, or grpcio for comparison and as a way out."""
     limits: Limits = field(default_factory=Limits)
     tls: TlsConfig | None = None
     """TLS of the gRPC port; None: plaintext."""

@@ -1,23 +1,24 @@
-"""The hot path of the node: decode, find the copy, validate, run, encode.
+"""ModelInfer and ModelStreamInfer on the node, as coroutines over bytes: what any engine can carry.
 
-Every answer carries the node's load in its trailers, errors included: a router that misses it knows that the node
-itself never answered.
+One request is `running`'s; the wire's own way to it, without tasks, is `direct`'s. Every answer carries the node's load
+in its trailers, errors included: a router that misses it knows that the node itself never answered.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 
-from google.protobuf.message import DecodeError
-
-from mesh.api.messages import InferParameter, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
-from mesh.api.stream import error_message
-from mesh.core.errors import InvalidRequest, MeshError, NotReady, Unimplemented
+from mesh.api.messages import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
+from mesh.api.stream import final_message
+from mesh.core.errors import MeshError
 from mesh.node.answer import encode, final, wanted_outputs
 from mesh.node.batcher import Ran, model_failed
 from mesh.node.observe import Observed
+from mesh.node.plan import Part
+from mesh.node.running import Asked, Beginner, Reply, Running, decode, failed_message, not_run, read_request
 from mesh.node.runtimes.base import Request, Tensors
 from mesh.node.served import Served
 from mesh.node.validate import read_inputs
@@ -34,29 +35,53 @@ class Infer:
     """Answers ModelInfer and ModelStreamInfer. `find(name, version)` returns the copy that serves, or None."""
 
     def __init__(self, find: Callable[[str, str], Served | None], metrics: NodeMetrics, tracing: Tracing) -> None:
-        self._find = find
-        self._metrics = metrics
-        self._tracing = tracing
+        self.beginner = Beginner(find, metrics, tracing)
+        self.metrics = metrics
+        self.tracing = tracing
         self.outstanding = 0
+
+    def begin(self, asked: Asked, message: bytes, reply: Reply) -> Running:
+        """Begin one request; `reply` hears its end. Raises `MeshError` when it cannot even be queued."""
+        running = self.beginner.planned(asked, message, reply)
+        if running is not None:
+            return running
+        request = decode(message)
+        return self.beginner.begin(asked, message, request, self.served(asked, request), reply)
+
+    def served(self, asked: Asked, request: ModelInferRequest) -> Served:
+        """Return the copy that `request` is for. Raises `NotReady` when it is not here."""
+        return self.beginner.served(asked.model or request.model_name, asked.version or request.model_version)
 
     async def infer(self, call: Call, message: bytes) -> bytes:
         """Answer one ModelInfer. Raises a `MeshError`; a cancelled call leaves its batch to the others."""
-        self.outstanding += 1
         try:
-            return (await self._one(call, decode(message))).SerializeToString()
+            return await self._one(_asked(call), message)
         except MeshError as error:
-            if error.retry_safe:
+            if not_run(error):
                 call.trailers.append((NOT_RUN_TRAILER, "1"))
             raise
         finally:
-            self.outstanding -= 1
             call.trailers.append((LOAD_TRAILER, str(self.outstanding)))
+
+    async def _one(self, asked: Asked, message: bytes) -> bytes:
+        self.outstanding += 1
+        try:
+            reply = _Awaited()
+            running = self.begin(asked, message, reply)
+            try:
+                return await reply.future
+            except asyncio.CancelledError as error:
+                running.withdraw(error)
+                raise
+        finally:
+            self.outstanding -= 1
 
     async def stream(self, call: Call, messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Answer one ModelStreamInfer: a failed request is a message with its error, and the stream goes on."""
+        asked = _asked(call)
 
         def answer(message: bytes) -> Answer:
-            return self._in_stream(call, message)
+            return self._in_stream(asked, message)
 
         try:
             async with aclosing(answer_stream(messages, answer, window=WINDOW)) as responses:
@@ -65,52 +90,34 @@ class Infer:
         finally:
             call.trailers.append((LOAD_TRAILER, str(self.outstanding)))
 
-    def _in_stream(self, call: Call, message: bytes) -> Answer:
+    def _in_stream(self, asked: Asked, message: bytes) -> Answer:
         request = ModelInferRequest()
         try:
             request = decode(message)
-            served = self._served(call, request)
+            served = self.served(asked, request)
         except MeshError as error:
-            return Ordered(_later(error_message(error, request.id)))
+            return Ordered(_later(failed_message(error, request.id, asked)))
         if served.model.decoupled:
-            return Interleaved(self._several(call, request, served))
-        return Ordered(self._message(call, request))
+            return Interleaved(self.several(asked, request, served))
+        return Ordered(self._message(asked, message, request.id))
 
-    async def _message(self, call: Call, request: ModelInferRequest) -> bytes:
-        self.outstanding += 1
+    async def _message(self, asked: Asked, message: bytes, request_id: str) -> bytes:
         try:
-            response = final(await self._one(call, request), is_final=True)
+            return final_message(await self._one(asked, message))
         except MeshError as error:
-            return error_message(error, request.id)
-        finally:
-            self.outstanding -= 1
-        return ModelStreamInferResponse(infer_response=response).SerializeToString()
+            return failed_message(error, request_id, asked)
 
-    async def _one(self, call: Call, request: ModelInferRequest) -> ModelInferResponse:
-        served = self._served(call, request)
-        if served.model.decoupled:
-            raise Unimplemented("ModelInfer RPC doesn't support models with decoupled transaction policy")
-        with Observed(self._metrics, self._tracing, call, served) as seen:
-            wanted = wanted_outputs(request, served)
-            given, seen.rows = read_inputs(request, served.inputs, served.model.name, served.model.max_batch_size)
-            inputs = served.loaded.admit(given)
-            seen.read_ns = time.monotonic_ns()
-            seen.ran = await served.batcher.run(
-                inputs, _seen(request), seen.rows, deadline_s=call.deadline_s, queue_timeout_s=_queue_timeout_s(request)
-            )
-            seen.ran_ns = time.monotonic_ns()
-            return encode(request, served, seen.ran.outputs, wanted)
-
-    async def _several(self, call: Call, request: ModelInferRequest, served: Served) -> AsyncGenerator[bytes]:
+    async def several(self, asked: Asked, request: ModelInferRequest, served: Served) -> AsyncGenerator[bytes]:
         """Yield the responses of a several-response version as they come, then the empty final one if asked for."""
         self.outstanding += 1
+        metadata = asked.metadata() if self.tracing.on else ()
         try:
-            with Observed(self._metrics, self._tracing, call, served) as seen:
+            with Observed(self.metrics, self.tracing, asked.method, metadata, served) as seen:
                 wanted = wanted_outputs(request, served)
                 given, seen.rows = read_inputs(request, served.inputs, served.model.name, served.model.max_batch_size)
                 inputs = served.loaded.admit(given)
                 seen.read_ns = time.monotonic_ns()
-                async with aclosing(_in_threads(served, inputs, _seen(request))) as steps:
+                async with aclosing(_in_threads(served, inputs, read_request(request))) as steps:
                     async for outputs in steps:
                         response = final(encode(request, served, outputs, wanted), is_final=False)
                         yield ModelStreamInferResponse(infer_response=response).SerializeToString()
@@ -123,17 +130,9 @@ class Infer:
                 last = ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
                 yield ModelStreamInferResponse(infer_response=final(last, is_final=True)).SerializeToString()
         except MeshError as error:
-            yield error_message(error, request.id)
+            yield failed_message(error, request.id, asked)
         finally:
             self.outstanding -= 1
-
-    def _served(self, call: Call, request: ModelInferRequest) -> Served:
-        name = call.meta(MODEL_HEADER) or request.model_name
-        version = call.meta(VERSION_HEADER) or request.model_version
-        served = self._find(name, version)
-        if served is None:
-            raise NotReady(f"Request for unknown model: '{name}' is not at ready state on this node")
-        return served
 
 
 async def _in_threads(served: Served, inputs: Tensors, request: Request) -> AsyncGenerator[Tensors]:
@@ -151,32 +150,31 @@ async def _in_threads(served: Served, inputs: Tensors, request: Request) -> Asyn
         raise model_failed(served.model.name, error) from error
 
 
-def decode(message: bytes) -> ModelInferRequest:
-    """Return the request. Raises `InvalidRequest` for bytes that are none."""
-    try:
-        return ModelInferRequest.FromString(message)
-    except DecodeError as error:
-        raise InvalidRequest(f"cannot parse ModelInferRequest: {error}") from error
-
-
-def _seen(request: ModelInferRequest) -> Request:
-    if not request.parameters:
-        return Request(request.id)
-    return Request(request.id, {key: _value(each) for key, each in request.parameters.items()})
-
-
-def _value(parameter: InferParameter) -> bool | int | str | float:
-    chosen = parameter.WhichOneof("parameter_choice")
-    return getattr(parameter, chosen) if chosen else ""
-
-
-def _queue_timeout_s(request: ModelInferRequest) -> float | None:
-    """Return the ``timeout`` parameter, microseconds in the queue, in seconds; None without one (0 is none)."""
-    if "timeout" not in request.parameters:
-        return None
-    timeout_us = int(request.parameters["timeout"].int64_param)
-    return timeout_us / 1e6 if timeout_us > 0 else None
-
-
 async def _later(message: bytes) -> bytes:
     return message
+
+
+class _Awaited:
+    """A `running.Reply` for a coroutine."""
+
+    def __init__(self) -> None:
+        self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def answer(self, response: list[Part]) -> None:
+        if not self.future.done():
+            self.future.set_result(b"".join(response))
+
+    def fail(self, error: BaseException) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+def _asked(call: Call) -> Asked:
+    return Asked(
+        call.method,
+        lambda: call.metadata,
+        call.deadline_s,
+        call.meta(MODEL_HEADER) or "",
+        call.meta(VERSION_HEADER) or "",
+        call.meta("traceparent") or "",
+    )

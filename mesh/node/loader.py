@@ -76,6 +76,8 @@ class Loader:
         self._wake = asyncio.Event()
         self._copies: dict[VersionKey, Copy] = {}
         self._served: dict[VersionKey, Served] = {}
+        self._latest: dict[str, VersionKey] = {}
+        """The latest version held of the names that were asked for without one; emptied when a copy is added."""
         self._tasks: dict[VersionKey, asyncio.Task[None]] = {}
         self._evicting: set[VersionKey] = set()
         self.on_change: Callable[[], None] = lambda: None
@@ -85,8 +87,15 @@ class Loader:
         """Return the copy that answers for `version` of `name`, the latest held when `version` is empty; else None."""
         if version:
             return self._served.get((ModelName(name), Version(version)))
-        held = [key[1] for key in self._served if key[0] == name]
-        return self._served[ModelName(name), max(held, key=version_order)] if held else None
+        latest = self._latest.get(name)
+        served = None if latest is None else self._served.get(latest)
+        if served is None:
+            held = [key for key in self._served if key[0] == name]
+            if not held:
+                return None
+            latest = self._latest[name] = max(held, key=lambda key: version_order(key[1]))
+            served = self._served[latest]
+        return served
 
     def copies(self) -> tuple[Copy, ...]:
         """Return every copy with its last use, in key order."""
@@ -174,6 +183,7 @@ class Loader:
         seconds = time.monotonic() - started_s
         self._metrics.load_done(model.name, model.version, True, seconds)  # noqa: FBT003 - a fact
         executor = ThreadPoolExecutor(STREAMS) if model.decoupled else self._executor
+        self._latest.clear()
         self._served[key] = Served(
             model,
             loaded,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from mesh.core.errors import Code, code_of
 from mesh.node.batcher import Ran
 from mesh.node.served import Served
 from mesh.telemetry.metrics import NodeMetrics
 from mesh.telemetry.tracing import Tracing
-from mesh.wire.transport import Call
+from mesh.wire.transport import Metadata
 
 
 class Observed:
@@ -19,12 +19,23 @@ class Observed:
 
     __slots__ = ("_metrics", "_served", "_span", "_started_ns", "_tracing", "ran", "ran_ns", "read_ns", "rows")
 
-    def __init__(self, metrics: NodeMetrics, tracing: Tracing, call: Call, served: Served) -> None:
+    def __init__(
+        self,
+        metrics: NodeMetrics,
+        tracing: Tracing,
+        method: str,
+        metadata: Metadata,
+        served: Served,
+        *,
+        decided: bool = False,
+    ) -> None:
         self._metrics = metrics
         self._tracing = tracing
         self._served = served
         self._started_ns = time.monotonic_ns()
-        self._span = tracing.start(call.method, call.metadata, kind="server") if tracing.on else None
+        self._span: Any = None
+        if tracing.on:
+            self._span = tracing.start(method, metadata, kind="server", decided=decided)
         self.rows = 1
         self.read_ns = self._started_ns
         """When the inputs had been read."""
@@ -33,13 +44,21 @@ class Observed:
         """When the run had ended."""
 
     def __enter__(self) -> Self:
-        """Return itself."""
-        self._served.enter()
+        """Begin, and return itself."""
+        self.begin()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """End."""
+        self.end(error)
+
+    def begin(self) -> None:
+        """Count the request in."""
+        self._served.enter()
+
+    def end(self, error: BaseException | None) -> None:
         """Count the request by its outcome."""
         now_ns = time.monotonic_ns()
         total_ns = now_ns - self._started_ns
@@ -47,17 +66,18 @@ class Observed:
         served.leave()
         code = Code.OK if error is None else code_of(error) if isinstance(error, Exception) else Code.CANCELLED
         queue_s, run_s = (ran.queue_s, ran.run_s) if ran is not None else (0.0, 0.0)
+        statistics = served.statistics
         if error is None:
-            statistics = served.statistics
-            statistics.inferences += self.rows
-            statistics.last_inference_ms = time.time_ns() // 1_000_000
-            statistics.success.add(total_ns)
-            statistics.queue.add(int(queue_s * 1e9))
-            statistics.compute_input.add(self.read_ns - self._started_ns)
-            statistics.compute_infer.add(int(run_s * 1e9))
-            statistics.compute_output.add(now_ns - self.ran_ns)
+            statistics.answered(
+                self.rows,
+                total_ns=total_ns,
+                queue_ns=int(queue_s * 1e9),
+                input_ns=self.read_ns - self._started_ns,
+                infer_ns=int(run_s * 1e9),
+                output_ns=now_ns - self.ran_ns,
+            )
         else:
-            served.statistics.fail.add(total_ns)
+            statistics.fail.add(total_ns)
         model = served.model
         self._metrics.request_done(
             model.name, model.version, code, queue_s=queue_s, compute_s=run_s, total_s=total_ns / 1e9

@@ -11,7 +11,7 @@ from mesh.api.messages import INFERENCE_SERVICE, NODE_CONTROL_SERVICE
 from mesh.api.service import generic_handler
 from mesh.core.types import NodeId
 from mesh.gateway.http import HttpServer
-from mesh.node import capacity
+from mesh.node import capacity, direct
 from mesh.node.config import NodeConfig
 from mesh.node.control import NodeControlService, NodeHealth, NodeInferenceService
 from mesh.node.infer import Infer
@@ -29,9 +29,9 @@ from mesh.registry.ready import answers_before
 from mesh.telemetry import logs
 from mesh.telemetry.metrics import NodeMetrics
 from mesh.telemetry.tracing import Tracing
+from mesh.wire.engine import Carrier
 from mesh.wire.grpc_services import health_handlers, reflection_handlers
-from mesh.wire.grpcio_server import GrpcioServer
-from mesh.wire.transport import MODEL_INFER, MODEL_STREAM_INFER, HotMethods
+from mesh.wire.transport import MODEL_INFER, MODEL_STREAM_INFER, HotMethods, Server
 
 log = logs.get(__name__)
 
@@ -71,7 +71,7 @@ class _Parts:
     report: Report
     presence: Presence
     health: NodeHealth
-    server: GrpcioServer
+    server: Server
     http: HttpServer | None
 
 
@@ -113,8 +113,14 @@ def _build(
         *health_handlers(health),
         *reflection_handlers([INFERENCE_SERVICE.full_name, NODE_CONTROL_SERVICE.full_name]),
     ]
-    hot = HotMethods(unary={MODEL_INFER: infer.infer}, stream={MODEL_STREAM_INFER: infer.stream})
-    server = GrpcioServer(config.host, config.grpc_port, hot, services, limits=config.limits, tls=config.tls)
+    unary, stream = direct.methods(infer)
+    hot = HotMethods(
+        unary={MODEL_INFER: infer.infer},
+        stream={MODEL_STREAM_INFER: infer.stream},
+        direct={MODEL_INFER: unary, MODEL_STREAM_INFER: stream},
+    )
+    carrier = Carrier(config.wire, config.limits, asyncio.get_running_loop())
+    server = carrier.server(config.host, config.grpc_port, hot, services, tls=config.tls)
     http = None
     if config.http_port is not None:
         http = HttpServer(config.host, config.http_port, metrics.registry, lambda: not report.draining)

@@ -7,6 +7,7 @@ in its stages.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +35,7 @@ class Duration:
 class Statistics:
     """The counters of one copy since it was loaded. Touched from the event loop only."""
 
-    last_inference_ms: int = 0
+    last_inference_ns: int = 0
     inferences: int = 0
     executions: int = 0
     success: Duration = field(default_factory=Duration)
@@ -50,12 +51,28 @@ class Statistics:
         self.executions += 1
         self.batches.setdefault(rows, Duration()).add(run_ns)
 
+    def answered(
+        self, rows: int, *, total_ns: int, queue_ns: int, input_ns: int, infer_ns: int, output_ns: int
+    ) -> None:
+        """Count one request that was answered, with the nanoseconds of its stages."""
+        self.inferences += rows
+        self.last_inference_ns = time.time_ns()
+        for duration, ns in (
+            (self.success, total_ns),
+            (self.queue, queue_ns),
+            (self.compute_input, input_ns),
+            (self.compute_infer, infer_ns),
+            (self.compute_output, output_ns),
+        ):
+            duration.count += 1
+            duration.ns += ns
+
     def message(self, name: str, version: str, bytes_held: int) -> Any:
         """Return the protocol's ModelStatistics."""
         answer = pb.ModelStatistics(
             name=name,
             version=version,
-            last_inference=self.last_inference_ms,
+            last_inference=self.last_inference_ns // 1_000_000,
             inference_count=self.inferences,
             execution_count=self.executions,
             inference_stats=pb.InferStatistics(

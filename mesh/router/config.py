@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mesh.registry.config import RegistryConfig
-from mesh.wire.transport import Limits, TlsConfig
+from mesh.wire.transport import Engine, Limits, TlsConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,8 @@ class RouterConfig:
     """How long a stopping router waits for calls in flight."""
     settle_s: float = 1.0
     """How long a stopping router says NOT_SERVING before it refuses calls, so that balancers hear of it first."""
+    wire: Engine = "mesh"
+    """What carries the calls: our own wire, or grpcio for comparison and as a way out."""
     limits: Limits = field(default_factory=Limits)
     tls: TlsConfig | None = None
     """TLS of the gRPC port; None: plaintext."""

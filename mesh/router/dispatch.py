@@ -21,6 +21,7 @@ from mesh.registry.mirror import Mirror
 from mesh.router.channels import Channels
 from mesh.router.cold import Cold
 from mesh.router.observe import Observed
+from mesh.router.target import Targets
 from mesh.telemetry.metrics import RouterMetrics
 from mesh.telemetry.tracing import Tracing
 from mesh.wire.peek import Peeked, peek
@@ -58,22 +59,23 @@ class Dispatch:
         max_attempts: int,
     ) -> None:
         self._mirror = mirror
-        self._balancer = balancer
+        self.balancer = balancer
         self.channels = channels
         self._cold = cold
-        self._metrics = metrics
-        self._tracing = tracing
+        self.metrics = metrics
+        self.tracing = tracing
         self._cold_wait_s = cold_wait_s
-        self._max_attempts = max_attempts
+        self.targets = Targets(mirror)
+        self.max_attempts = max_attempts
 
     async def infer(self, call: Call, message: bytes) -> bytes:
         """Answer one ModelInfer. Raises a `MeshError`; cancelling it cancels the call at the node."""
         with self.observe(call) as seen:
             return await self.answer(call, message, peek(message), seen)
 
-    def observe(self, call: Call) -> Observed:
-        """Return the context that counts and traces one request of `call`."""
-        return Observed(self._metrics, self._tracing, call)
+    def observe(self, call: Call, *, traced: bool | None = None) -> Observed:
+        """Return the context that counts and traces one request of `call`; `traced` None: decided here."""
+        return Observed(self.metrics, self.tracing, call, traced=traced)
 
     async def answer(self, call: Call, message: bytes, request: Peeked, seen: Observed) -> bytes:
         """Answer one request whose fields were read already, on as many copies as it safely takes."""
@@ -98,12 +100,12 @@ class Dispatch:
         self, error: RemoteError, located: Located, model: ModelVersion, seen: Observed, *, in_sequence: bool
     ) -> None:
         """Raise what the caller gets for `error`, or return when another copy may be asked."""
-        self._metrics.attempt_failed(located.node.id, error.status.name)
+        self.metrics.attempt_failed(located.node.id, error.status.name)
         not_run = any(key == NOT_RUN_TRAILER for key, _ in error.trailers)
         if not may_retry(
-            error, not_run=not_run, in_sequence=in_sequence, attempt=seen.attempts, max_attempts=self._max_attempts
+            error, not_run=not_run, in_sequence=in_sequence, attempt=seen.attempts, max_attempts=self.max_attempts
         ):
-            raise _named(error, located, model) from error
+            raise named(error, located, model) from error
 
     def route(self, call: Call, request: Peeked) -> ModelVersion:
         """Return the version that answers. A name in ModelMesh's metadata wins over the one in the message."""
@@ -117,9 +119,9 @@ class Dispatch:
             now_s = time.monotonic()
             candidates = self._mirror.view.serving.get(key, ())
             located = (
-                self._balancer.pin(candidates, sequence, tried=tried, now_s=now_s)
+                self.balancer.pin(candidates, sequence, tried=tried, now_s=now_s)
                 if sequence
-                else self._balancer.pick(candidates, tried=tried, now_s=now_s, u=random.random())  # noqa: S311
+                else self.balancer.pick(candidates, tried=tried, now_s=now_s, u=random.random())  # noqa: S311
             )
             if located is not None:
                 return located
@@ -136,7 +138,7 @@ class Dispatch:
                 await self._cold.wait(model, deadline_s)
                 outcome = "ready"
             finally:
-                self._metrics.cold_wait(model.name, time.monotonic() - waited_s, outcome)
+                self.metrics.cold_wait(model.name, time.monotonic() - waited_s, outcome)
 
     def metadata(self, call: Call, model: ModelVersion, seen: Observed) -> Metadata:
         """Return what goes to the node: the caller's own metadata, what was resolved, and the trace."""
@@ -153,7 +155,7 @@ class Dispatch:
 
     def outstanding(self, located: Located) -> _Asked:
         """Return the context that counts a request at its node and learns from how it ends."""
-        return _Asked(self._balancer, located.node)
+        return _Asked(self.balancer, located.node)
 
     async def _newer_view(self) -> None:
         try:
@@ -164,7 +166,7 @@ class Dispatch:
 
     def __repr__(self) -> str:
         """Show the balancer."""
-        return f"<Dispatch {self._balancer!r}>"
+        return f"<Dispatch {self.balancer!r}>"
 
 
 class _Asked:
@@ -214,7 +216,7 @@ def _reported(trailers: Metadata) -> int | None:
     return None
 
 
-def _named(error: RemoteError, located: Located, model: ModelVersion) -> MeshError:
+def named(error: RemoteError, located: Located, model: ModelVersion) -> MeshError:
     """Say who failed, where the transport's own words would leave the caller guessing."""
     if not error.transport_failed:
         return error

@@ -11,8 +11,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine
 from contextlib import aclosing
 
-from mesh.api.messages import InferParameter, ModelInferResponse
-from mesh.api.stream import error_message
+from mesh.api.stream import error_message, final_message
 from mesh.core.errors import Code, MeshError, RemoteError
 from mesh.core.types import ModelVersion, NodeId
 from mesh.core.view import Located
@@ -31,8 +30,8 @@ class Streams:
     """Answers streams with the parts of `Dispatch`."""
 
     def __init__(self, dispatch: Dispatch, metrics: RouterMetrics) -> None:
-        self._dispatch = dispatch
-        self._metrics = metrics
+        self.dispatch = dispatch
+        self.metrics = metrics
 
     async def stream(self, call: Call, messages: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
         """Answer one ModelStreamInfer. Cancelling it cancels the requests in flight at their nodes."""
@@ -40,41 +39,45 @@ class Streams:
         turns: dict[tuple[str, str], asyncio.Event] = {}
 
         def answer(message: bytes) -> Answer:
-            self._metrics.stream_message("request")
+            self.metrics.stream_message("request")
             try:
                 request = peek(message)
-                model = self._dispatch.route(call, request)
+                model = self.dispatch.route(call, request)
             except MeshError as error:
                 return Ordered(_failed(error, _id(message), strict=strict))
             if model.decoupled:
-                return Interleaved(self._several(call, message, request, model, strict=strict))
+                return Interleaved(self.several(call, message, request, model, strict=strict))
             sequence = str(request.parameters.get("sequence_id") or "")
             if not sequence:
-                return Ordered(self._one(call, message, request, strict=strict))
-            one = self._one(call, message, request, strict=strict)
-            return Ordered(_in_turn(turns, (model.name, sequence), one))
+                return Ordered(self.one(call, message, request, strict=strict))
+            one = self.one(call, message, request, strict=strict)
+            return Ordered(in_turn(turns, (model.name, sequence), one))
 
-        self._metrics.stream_opened()
+        self.metrics.stream_opened()
         try:
             async with aclosing(answer_stream(messages, answer, window=WINDOW)) as responses:
                 async for response in responses:
-                    self._metrics.stream_message("response")
+                    self.metrics.stream_message("response")
                     yield response
         finally:
-            self._metrics.stream_closed()
+            self.metrics.stream_closed()
 
-    async def _one(self, call: Call, message: bytes, request: Peeked, *, strict: bool) -> bytes:
+    async def one(
+        self, call: Call, message: bytes, request: Peeked, *, strict: bool, traced: bool | None = None
+    ) -> bytes:
+        """Return the message that answers one request; `traced` as in `Dispatch.observe`."""
         try:
-            with self._dispatch.observe(call) as seen:
-                return _wrapped(await self._dispatch.answer(call, message, request, seen))
+            with self.dispatch.observe(call, traced=traced) as seen:
+                return final_message(await self.dispatch.answer(call, message, request, seen))
         except MeshError as error:
             return await _failed(error, request.id, strict=strict)
 
-    async def _several(
+    async def several(
         self, call: Call, message: bytes, request: Peeked, model: ModelVersion, *, strict: bool
     ) -> AsyncGenerator[bytes]:
+        """Yield the messages that answer one request of a several-response version."""
         try:
-            with self._dispatch.observe(call) as seen:
+            with self.dispatch.observe(call) as seen:
                 seen.model = model
                 async with aclosing(self._relay(call, message, request, seen, model)) as responses:
                     async for response in responses:
@@ -92,11 +95,11 @@ class Streams:
         sequence = str(request.parameters.get("sequence_id") or "")
         tried: list[NodeId] = []
         while True:
-            located = await self._dispatch.pick(call, model, sequence, tried)
+            located = await self.dispatch.pick(call, model, sequence, tried)
             seen.asked(located.node.id)
             responses = 0
             try:
-                metadata = self._dispatch.metadata(call, model, seen)
+                metadata = self.dispatch.metadata(call, model, seen)
                 async with aclosing(self._responses(call, message, located, metadata)) as answers:
                     async for response in answers:
                         responses += 1
@@ -107,7 +110,7 @@ class Streams:
                         Code.UNAVAILABLE,
                         f"node '{located.node.id}' went away after {responses} responses ({error.message}); call again",
                     ) from error
-                self._dispatch.refuse_or_retry(error, located, model, seen, in_sequence=bool(sequence))
+                self.dispatch.refuse_or_retry(error, located, model, seen, in_sequence=bool(sequence))
                 tried.append(located.node.id)
             else:
                 return
@@ -115,8 +118,8 @@ class Streams:
     async def _responses(
         self, call: Call, message: bytes, located: Located, metadata: Metadata
     ) -> AsyncGenerator[bytes]:
-        with self._dispatch.outstanding(located):
-            channel = self._dispatch.channels.to(located.node.address)
+        with self.dispatch.outstanding(located):
+            channel = self.dispatch.channels.to(located.node.address)
             upstream = channel.stream(MODEL_STREAM_INFER, metadata=metadata, timeout_s=left_s(call))
             try:
                 await upstream.send(message)
@@ -127,7 +130,7 @@ class Streams:
                 upstream.cancel()
 
 
-def _in_turn(
+def in_turn(
     turns: dict[tuple[str, str], asyncio.Event], key: tuple[str, str], one: Awaitable[bytes]
 ) -> Coroutine[None, None, bytes]:
     """Return `one`, to be awaited after the request of the same sequence before it, which is in `turns`.
@@ -163,22 +166,3 @@ async def _failed(error: MeshError, request_id: str, *, strict: bool) -> bytes:
     if strict:
         raise error
     return error_message(error, request_id)
-
-
-_FINAL = ModelInferResponse(parameters={"triton_final_response": InferParameter(bool_param=True)}).SerializeToString()
-_INFER_RESPONSE_TAG = b"\x12"
-"""Field 2 of ModelStreamInferResponse, length-delimited."""
-
-
-def _wrapped(response: bytes) -> bytes:
-    """Return a ModelInferResponse as a stream message with ``triton_final_response``, without decoding it.
-
-    Concatenated protobuf messages merge, so the parameter is put behind the bytes that came from the node.
-    """
-    length = len(response) + len(_FINAL)
-    head = bytearray(_INFER_RESPONSE_TAG)
-    while length > 0x7F:
-        head.append(length & 0x7F | 0x80)
-        length >>= 7
-    head.append(length)
-    return b"".join((head, response, _FINAL))

@@ -92,6 +92,10 @@ class RouterMetrics:
         """Count a ModelStreamInfer that ended, however it ended."""
         self._streams_open -= 1
 
+    def stream_messages(self, direction: str, count: int) -> None:
+        """Count `count` messages at once."""
+        self._messages[direction] += count
+
     def stream_message(self, direction: str) -> None:
         """Count one message of a stream; `direction` is "request" or "response"."""
         self._messages[direction] += 1

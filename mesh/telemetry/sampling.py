@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace.sampling import ParentBased, Sampler, SamplingResult, TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, SamplingResult, TraceIdRatioBased
 from opentelemetry.trace import Link, SpanKind, TraceState
 from opentelemetry.util.types import Attributes
 
@@ -15,6 +15,8 @@ class RatioSampler(Sampler):
 
     def __init__(self, ratio: float) -> None:
         self._inner = TraceIdRatioBased(ratio)
+        self.decided = False
+        """Set just before a span is started that was chosen already (`Tracing.wants`): it is recorded."""
 
     @property
     def ratio(self) -> float:
@@ -40,6 +42,9 @@ class RatioSampler(Sampler):
         trace_state: TraceState | None = None,
     ) -> SamplingResult:
         """Decide one trace (the SDK calls this)."""
+        if self.decided:
+            self.decided = False
+            return SamplingResult(Decision.RECORD_AND_SAMPLE, attributes, trace_state)
         return self._inner.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
 
     def get_description(self) -> str:

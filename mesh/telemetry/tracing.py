@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
     from mesh.telemetry.sampling import RatioSampler
 
+_SAMPLED: Final = frozenset({b"1", b"3", b"5", b"7", b"9", b"b", b"d", b"f", "1", "3", "5", "7", "9", "b", "d", "f"})
+"""Last digits of a traceparent whose sampled flag, the lowest bit, is set (W3C Trace Context, trace-flags)."""
+
+UNSAMPLED: Final = "00-4d657368000000000000000000000001-4d65736800000001-00"
+"""The traceparent of requests that a router chose not to record: one for all, so that it costs nothing to send."""
+
 Kind = Literal["server", "client", "internal"]
 Attributes = Mapping[str, str | int | float | bool]
 
@@ -52,15 +58,36 @@ class Tracing:
         """False: every method does nothing at once."""
 
     def start(
-        self, name: str, metadata: Metadata = (), *, kind: Kind = "server", attributes: Attributes | None = None
+        self,
+        name: str,
+        metadata: Metadata = (),
+        *,
+        kind: Kind = "server",
+        attributes: Attributes | None = None,
+        decided: bool = False,
     ) -> Span | None:
         """Return a new span, None when tracing is off.
 
         Its parent is the one in `metadata` (``traceparent``, ``tracestate``), if there is one: the caller's metadata
         for a server, `headers` of the span above for a client or internal one. A `name` that is a method path
-        ("/package.Service/Method") also gives the rpc attributes. End it with `end`.
+        ("/package.Service/Method") also gives the rpc attributes. `decided`: `wants` has chosen it. End it with `end`.
         """
+        if decided and self._live is not None:
+            self._live.sampler.decided = True
         return None if self._live is None else self._live.start(name, metadata, kind, attributes)
+
+    def wants(self, traceparent: bytes | str, u: float) -> bool:
+        """Decide before anything is made whether a request is to have a span; `u` is random in [0, 1). Cheap.
+
+        A caller's decision (the flags of its W3C ``traceparent``) is followed; without one the ratio decides. When
+        true, call `start` next with ``decided``.
+        """
+        live = self._live
+        if live is None:
+            return False
+        if traceparent:
+            return traceparent[-1:] in _SAMPLED
+        return u < live.sampler.ratio
 
     def headers(self, span: Span | None) -> Metadata:
         """Return the metadata that makes `span` the parent of what the peer does; empty without a span."""
@@ -145,7 +172,10 @@ class _Live:
             name = name[1:]
             given[RPC_SYSTEM] = "grpc"
             given[RPC_METHOD] = name
-        return self._tracer.start_span(name, context=parent, kind=self._kinds[kind], attributes=given)
+        try:
+            return self._tracer.start_span(name, context=parent, kind=self._kinds[kind], attributes=given)
+        finally:
+            self.sampler.decided = False
 
     def headers(self, span: Span) -> Metadata:
         from opentelemetry.context import Context  # noqa: PLC0415 - see the class

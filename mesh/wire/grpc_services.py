@@ -82,7 +82,7 @@ class _Health:
             self._watches -= 1
 
 
-def _status(known: bool | None) -> health_pb2.HealthCheckResponse.ServingStatus:  # noqa: FBT001 - three states, named
+def _status(known: bool | None) -> health_pb2.HealthCheckResponse.ServingStatus:
     if known is None:
         return _SERVICE_UNKNOWN
     return _SERVING if known else _NOT_SERVING

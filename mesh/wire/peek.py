@@ -28,7 +28,7 @@ class PeekError(InvalidRequest):
         super().__init__(f"cannot parse ModelInferRequest: {why}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Peeked:
     """What routing reads of a request."""
 
@@ -62,6 +62,49 @@ def peek(message: bytes) -> Peeked:
 
 
 _NONE: Mapping[str, Parameter] = {}
+
+_FRONT = frozenset({0x0A, 0x12, 0x1A, 0x22})
+"""The tags of model_name, model_version, id and parameters."""
+_PAST_FRONT = 0x2A
+"""The tag of inputs. Serializers write fields in the order of their numbers, so that nothing of the front follows."""
+
+
+def peek_front(data: bytes, start: int, *, whole: bool) -> Peeked | None:
+    """Return the leading fields of the message that begins at `start` of `data`, without looking at the tensors.
+
+    None when more of the message is needed (never when it is `whole`). Raises `PeekError` for a beginning that is not
+    what serializers write; `peek` reads those. The node is told what the router resolved, so a field repeated behind
+    the tensors changes nothing. O(fields before the tensors).
+    """
+    texts = {0x0A: b"", 0x12: b"", 0x1A: b""}
+    entries: list[bytes] = []
+    position, size = start, len(data)
+    while position < size:
+        tag = data[position]
+        if tag not in _FRONT:
+            if tag < _PAST_FRONT or tag & 7 > 5:
+                raise PeekError("an unusual beginning")
+            break
+        if size - position < 12 and not whole:
+            return None
+        length, value_at = _varint(data, position + 1)
+        position = value_at + length
+        if position > size:
+            break
+        if tag == 0x22:
+            entries.append(data[value_at:position])
+        else:
+            texts[tag] = data[value_at:position]
+    if position >= size and not whole:
+        return None
+    if position > size or len(entries) > MAX_PARAMETERS:
+        raise PeekError("a field is cut off, or there are too many parameters")
+    return Peeked(
+        _text(texts[0x0A], "model_name"),
+        _text(texts[0x12], "model_version"),
+        _text(texts[0x1A], "id"),
+        dict(_parameter(entry) for entry in entries) if entries else _NONE,
+    )
 
 
 class _Span(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
@@ -27,6 +27,11 @@ MODEL_HEADER = "mesh-model"
 VERSION_HEADER = "mesh-version"
 """What the router resolved the request to. On a node they win over the name and version in the message, which the
 router forwards as it came. The router drops every ``mesh-`` key that a client sends."""
+
+
+Engine = Literal["mesh", "grpcio"]
+"""What carries calls: our own wire, or grpcio for comparison and as a way out. Both pass the same tests."""
+ENGINES: tuple[Engine, ...] = ("mesh", "grpcio")
 
 
 @dataclass(slots=True)
@@ -55,12 +60,19 @@ StreamHandler = Callable[[Call, AsyncIterator[bytes]], AsyncIterator[bytes]]
 """Answers a stream of messages with a stream; the iterator ends at the caller's half-close. Raises a `MeshError`."""
 
 
+Direct = Callable[..., Any]
+"""A `wire.server_call.Direct`; this file knows no engine."""
+
+
 @dataclass(frozen=True, slots=True)
 class HotMethods:
     """The methods an engine carries as bytes, by full path. Everything else on the port is a plain grpcio service."""
 
     unary: Mapping[str, UnaryHandler]
     stream: Mapping[str, StreamHandler]
+    direct: Mapping[str, Direct] = field(default_factory=dict)
+    """Faster ways through the wire for methods that are above as well. Other
+    engines do not look at them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,3 +145,6 @@ class Limits:
     max_message_bytes: int = 256 * 1024 * 1024
     """Largest message taken in. Above it: RESOURCE_EXHAUSTED. The default leaves room for a batch of images; Triton's
     clients send up to 2 GiB."""
+    max_connection_age_s: float = 0.0
+    """Seconds after which a connection is asked to go (calls in flight finish), with 10% jitter; 0: never. Behind a
+    plain TCP balancer, this spreads long-lived clients over routers that came later."""

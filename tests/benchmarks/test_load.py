@@ -12,8 +12,9 @@ import grpc
 import pytest
 
 from benchmarks import load, models
-from benchmarks.load import INFER, STREAM, LoadFailed, Work
-from benchmarks.peers import Echo
+from benchmarks.calls import Job
+from benchmarks.load import INFER, STREAM, LoadFailed
+from benchmarks.peers.grpcio import Echo
 
 needs_h2load = pytest.mark.skipif(shutil.which("h2load") is None, reason="h2load is not on the PATH")
 
@@ -55,20 +56,46 @@ def refusing() -> Iterator[str]:
         server.stop(0).wait()
 
 
-def work(peer: Echo, method: str, *, extra: int = 0) -> Work:
-    size = peer.answer_bytes[method, "mlp"] + extra
-    return Work(peer.address, method, models.small().request(), size, 100)
+def job(address: str, method: str, answer_bytes: int, **changes: Any) -> Job:
+    asked: dict[str, Any] = {
+        "body": models.small().request(),
+        "count": 100,
+        "connections": 2,
+        "streams": 3,
+        "window": 4,
+        "streaming": method == STREAM,
+        "unique": False,
+    }
+    return Job(address=address, method=method, answer_bytes=answer_bytes, **{**asked, **changes})
 
 
 @pytest.mark.parametrize("method", [INFER, STREAM])
-def test_a_run_in_which_every_answer_is_right_takes_some_time(echo: Echo, method: str, tmp_path: Path) -> None:
-    assert load.send(work(echo, method), tmp_path) > 0
+@pytest.mark.parametrize("unique", [False, True])
+def test_a_run_in_which_every_answer_is_right_takes_some_time(
+    echo: Echo, method: str, tmp_path: Path, unique: bool
+) -> None:
+    asked = job(echo.address, method, echo.answer_bytes[method, "mlp"], unique=unique)
+    assert load.send(asked, tmp_path).seconds > 0
 
 
+@pytest.mark.parametrize("count", [1, 5, 23, 24, 25])
 @pytest.mark.parametrize("method", [INFER, STREAM])
-def test_an_answer_of_another_size_fails_the_run(echo: Echo, method: str, tmp_path: Path) -> None:
+def test_fewer_messages_than_there_is_room_for_end_well(echo: Echo, method: str, tmp_path: Path, count: int) -> None:
+    asked = job(echo.address, method, echo.answer_bytes[method, "mlp"], count=count)
+    assert load.send(asked, tmp_path, own=True).seconds > 0
+
+
+@pytest.mark.parametrize("body_bytes", [16_000, 16_379, 16_380, 65_530, 602_112])
+def test_our_client_keeps_to_the_servers_windows_and_frames(echo: Echo, tmp_path: Path, body_bytes: int) -> None:
+    asked = job(echo.address, INFER, body_bytes, body=bytes(body_bytes), count=30)
+    assert load.send(asked, tmp_path, own=True).latency_s > 0
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("method", [INFER, STREAM])
+def test_an_answer_of_another_size_fails_the_run(echo: Echo, method: str, tmp_path: Path, own: bool) -> None:
     with pytest.raises(LoadFailed, match="expected"):
-        load.send(work(echo, method, extra=1), tmp_path)
+        load.send(job(echo.address, method, echo.answer_bytes[method, "mlp"] + 1), tmp_path, own=own)
 
 
 @pytest.mark.parametrize("has_h2load", [pytest.param(True, marks=needs_h2load), False])
@@ -78,22 +105,27 @@ def test_failed_calls_fail_the_run(
     if not has_h2load:
         monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LoadFailed):
-        load.send(Work(refusing, INFER, models.small().request(), 100, 50), tmp_path)
+        load.send(job(refusing, INFER, 100), tmp_path)
+
+
+def test_our_client_says_which_status_a_failed_call_had(refusing: str, tmp_path: Path) -> None:
+    with pytest.raises(LoadFailed, match=r"'grpc-status': '8', 'grpc-message': 'too busy'"):
+        load.send(job(refusing, INFER, 100), tmp_path, own=True)
 
 
 def test_single_calls_go_without_h2load_too(echo: Echo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert load.send(work(echo, INFER), tmp_path) > 0
+    assert load.send(job(echo.address, INFER, echo.answer_bytes[INFER, "mlp"]), tmp_path).seconds > 0
 
 
 @pytest.mark.parametrize(("took", "seconds"), [("900us", 0.0009), ("48.1ms", 0.0481), ("3.02s", 3.02), ("2.0m", 120)])
 def test_h2loads_time_is_read_in_any_unit(took: str, seconds: float) -> None:
     report = REPORT.format(took=took, succeeded=100, data=1500)
-    assert load.parse_h2load(report, Work("", INFER, b"", 10, 100)) == pytest.approx(seconds)
+    assert load.parse_h2load(report, job("", INFER, 10)) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize(("succeeded", "data"), [(99, 1500), (100, 1485), (100, 0)])
 def test_h2loads_report_of_lost_answers_fails_the_run(succeeded: int, data: int) -> None:
     report = REPORT.format(took="1s", succeeded=succeeded, data=data)
     with pytest.raises(LoadFailed, match=f"got {succeeded} and {data}"):
-        load.parse_h2load(report, Work("", INFER, b"", 10, 100))
+        load.parse_h2load(report, job("", INFER, 10))

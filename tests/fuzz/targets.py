@@ -14,8 +14,8 @@ from mesh.api.messages import InferTensorContents
 from mesh.api.tensors import TensorError, decode_contents, decode_raw
 from mesh.core.errors import InvalidRequest, LoadFailed
 from mesh.core.types import Dtype, ModelName, ModelVersion, TensorSpec, Version
-from mesh.node.infer import decode
 from mesh.node.repository import BadFolder, _config
+from mesh.node.running import decode
 from mesh.node.validate import read_inputs
 from mesh.registry import keys, records
 from mesh.router.override import overridden

@@ -1,0 +1,108 @@
+"""The mesh: one registry, one node, one router, and the peers that are parts of it.
+
+The node is what every proxy stands before, so it moves: to the servers' core when it is measured, to the load's core
+when a proxy is.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from benchmarks.machine import LOAD_CORE, SERVER_CORE, pin
+from benchmarks.models import Case, write_repository
+from benchmarks.peers.base import SERVERS, Peer, Process
+
+COMMAND = (sys.executable, "-m", "mesh.cli.main")
+
+
+class Mesh:
+    """The processes. `engine` is what carries HTTP/2 in them, given as --wire; "" leaves the flag out."""
+
+    def __init__(self, engine: str) -> None:
+        self.router_address = self.node_address = ""
+        self.router_pid = self.node_pid = 0
+        self._wire = ["--wire", engine] if engine else []
+        self._processes: list[Process] = []
+
+    def start(self, folder: Path, cases: list[Case]) -> None:
+        """Start all three and load the models; `stop` them even when this fails. Raises as `Peer.start` does."""
+        repository = folder / "models"
+        write_repository(repository, cases)
+        registry = self._start(folder, "registry", [sys.executable, str(SERVERS / "registry.py")], core=LOAD_CORE)
+        common = ["--registry", registry.line().strip(), "--grpc-port", "0", "--http-port", "0", "--json-ready"]
+        node = [*COMMAND, "node", "--id", "n1", "--models", str(repository), *common, *self._wire]
+        router = [*COMMAND, "router", *common, *self._wire]
+        self.node_address, self.node_pid = _ready(self._start(folder, "node", node, core=SERVER_CORE))
+        self.router_address, self.router_pid = _ready(self._start(folder, "router", router, core=SERVER_CORE))
+        # The node loads a model when the router is called for it.
+        Router(self).start(folder, cases)
+
+    def stop(self) -> None:
+        """Stop the router, then the node, then the registry."""
+        while self._processes:
+            self._processes.pop().stop()
+
+    def place_node(self, core: int) -> None:
+        """Move the node."""
+        pin(self.node_pid, core)
+
+    def _start(self, folder: Path, name: str, command: list[str], *, core: int) -> Process:
+        process = Process(folder / f"{name}.log", command, core=core, says=True)
+        self._processes.append(process)
+        return process
+
+
+def _ready(process: Process) -> tuple[str, int]:
+    """Return the gRPC address and the process that the ready line names. Raises `Unavailable`."""
+    line = json.loads(process.line())
+    return line["grpc"], line["pid"]
+
+
+class Part(Peer):
+    """A part of the running mesh."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        super().__init__()
+        self.mesh = mesh
+        self.required = True
+
+    def stop(self) -> None:
+        """Leave it to the mesh."""
+
+
+class Together(Part):
+    """Router and node on one core: what one core of a whole mesh does."""
+
+    key, name = "mesh", "mesh (router + node)"
+
+    def start(self, folder: Path, cases: list[Case]) -> None:  # noqa: ARG002 - the mesh has started it
+        """Use the running mesh."""
+        self.address = self.mesh.router_address
+        self.parts = {"router": self.mesh.router_pid, "node": self.mesh.node_pid}
+        self.check_all(cases)
+
+
+class Router(Part):
+    """The router alone; the node is its upstream."""
+
+    key, name = "router", "mesh router"
+
+    def start(self, folder: Path, cases: list[Case]) -> None:  # noqa: ARG002 - the mesh has started it
+        """Use the running mesh's router."""
+        self.address = self.mesh.router_address
+        self.parts = {"router": self.mesh.router_pid}
+        self.check_all(cases)
+
+
+class Node(Part):
+    """The node, called straight: it speaks the same protocol."""
+
+    key, name = "node", "mesh node"
+
+    def start(self, folder: Path, cases: list[Case]) -> None:  # noqa: ARG002 - the mesh has started it
+        """Use the running mesh's node."""
+        self.address = self.mesh.node_address
+        self.parts = {"node": self.mesh.node_pid}
+        self.check_all(cases)

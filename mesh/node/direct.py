@@ -1,0 +1,328 @@
+"""The node's hot methods on the wire itself: a request goes from its frames to the batcher and back without a task.
+
+What a request is, `running` says; `infer` carries the same over coroutines for the other engine and for models with
+several responses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextlib import aclosing
+from functools import lru_cache
+from typing import Final
+
+from mesh.api.messages import ModelInferRequest
+from mesh.api.stream import FINAL, INFER_RESPONSE_TAG
+from mesh.core.errors import Code, MeshError, RemoteError
+from mesh.node.infer import WINDOW, Infer
+from mesh.node.plan import Part, varint
+from mesh.node.running import Asked, Running, decode, failed_message, not_run
+from mesh.node.served import Served
+from mesh.wire.connection import Connection
+from mesh.wire.grpc_framing import Deframer, framed, pack_prefix
+from mesh.wire.header_cache import encode
+from mesh.wire.heads import ANSWER, OK_TRAILERS, RequestHead
+from mesh.wire.server_call import STREAM_BUFFER, Origin, ServerCall, UnaryCall, status_of, stop_sending
+from mesh.wire.streams import Stream
+from mesh.wire.transport import LOAD_TRAILER, MODEL_HEADER, NOT_RUN_TRAILER, VERSION_HEADER, Direct
+
+_MODEL: Final = MODEL_HEADER.encode()
+_VERSION: Final = VERSION_HEADER.encode()
+_LOAD: Final = LOAD_TRAILER.encode()
+
+
+def methods(infer: Infer) -> tuple[Direct, Direct]:
+    """Return what answers ModelInfer and ModelStreamInfer on the wire."""
+
+    def unary(connection: Connection, stream: Stream, origin: Origin) -> DirectUnary:
+        return DirectUnary(connection, stream, origin, infer)
+
+    def stream(connection: Connection, stream: Stream, origin: Origin) -> DirectStream:
+        return DirectStream(connection, stream, origin, infer)
+
+    return unary, stream
+
+
+def _asked(head: RequestHead, deadline_s: float | None) -> Asked:
+    """Return what the head of a call says; the part that is equal for equal heads is kept on it."""
+    known = head.memo
+    if known.__class__ is not _Known:
+        known = head.memo = _Known(head)
+    assert isinstance(known, _Known)
+    return Asked(known.method, lambda: head.metadata, deadline_s, known.model, known.version, known.traceparent)
+
+
+class _Known:
+    __slots__ = ("method", "model", "traceparent", "version")
+
+    def __init__(self, head: RequestHead) -> None:
+        self.method = head.path.decode("latin-1")
+        self.model = (head.get(_MODEL) or b"").decode("utf-8", "replace")
+        self.version = (head.get(_VERSION) or b"").decode("utf-8", "replace")
+        self.traceparent = (head.get(b"traceparent") or b"").decode("latin-1")
+
+
+def _load(outstanding: int) -> bytes:
+    return encode(_LOAD, b"%d" % outstanding)
+
+
+class DirectUnary(UnaryCall):
+    """One ModelInfer: the `Reply` of its own request."""
+
+    __slots__ = ("_infer", "_running")
+
+    def __init__(self, connection: Connection, stream: Stream, origin: Origin, infer: Infer) -> None:
+        super().__init__(connection, stream, origin)
+        self._infer = infer
+        self._running: Running | None = None
+        infer.outstanding += 1
+
+    def received(self, message: bytes) -> None:
+        """Begin."""
+        try:
+            self._running = self._infer.begin(_asked(self.head, self.deadline_s), message, self)
+        except Exception as error:  # noqa: BLE001 - the edge: every failure becomes a status
+            self.fail(error)
+
+    def finish(self) -> None:
+        """Count the request out, however it ended."""
+        if not self.over:
+            self._infer.outstanding -= 1
+        super().finish()
+
+    def cancelled(self) -> None:
+        """Leave the queue."""
+        if self._running is not None:
+            self._running.withdraw(asyncio.CancelledError())
+
+    def answer(self, response: list[Part]) -> None:
+        """Send the response with the load as it is now."""
+        if self.over:
+            return
+        self.finish()
+        data = b"".join([pack_prefix(0, sum(map(len, response))), *response])
+        self.connection.answer(self.stream, ANSWER, data, OK_TRAILERS + _load(self._infer.outstanding))
+        stop_sending(self.connection, self.stream)
+
+    def fail(self, error: BaseException, metadata: tuple[tuple[str, str | bytes], ...] = ()) -> None:
+        """Send the status with the load, and whether the request was run."""
+        load = (LOAD_TRAILER, str(self._infer.outstanding - 1))
+        super().fail(error, (*metadata, (NOT_RUN_TRAILER, "1"), load) if not_run(error) else (*metadata, load))
+
+
+class DirectStream(ServerCall):
+    """One ModelStreamInfer: ordinary requests answered in their order, several-response ones as they come."""
+
+    __slots__ = (
+        "_asked",
+        "_deframer",
+        "_ended",
+        "_infer",
+        "_loop",
+        "_messages",
+        "_owed",
+        "_room",
+        "_several",
+        "_telling",
+        "_turns",
+    )
+
+    def __init__(self, connection: Connection, stream: Stream, origin: Origin, infer: Infer) -> None:
+        super().__init__(connection, stream, origin)
+        self._infer = infer
+        self._asked = _asked(origin.head, self.deadline_s)
+        self._deframer = Deframer(origin.max_message_bytes, compression=origin.head.compression)
+        self._messages: deque[bytes] = deque()
+        self._turns: deque[_Turn] = deque()
+        self._several: set[asyncio.Task[None]] = set()
+        self._owed = 0
+        self._ended = False
+        self._room: asyncio.Future[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._telling = False
+
+    def data(self, stream: Stream, data: bytes, end: bool) -> None:
+        """Take requests."""
+        if self.over:
+            self.connection.consumed(stream, len(data))
+            return
+        try:
+            self._messages.extend(self._deframer.feed(data))
+        except MeshError as error:
+            self.fail(error)
+            self.cancelled()
+            return
+        self._owed += len(data)
+        self._ended = self._ended or end
+        self._go_on()
+
+    def drained(self, stream: Stream) -> None:
+        """Go on: the caller reads again."""
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Begin what waits, as far as the window goes; the caller's window opens when all has begun."""
+        messages = self._messages
+        while messages and self._busy < WINDOW and self.stream.pending_bytes <= STREAM_BUFFER:
+            self._begin_one(messages.popleft())
+        if not messages and self._owed and not self.over:
+            owed, self._owed = self._owed, 0
+            self.connection.consumed(self.stream, owed)
+        self._close_if_done()
+
+    @property
+    def _busy(self) -> int:
+        return len(self._turns) + len(self._several)
+
+    def _begin_one(self, message: bytes) -> None:
+        turn = _Turn(self)
+        infer, asked = self._infer, self._asked
+        self._turns.append(turn)
+        infer.outstanding += 1
+        try:
+            turn.running = infer.beginner.planned(asked, message, turn)
+            if turn.running is None:
+                request = decode(message)
+                turn.id = request.id
+                served = infer.served(asked, request)
+                if served.model.decoupled:
+                    self._turns.pop()
+                    infer.outstanding -= 1
+                    self._begin_several(request, served)
+                    return
+                turn.running = infer.beginner.begin(asked, message, request, served, turn)
+        except MeshError as error:
+            turn.fail(error)
+
+    def _begin_several(self, request: ModelInferRequest, served: Served) -> None:
+        task = asyncio.get_running_loop().create_task(self._run_several(request, served))
+        self._several.add(task)
+        task.add_done_callback(self._several_done)
+
+    def _tell(self) -> None:
+        """Send what is answered up to the first that is not."""
+        self._telling = False
+        turns = self._turns
+        ready: list[bytes] = []
+        while turns and (message := turns[0].message) is not None:
+            turns.popleft()
+            ready.append(message)
+        if ready:
+            self.send(b"".join(ready))
+            if self._messages or (self._ended and not turns):
+                self._go_on()
+
+    def done_one(self) -> None:
+        """Hear that a request of this stream ended. What ends in one turn of the loop is sent together."""
+        self._infer.outstanding -= 1
+        if not self._telling:
+            self._telling = True
+            self._loop.call_soon(self._tell)
+
+    def failed(self, error: BaseException, request_id: str) -> bytes:
+        """Return the message for a request that failed."""
+        code, text = status_of(error)
+        told = error if isinstance(error, MeshError) else RemoteError(code, text)
+        return framed(failed_message(told, request_id, self._asked))
+
+    def send(self, data: bytes) -> None:
+        """Send framed messages."""
+        if self.over:
+            return
+        if not self._begun:
+            self._begun = True
+            self.connection.send_headers(self.stream, ANSWER)
+        self.connection.send_data(self.stream, data)
+
+    async def _run_several(self, request: ModelInferRequest, served: Served) -> None:
+        async with aclosing(self._infer.several(self._asked, request, served)) as responses:
+            async for response in responses:
+                self.send(framed(response))
+                while self.stream.pending_bytes > STREAM_BUFFER and not self.over:
+                    self._room = asyncio.get_running_loop().create_future()
+                    await self._room
+
+    def _several_done(self, task: asyncio.Task[None]) -> None:
+        self._several.discard(task)
+        if self.over or task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:
+            self.fail(error)
+            self.cancelled()
+        else:
+            self._go_on()
+
+    def drain(self) -> None:
+        """End a router's stream between two messages: it goes on elsewhere. A caller's own stream is its to end."""
+        if self._asked.model:
+            self._ended = True
+            self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        if not self._ended or self._messages or self._turns or self._several or self.over:
+            return
+        if self._deframer.held:
+            self.fail(_CutOff("the stream ended in the middle of a message"))
+            return
+        self.finish()
+        if not self._begun:
+            self.connection.send_headers(self.stream, ANSWER)
+        self.connection.send_headers(self.stream, OK_TRAILERS + _load(self._infer.outstanding), end=True)
+        stop_sending(self.connection, self.stream)
+
+    def cancelled(self) -> None:
+        """Give up every request of this stream."""
+        for turn in self._turns:
+            if turn.message is None:
+                self._infer.outstanding -= 1
+                turn.message = b""
+                if turn.running is not None:
+                    turn.running.withdraw(asyncio.CancelledError())
+        self._turns.clear()
+        self._messages.clear()
+        for task in self._several:
+            task.cancel()
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+
+@lru_cache(maxsize=4096)
+def _head_of(size: int) -> bytes:
+    """Return what stands before a response of `size` bytes in a stream: gRPC's prefix, and the field it is in."""
+    head = INFER_RESPONSE_TAG + varint(size)
+    return pack_prefix(0, len(head) + size) + head
+
+
+class _CutOff(MeshError):
+    code = Code.INTERNAL
+
+
+class _Turn:
+    """One ordinary request of a stream, waiting for its turn: the `Reply` of its request."""
+
+    __slots__ = ("_stream", "id", "message", "running")
+
+    def __init__(self, stream: DirectStream) -> None:
+        self._stream = stream
+        self.id = ""
+        self.message: bytes | None = None
+        """With its prefix; None while it is not there."""
+        self.running: Running | None = None
+
+    def answer(self, response: list[Part]) -> None:
+        """Take the response."""
+        size = sum(map(len, response)) + len(FINAL)
+        self._end(b"".join([_head_of(size), *response, FINAL]))
+
+    def fail(self, error: BaseException) -> None:
+        """Take the error: a message too, and the stream goes on."""
+        self._end(self._stream.failed(error, self.id))
+
+    def _end(self, message: bytes) -> None:
+        if self.message is None:
+            self.message = message
+            self._stream.done_one()

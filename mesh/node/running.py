@@ -1,0 +1,229 @@
+"""One request on one copy, from its message to its answer: validate, run, encode. Nothing here waits.
+
+Unary calls and messages of streams, on either engine, are the same to it; what differs is the `Reply` that hears.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from google.protobuf.message import DecodeError
+
+from mesh.api.messages import InferParameter, ModelInferRequest
+from mesh.api.stream import error_message
+from mesh.core.errors import InvalidRequest, MeshError, NotReady, Unimplemented, code_of
+from mesh.node.answer import encode, wanted_outputs
+from mesh.node.batcher import Item, Ran
+from mesh.node.observe import Observed
+from mesh.node.plan import Part, Plan, Plans, Wanted
+from mesh.node.runtimes.base import Array, Request, Tensors
+from mesh.node.served import Served
+from mesh.node.validate import read_inputs
+from mesh.telemetry.metrics import NodeMetrics
+from mesh.telemetry.tracing import OFF, Tracing
+from mesh.wire.transport import Metadata
+
+
+class Reply(Protocol):
+    """Who hears how a request ended, once."""
+
+    def answer(self, response: list[Part]) -> None:
+        """Take a serialized ModelInferResponse, in parts."""
+
+    def fail(self, error: BaseException) -> None:
+        """Take what went wrong."""
+
+
+@dataclass(slots=True)
+class Asked:
+    """What a call says of its requests beside their messages."""
+
+    method: str
+    metadata: Callable[[], Metadata]
+    """Made when it is wanted: it costs more than the rest."""
+    deadline_s: float | None
+    model: str = ""
+    """What the router resolved the name to; empty: the message's own name counts."""
+    version: str = ""
+    traceparent: str = ""
+
+
+class Running:
+    """A `batcher.Waiter`: it is told the outputs and tells its reply the answer."""
+
+    __slots__ = ("_item", "_message", "_plan", "_reply", "_seen", "_served", "_wanted")
+
+    def __init__(self, served: Served, message: bytes, plan: Plan | None, reply: Reply, seen: Observed) -> None:
+        self._served = served
+        self._message = message
+        self._plan = plan
+        self._reply = reply
+        self._seen = seen
+        self._item: Item | None = None
+        self._wanted: Wanted = []
+
+    def submit_planned(self, inputs: dict[str, Array], plan: Plan, deadline_s: float | None) -> None:
+        """Put inputs that were read by a plan into the queue. Raises `MeshError`."""
+        served, seen = self._served, self._seen
+        seen.rows = plan.rows
+        admitted = served.loaded.admit(inputs)
+        seen.read_ns = time.monotonic_ns()
+        self._item = served.batcher.submit(
+            admitted, _PLAIN, plan.rows, self, deadline_s=deadline_s, queue_timeout_s=None, size=plan.size
+        )
+
+    def submit(self, request: ModelInferRequest, deadline_s: float | None, plans: Plans) -> None:
+        """Read the inputs and put them into the queue. Raises `MeshError`."""
+        served, seen = self._served, self._seen
+        self._wanted = wanted_outputs(request, served)
+        given, seen.rows = read_inputs(request, served.inputs, served.model.name, served.model.max_batch_size)
+        inputs = served.loaded.admit(given)
+        plans.learn(self._message, request, served, wanted=self._wanted, inputs=given, rows=seen.rows)
+        seen.read_ns = time.monotonic_ns()
+        self._item = served.batcher.submit(
+            inputs,
+            read_request(request),
+            seen.rows,
+            self,
+            deadline_s=deadline_s,
+            queue_timeout_s=queue_timeout_s(request),
+        )
+
+    def ran(self, ran: Ran) -> None:
+        """Take the outputs, and answer."""
+        seen = self._seen
+        seen.ran = ran
+        seen.ran_ns = time.monotonic_ns()
+        try:
+            response = self._plan.write(ran.outputs) if self._plan is not None else None
+            if response is None:
+                response = [self._encoded(ran.outputs)]
+        except Exception as error:  # noqa: BLE001 - what a model answers can be anything
+            self.failed(error)
+            return
+        seen.end(None)
+        self._reply.answer(response)
+
+    def _encoded(self, outputs: Tensors) -> bytes:
+        request = decode(self._message)
+        wanted = self._wanted or wanted_outputs(request, self._served)
+        return encode(request, self._served, outputs, wanted).SerializeToString()
+
+    def failed(self, error: Exception) -> None:
+        """Answer what went wrong."""
+        self._seen.end(error)
+        self._reply.fail(error)
+
+    def withdraw(self, error: BaseException) -> None:
+        """Leave: the caller is gone, and `error` is what is counted. The reply hears nothing."""
+        if self._item is not None and not self._item.over:
+            self._served.batcher.withdraw(self._item)
+            self._seen.end(error)
+
+
+class Beginner:
+    """Begins requests: by a plan where one is known, else the long way. `find` returns the copy that serves."""
+
+    def __init__(self, find: Callable[[str, str], Served | None], metrics: NodeMetrics, tracing: Tracing) -> None:
+        self._find = find
+        self.metrics = metrics
+        self.tracing = tracing
+        self._plans = Plans()
+
+    def served(self, name: str, version: str) -> Served:
+        """Return the copy that serves. Raises `NotReady` when it is not here."""
+        served = self._find(name, version)
+        if served is None:
+            raise NotReady(f"Request for unknown model: '{name}' is not at ready state on this node")
+        return served
+
+    def planned(self, asked: Asked, message: bytes, reply: Reply) -> Running | None:
+        """Begin a request that a plan fits; None when there is none. Raises `MeshError` when it cannot be queued."""
+        plan = self._plans.find(message)
+        if plan is None:
+            return None
+        served = self._find(asked.model or plan.model, asked.version or plan.version)
+        if served is not plan.served:
+            return None
+        inputs = plan.read(message)
+        if inputs is None:
+            return None
+        seen = self._seen(asked, served)
+        running = Running(served, message, plan, reply, seen)
+        seen.begin()
+        try:
+            running.submit_planned(inputs, plan, asked.deadline_s)
+        except BaseException as error:
+            seen.end(error)
+            raise
+        return running
+
+    def begin(self, asked: Asked, message: bytes, request: ModelInferRequest, served: Served, reply: Reply) -> Running:
+        """Begin a request on `served`. Raises `MeshError`, counted, when it cannot even be queued."""
+        if served.model.decoupled:
+            raise Unimplemented("ModelInfer RPC doesn't support models with decoupled transaction policy")
+        seen = self._seen(asked, served)
+        running = Running(served, message, None, reply, seen)
+        seen.begin()
+        try:
+            running.submit(request, asked.deadline_s, self._plans)
+        except BaseException as error:
+            seen.end(error)
+            raise
+        return running
+
+    def _seen(self, asked: Asked, served: Served) -> Observed:
+        if self.tracing.on and self.tracing.wants(asked.traceparent, random.random()):  # noqa: S311 - a share of traces
+            decided = not asked.traceparent
+            return Observed(self.metrics, self.tracing, asked.method, asked.metadata(), served, decided=decided)
+        return Observed(self.metrics, OFF, asked.method, (), served)
+
+
+def decode(message: bytes) -> ModelInferRequest:
+    """Return the request. Raises `InvalidRequest` for bytes that are none."""
+    try:
+        return ModelInferRequest.FromString(message)
+    except DecodeError as error:
+        raise InvalidRequest(f"cannot parse ModelInferRequest: {error}") from error
+
+
+_PLAIN = Request()
+
+
+def read_request(request: ModelInferRequest) -> Request:
+    """Return what a model may read of `request` besides its tensors."""
+    if not request.parameters:
+        return Request(request.id) if request.id else _PLAIN
+    return Request(request.id, {key: _value(each) for key, each in request.parameters.items()})
+
+
+def _value(parameter: InferParameter) -> bool | int | str | float:
+    chosen = parameter.WhichOneof("parameter_choice")
+    return getattr(parameter, chosen) if chosen else ""
+
+
+def queue_timeout_s(request: ModelInferRequest) -> float | None:
+    """Return the ``timeout`` parameter, microseconds in the queue, in seconds; None without one (0 is none)."""
+    if "timeout" not in request.parameters:
+        return None
+    timeout_us = int(request.parameters["timeout"].int64_param)
+    return timeout_us / 1e6 if timeout_us > 0 else None
+
+
+def not_run(error: BaseException) -> bool:
+    """Tell whether the request behind `error` certainly was not run, so that another copy may be asked."""
+    return isinstance(error, MeshError) and error.retry_safe
+
+
+def failed_message(error: MeshError, request_id: str, asked: Asked) -> bytes:
+    """Return a failed request's message in a stream.
+
+    A router, who is known by the name it resolved, also reads the code and whether the request was certainly not run.
+    """
+    if not asked.model:
+        return error_message(error, request_id)
+    return error_message(error, request_id, code=int(code_of(error)), not_run=error.retry_safe)

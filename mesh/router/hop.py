@@ -1,0 +1,480 @@
+"""One ModelInfer through the router on the wire: peek, route, pick, forward, with no task and no copy of a tensor.
+
+The message is passed on while it arrives. What is not the common case goes to `Dispatch.infer`, which waits where this
+file cannot: a model that no copy serves yet, a node without a connection, a compressed message. A failed attempt is
+repeated on another copy as long as the message is still here whole and nothing of an answer went out.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Final
+
+from mesh.core.errors import Code, DeadlineExceeded, MeshError, RemoteError, TooLarge, Unimplemented
+from mesh.core.traffic.retry import may_retry
+from mesh.core.types import NodeId
+from mesh.core.view import Located
+from mesh.router.dispatch import MARGIN_S, Dispatch, named
+from mesh.router.observe import UNSAMPLED_BLOCK, HopSpan, hop_span
+from mesh.router.target import Passed, Target, passed
+from mesh.wire.client import WireChannel
+from mesh.wire.connection import LOST, STOPPED, Connection
+from mesh.wire.deadlines import Bucket
+from mesh.wire.frames import ErrorCode
+from mesh.wire.grpc_framing import PREFIX_BYTES, code_of_reset, timeout_text, unpack_prefix
+from mesh.wire.header_cache import Block, encode
+from mesh.wire.heads import ANSWER, AnswerHead, answer_head, trailers
+from mesh.wire.peek import Peeked, PeekError, peek_front
+from mesh.wire.server_call import Origin, TaskUnary, refuse, status_of, stop_sending
+from mesh.wire.streams import Stream
+from mesh.wire.transport import LOAD_TRAILER, MODEL_INFER, NOT_RUN_TRAILER, Direct
+
+KEPT_BYTES: Final = 128 * 1024
+"""How much of a message is kept for another attempt. A longer one is gone once it has left: 128 KiB in flight per
+request is what a router of thousands of requests can hold."""
+
+_MESH: Final = b"mesh-"
+_LOAD: Final = LOAD_TRAILER.encode()
+_NOT_RUN: Final = NOT_RUN_TRAILER.encode()
+
+
+class _End:
+    """Trailers of a node as the caller gets them: without what the mesh says to itself. Kept on the block."""
+
+    __slots__ = ("block", "head", "load", "not_run")
+
+    def __init__(self, head: AnswerHead) -> None:
+        self.head = head
+        self.load: int | None = None
+        self.not_run = False
+        own = []
+        for field in head.own:
+            if field.name == _LOAD and field.value.isdigit():
+                self.load = int(field.value)
+            elif field.name == _NOT_RUN:
+                self.not_run = True
+            elif not field.name.startswith(_MESH):
+                own.append(field.raw)
+        self.block = trailers(head.status if head.status is not None else Code.UNKNOWN, head.message) + b"".join(own)
+
+
+def _end(block: Block) -> _End:
+    end = block.kept
+    if end.__class__ is not _End:
+        end = block.kept = _End(answer_head(block))
+    assert isinstance(end, _End)
+    return end
+
+
+class Hop:
+    """One call. The receiver of both its streams: `down` is the caller's, `up` the node's."""
+
+    __slots__ = (
+        "_answered",
+        "_attempts",
+        "_bucket",
+        "_deadline_s",
+        "_dispatch",
+        "_down",
+        "_down_connection",
+        "_ended",
+        "_first",
+        "_held",
+        "_kept",
+        "_located",
+        "_node",
+        "_origin",
+        "_over",
+        "_owed_down",
+        "_owed_up",
+        "_passed",
+        "_picked_s",
+        "_size",
+        "_span",
+        "_started_s",
+        "_target",
+        "_tried",
+        "_up",
+        "_up_connection",
+    )
+
+    def __init__(self, connection: Connection, stream: Stream, origin: Origin, dispatch: Dispatch) -> None:
+        self._dispatch = dispatch
+        self._down_connection = connection
+        self._down = stream
+        self._origin = origin
+        self._passed: Passed = passed(origin.head)
+        self._started_s = now_s = time.monotonic()
+        self._bucket: Bucket | None = None
+        self._deadline_s: float | None = None
+        timeout_s = origin.head.timeout_s
+        if timeout_s is not None:
+            self._deadline_s = now_s + timeout_s
+            self._bucket = origin.deadlines.add(self._deadline_s, self)
+        self._first = b""
+        """What came before the routing fields were whole."""
+        self._kept: list[bytes] | None = []
+        """The message so far, for another attempt; None once it is longer than `KEPT_BYTES`."""
+        self._size = 0
+        self._ended = False
+        """Whether the caller's message is whole."""
+        self._held: bytes | None = None
+        """The first piece of the answer, waiting for the rest to go out with it."""
+        self._target: Target | None = None
+        self._located: Located | None = None
+        self._node = ""
+        self._up_connection: Connection | None = None
+        self._up: Stream | None = None
+        self._tried: list[NodeId] = []
+        self._attempts = 0
+        self._picked_s = 0.0
+        self._answered = False
+        self._over = False
+        self._owed_down = 0
+        self._owed_up = 0
+        self._span: HopSpan | None = None
+
+    # -- `Receiver` ----------------------------------------------------------------------------------------------
+
+    def data(self, stream: Stream, data: bytes, end: bool) -> None:
+        """Take a piece of the question or of the answer."""
+        if stream is not self._down:
+            self._answer_piece(data, end=end)
+            return
+        self._owed_down += len(data)
+        if self._over:
+            self._credit()
+        elif self._up is None:
+            self._front(self._first + data if self._first else data, end=end)
+        else:
+            self._pass_on(data, end=end)
+
+    def headers(self, stream: Stream, block: Block, end: bool) -> None:
+        """Take the head or the status of the answer, or a caller's trailers as the end of its message."""
+        if stream is self._down:
+            self.data(stream, b"", end)
+        elif stream is self._up and end:
+            self._end_of_answer(_end(block))
+
+    def drained(self, stream: Stream) -> None:
+        """Give back what has gone on."""
+        if stream is self._up:
+            self._credit()
+        elif stream is self._down and self._up is not None and self._up_connection is not None:
+            owed, self._owed_up = self._owed_up, 0
+            self._up_connection.consumed(self._up, owed)
+
+    def reset(self, stream: Stream, code: int) -> None:
+        """Hear that the caller gave up, or that the node's stream broke."""
+        if self._over:
+            return
+        if stream is self._down:
+            self._give_up(CANCELLED)
+            if code == STOPPED:
+                self._refuse(RemoteError(Code.UNAVAILABLE, "the server stopped before the answer was there"))
+        elif stream is self._up:
+            self._failed(_broken(code), None)
+
+    def expired(self) -> None:
+        """Answer that the deadline passed."""
+        self._bucket = None
+        if not self._over:
+            error = DeadlineExceeded("the deadline passed before the answer was there")
+            self._give_up(error)
+            self._refuse(error)
+
+    # -- the question --------------------------------------------------------------------------------------------
+
+    def _front(self, data: bytes, *, end: bool) -> None:
+        """Route as soon as the fields that say where to are here."""
+        self._ended = end
+        self._first = data
+        try:
+            request = self._peek(data, end=end)
+            if request is None:
+                self._credit()
+            elif not self._route(request):
+                self._hand_over(data)
+        except PeekError:
+            self._hand_over(data)
+        except MeshError as error:
+            self._close(error)
+            self._refuse(error)
+
+    def _peek(self, data: bytes, *, end: bool) -> Peeked | None:
+        """Return the routing fields, None when they are not all here. Raises `PeekError` in uncommon cases."""
+        if len(data) < PREFIX_BYTES:
+            if end:
+                raise PeekError("no message")
+            return None
+        flag, length = unpack_prefix(data)
+        if length > self._origin.max_message_bytes:
+            raise TooLarge(f"a message of {length} bytes, at most {self._origin.max_message_bytes} are taken")
+        self._size = PREFIX_BYTES + length
+        if flag or len(data) > self._size or (end and len(data) != self._size) or len(data) > KEPT_BYTES:
+            raise PeekError("compressed, or not one message")
+        return peek_front(data, PREFIX_BYTES, whole=len(data) == self._size)
+
+    def _route(self, request: Peeked) -> bool:
+        """Send to a copy; False when there is none to send to at once."""
+        dispatch = self._dispatch
+        target = dispatch.targets.find(self._passed.name or request.model_name, request.model_version)
+        self._target = target
+        if target.model.decoupled:
+            raise Unimplemented("ModelInfer RPC doesn't support models with decoupled transaction policy")
+        sequence = request.parameters.get("sequence_id") if request.parameters else None
+        now_s = time.monotonic()
+        if sequence:
+            # The state of a sequence is with one copy, and a second attempt could change it twice.
+            located = dispatch.balancer.pin(target.candidates, str(sequence), tried=self._tried, now_s=now_s)
+            self._kept = None
+        else:
+            located = dispatch.balancer.pick(target.candidates, tried=self._tried, now_s=now_s, u=random.random())  # noqa: S311
+        if located is None:
+            return False
+        channel = dispatch.channels.to(located.node.address)
+        assert isinstance(channel, WireChannel)
+        connection = channel.links.ready()
+        if connection is None:
+            return False
+        self._send(channel, connection, located, target, now_s)
+        return True
+
+    def _send(
+        self, channel: WireChannel, connection: Connection, located: Located, target: Target, now_s: float
+    ) -> None:
+        block = channel.block(MODEL_INFER)
+        if self._deadline_s is not None:
+            left_s = self._deadline_s - now_s - MARGIN_S
+            if left_s <= 0:
+                raise DeadlineExceeded("the deadline passed before a node could be asked")
+            block += encode(b"grpc-timeout", timeout_text(left_s))
+        dispatch = self._dispatch
+        known = self._passed
+        trace = known.trace
+        if dispatch.tracing.on:
+            if self._span is None:
+                self._span = hop_span(dispatch.tracing, self._origin.head, known.traceparent)
+            trace = self._span.block if self._span is not None else trace or UNSAMPLED_BLOCK
+        block += known.block + trace + target.block
+        if not self._attempts:
+            self._picked_s = now_s - self._started_s
+        self._attempts += 1
+        self._located = located
+        self._node = located.node.id
+        dispatch.balancer.picked(located.node.id)
+        data = self._first
+        self._up_connection = connection
+        if self._ended:
+            self._up = connection.call(block, self, data)
+            self._credit()
+        else:
+            self._up = connection.open(block, self)
+            self._first = b""
+            self._pass_on(data, end=False)
+
+    def _pass_on(self, data: bytes, *, end: bool) -> None:
+        size = len(data)
+        self._size -= size
+        self._ended = self._ended or end
+        if self._size < 0 or (end and self._size):
+            error = RemoteError(Code.INTERNAL, "the call ended before its message was whole, or had more than one")
+            self._give_up(error)
+            self._refuse(error)
+            return
+        if self._kept is not None:
+            self._kept.append(data)
+            if sum(map(len, self._kept)) > KEPT_BYTES:
+                self._kept = None
+        assert self._up is not None
+        assert self._up_connection is not None
+        if self._up_connection.send_data(self._up, data, end=end):
+            self._credit()
+
+    def _credit(self) -> None:
+        """Open the caller's window by what is dealt with."""
+        owed, self._owed_down = self._owed_down, 0
+        self._down_connection.consumed(self._down, owed)
+
+    # -- the answer ----------------------------------------------------------------------------------------------
+
+    def _answer_piece(self, data: bytes, *, end: bool) -> None:
+        connection = self._up_connection
+        assert connection is not None
+        assert self._up is not None
+        if self._over:
+            connection.consumed(self._up, len(data))
+        elif end:
+            self._failed(RemoteError(Code.INTERNAL, "the node ended without a status", transport_failed=True), None)
+        elif not self._answered and self._held is None:
+            self._held = data
+            connection.consumed(self._up, len(data))
+        else:
+            self._begin_answer()
+            if self._down_connection.send_data(self._down, data):
+                connection.consumed(self._up, len(data))
+            else:
+                self._owed_up += len(data)
+
+    def _begin_answer(self) -> None:
+        """Let the caller have what is held: from here on this copy's answer is the answer."""
+        if not self._answered:
+            self._answered = True
+            self._kept = None
+            self._down_connection.send_headers(self._down, ANSWER)
+        if self._held is not None:
+            self._down_connection.send_data(self._down, self._held)
+            self._held = None
+
+    def _end_of_answer(self, end: _End) -> None:
+        head = end.head
+        if self._over:
+            return
+        if head.status != Code.OK:
+            status = Code(head.status) if head.status is not None else Code.UNKNOWN
+            failed = end.load is None and status in _TRANSPORT_CODES
+            self._failed(RemoteError(status, head.message, transport_failed=failed), end)
+            return
+        located = self._located
+        assert located is not None
+        dispatch = self._dispatch
+        dispatch.balancer.answered(located.node)
+        held = self._held
+        if held is not None and not self._answered:
+            self._down_connection.answer(self._down, ANSWER, held, end.block)
+        else:
+            self._begin_answer()
+            self._down_connection.send_headers(self._down, end.block, end=True)
+        if not self._ended:
+            self._stop_up()
+        self._done(end.load)
+        self._close(None)
+        stop_sending(self._down_connection, self._down)
+
+    # -- ends ----------------------------------------------------------------------------------------------------
+
+    def _failed(self, error: RemoteError, end: _End | None) -> None:
+        """Try another copy, or tell the caller."""
+        dispatch, located = self._dispatch, self._located
+        assert located is not None
+        node = located.node
+        if error.transport_failed:
+            dispatch.balancer.failed(node, time.monotonic())
+        dispatch.metrics.attempt_failed(node.id, error.status.name)
+        self._stop_up()
+        self._done(end.load if end is not None else None)
+        self._held = None
+        if (
+            not self._answered
+            and self._whole()
+            and may_retry(
+                error,
+                not_run=end is not None and end.not_run,
+                in_sequence=False,
+                attempt=self._attempts,
+                max_attempts=dispatch.max_attempts,
+            )
+        ):
+            self._tried.append(node.id)
+            self._again()
+            return
+        assert self._target is not None
+        told = named(error, located, self._target.model)
+        self._close(told)
+        if end is not None and not self._answered and told is error:
+            self._down_connection.send_headers(self._down, ANSWER + end.block, end=True)
+            stop_sending(self._down_connection, self._down)
+        else:
+            self._refuse(told)
+
+    def _whole(self) -> bool:
+        """Tell whether everything that the caller has sent is still here."""
+        return self._kept is not None
+
+    def _again(self) -> None:
+        """Ask another copy, with all that came so far."""
+        data = self._first
+        if self._kept:
+            data, self._kept = b"".join(self._kept), []
+        self._front(data, end=self._ended)
+
+    def _hand_over(self, data: bytes) -> None:
+        """Leave this call to the coroutine path, which can wait."""
+        self._drop_timer()
+        self._over = True
+        if self._span is not None:
+            self._span.end(Code.UNAVAILABLE, "", model="", version="", node="", picked_s=self._picked_s)
+        task = TaskUnary(self._down_connection, self._down, self._origin, self._dispatch.infer)
+        self._down.receiver = task
+        task.data(self._down, data, self._ended)
+
+    def _give_up(self, error: BaseException) -> None:
+        """Stop asking."""
+        if self._up is not None:
+            self._stop_up()
+            self._done(None)
+        self._close(error)
+
+    def _stop_up(self) -> None:
+        if self._up is not None and self._up_connection is not None:
+            self._up_connection.reset(self._up, ErrorCode.CANCEL)
+
+    def _done(self, load: int | None) -> None:
+        located, self._located = self._located, None
+        self._up = None
+        if located is not None:
+            self._dispatch.balancer.done(located.node.id, load)
+
+    def _drop_timer(self) -> None:
+        if self._bucket is not None:
+            self._bucket.pop(self, None)
+            self._bucket = None
+
+    def _close(self, error: BaseException | None) -> None:
+        """Count the call, however it ended."""
+        self._over = True
+        self._drop_timer()
+        code = Code.OK if error is None else Code.CANCELLED if error is CANCELLED else status_of(error)[0]
+        target = self._target
+        model, version = (target.model.name, target.model.version) if target is not None else ("", "")
+        total_s = time.monotonic() - self._started_s
+        self._dispatch.metrics.request_done(model, version, code, total_s, self._attempts)
+        if self._span is not None:
+            text = str(error) if error is not None else ""
+            self._span.end(code, text, model=model, version=version, node=self._node, picked_s=self._picked_s)
+
+    def _refuse(self, error: BaseException) -> None:
+        """Tell the caller what went wrong."""
+        code, text = status_of(error)
+        if self._answered:
+            self._down_connection.send_headers(self._down, trailers(code, text), end=True)
+            stop_sending(self._down_connection, self._down)
+        else:
+            refuse(self._down_connection, self._down, code, text)
+
+
+def unary(dispatch: Dispatch) -> Direct:
+    """Return what answers ModelInfer on the wire."""
+
+    def hop(connection: Connection, stream: Stream, origin: Origin) -> Hop:
+        return Hop(connection, stream, origin, dispatch)
+
+    return hop
+
+
+CANCELLED: Final = RemoteError(Code.CANCELLED, "the caller gave up")
+
+_TRANSPORT_CODES: Final = frozenset({Code.UNAVAILABLE, Code.INTERNAL, Code.UNKNOWN, Code.CANCELLED})
+
+
+def _broken(code: int) -> RemoteError:
+    """Return the error of a stream to a node that ended without a status."""
+    if code == LOST:
+        return RemoteError(Code.UNAVAILABLE, "the connection was lost", transport_failed=True)
+    return RemoteError(
+        code_of_reset(code),
+        f"the call was reset with {code}",
+        transport_failed=True,
+        unsent=code == ErrorCode.REFUSED_STREAM,
+    )

@@ -1,0 +1,499 @@
+"""One ModelStreamInfer through the router on the wire: each message to its own model, answers in their order.
+
+Messages for one copy share one stream to its node, which answers in order; messages for several copies are put in order
+again here. What cannot be passed on at once goes to `Streams`, message by message: cold models, sequences, models with
+several responses, and messages that a node did not answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Coroutine
+from contextlib import aclosing
+from typing import Any, Final
+
+from mesh.api.messages import ModelInferRequest
+from mesh.api.stream import ERROR_TAG, error_message, read_error
+from mesh.core.errors import Code, MeshError, RemoteError
+from mesh.core.traffic.balance import Balancer
+from mesh.core.types import ModelVersion, NodeId
+from mesh.core.view import Located
+from mesh.router.dispatch import MARGIN_S
+from mesh.router.observe import UNSAMPLED_BLOCK
+from mesh.router.streams import WINDOW, Streams, in_turn
+from mesh.router.target import Target, passed
+from mesh.wire.client import WireChannel
+from mesh.wire.connection import Connection
+from mesh.wire.frames import ErrorCode
+from mesh.wire.grpc_framing import PREFIX_BYTES, Deframer, framed, timeout_text
+from mesh.wire.header_cache import Block, encode
+from mesh.wire.heads import ANSWER, OK_TRAILERS
+from mesh.wire.peek import Peeked, PeekError, peek, peek_front
+from mesh.wire.server_call import STREAM_BUFFER, Origin, ServerCall, status_of, stop_sending
+from mesh.wire.streams import Stream
+from mesh.wire.transport import MODEL_STREAM_INFER, Call, Direct
+
+MAX_BYTES: Final = 1024 * 1024
+"""Bytes of one stream's messages being answered, above which the caller waits: they are kept for another attempt."""
+
+MAX_ANSWER: Final = (1 << 31) - 1
+"""Answers are not bounded here: the node is ours, and protobuf ends at 2 GiB."""
+
+
+def stream(streams: Streams) -> Direct:
+    """Return what answers ModelStreamInfer on the wire."""
+
+    def hop(connection: Connection, stream: Stream, origin: Origin) -> HopStream:
+        return HopStream(connection, stream, origin, streams)
+
+    return hop
+
+
+class _Turn:
+    """One message and its answer, waiting for those before it."""
+
+    __slots__ = ("answer", "attempts", "message", "model", "started_s", "traced")
+
+    def __init__(self, message: bytes, started_s: float) -> None:
+        self.message = message
+        """With its prefix, as it travels."""
+        self.started_s = started_s
+        self.answer: bytes | None = None
+        """Framed; None while it is not there."""
+        self.model: ModelVersion | None = None
+        self.attempts = 0
+        self.traced = False
+
+
+class HopStream(ServerCall):
+    """The receiver of the caller's stream. `_Up` is that of each stream to a node."""
+
+    __slots__ = (
+        "_arrived",
+        "_bytes",
+        "_call",
+        "_deframer",
+        "_ended",
+        "_front",
+        "_messages",
+        "_metrics",
+        "_owed",
+        "_passed",
+        "_room",
+        "_sequences",
+        "_streams",
+        "_strict",
+        "_target",
+        "_targets",
+        "_tasks",
+        "_turns",
+        "_ups",
+    )
+
+    def __init__(self, connection: Connection, stream: Stream, origin: Origin, streams: Streams) -> None:
+        super().__init__(connection, stream, origin)
+        self._streams = streams
+        self._passed = passed(origin.head)
+        self._strict = self._passed.strict
+        self._deframer = Deframer(origin.max_message_bytes, compression=origin.head.compression, keep_prefix=True)
+        self._messages: deque[bytes] = deque()
+        self._turns: deque[_Turn] = deque()
+        self._bytes = 0
+        self._ups: dict[tuple[NodeId, str, str], _Up] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sequences: dict[tuple[str, str], asyncio.Event] = {}
+        self._call: Call | None = None
+        self._front = b""
+        """How the last message began, and what it was for: the next one mostly is for the same."""
+        self._target: Target | None = None
+        self._owed = 0
+        self._ended = False
+        self._room: asyncio.Future[None] | None = None
+        self._metrics = streams.metrics
+        self._targets = streams.dispatch.targets
+        self._arrived = 0
+        """Messages that came and are not yet in the metrics."""
+        streams.metrics.stream_opened()
+
+    # -- the caller's side ---------------------------------------------------------------------------------------
+
+    def data(self, stream: Stream, data: bytes, end: bool) -> None:
+        """Take messages."""
+        if self.over:
+            self.connection.consumed(stream, len(data))
+            return
+        try:
+            self._messages.extend(self._deframer.feed(data))
+        except MeshError as error:
+            self._stop(error)
+            return
+        self._owed += len(data)
+        self._ended = self._ended or end
+        self._go_on()
+
+    def drained(self, stream: Stream) -> None:
+        """Go on: the caller reads again."""
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+        self._go_on()
+
+    def finish(self) -> None:
+        """Count the stream out, however it ended."""
+        if not self.over:
+            self._metrics.stream_messages("request", self._arrived)
+            self._metrics.stream_closed()
+        super().finish()
+
+    def cancelled(self) -> None:
+        """Give up everything on its way."""
+        for up in self._ups.values():
+            for turn in up.stop():
+                self._count(turn, Code.CANCELLED)
+        self._ups.clear()
+        for task in self._tasks:
+            task.cancel()
+        self._turns.clear()
+        self._messages.clear()
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+    def _stop(self, error: BaseException) -> None:
+        self.fail(error)
+        self.cancelled()
+
+    def _go_on(self) -> None:
+        """Pass on what waits, as far as the window goes; the caller's window opens when all is passed on."""
+        messages = self._messages
+        while (
+            messages
+            and len(self._turns) + len(self._tasks) < WINDOW
+            and (self._bytes < MAX_BYTES or not self._turns)
+            and self.stream.pending_bytes <= STREAM_BUFFER
+        ):
+            self._pass_on(messages.popleft())
+        for up in self._ups.values():
+            if up.outbox:
+                up.flush()
+        if self.over:
+            return
+        if not messages and self._owed:
+            owed, self._owed = self._owed, 0
+            self.connection.consumed(self.stream, owed)
+        if self._ended and not messages and not self._turns and not self._tasks:
+            self._close()
+
+    def _close(self) -> None:
+        if self._deframer.held:
+            self._stop(RemoteError(Code.INTERNAL, "the stream ended in the middle of a message"))
+            return
+        self.finish()
+        for up in self._ups.values():
+            up.half_close()
+        if not self._begun:
+            self.connection.send_headers(self.stream, ANSWER)
+        self.connection.send_headers(self.stream, OK_TRAILERS, end=True)
+        stop_sending(self.connection, self.stream)
+
+    # -- a message -----------------------------------------------------------------------------------------------
+
+    def _pass_on(self, message: bytes) -> None:
+        turn = _Turn(message, time.monotonic())
+        self._arrived += 1
+        target = self._target
+        if target is None or not self._targets.current(target) or not message.startswith(self._front, PREFIX_BYTES):
+            target = self._look(turn)
+            if target is None:
+                return
+        turn.model = target.model
+        self._turns.append(turn)
+        self._bytes += len(message)
+        if not self._send(turn, target):
+            self.again(turn)
+
+    def _look(self, turn: _Turn) -> Target | None:
+        """Return what a message is for; None when it went another way."""
+        message = turn.message
+        request: Peeked | None = None
+        try:
+            request = _peek(message)
+            target = self._targets.find(self._passed.name or request.model_name, request.model_version)
+        except MeshError as error:
+            self._turns.append(turn)
+            self._failed(turn, error, request.id if request is not None else "")
+            return None
+        if target.model.decoupled:
+            self._start(self._several(message[PREFIX_BYTES:], request, target.model))
+            return None
+        sequence = str(request.parameters.get("sequence_id") or "")
+        if sequence:
+            turn.model = target.model
+            self._turns.append(turn)
+            self._bytes += len(message)
+            one = self._streams.one(self._as_call(), message[PREFIX_BYTES:], request, strict=self._strict)
+            self._start(self._one(turn, in_turn(self._sequences, (target.model.name, sequence), one)))
+            return None
+        self._target = None
+        if not request.parameters and not request.id:
+            inputs_at = message.find(_INPUTS, PREFIX_BYTES)
+            # Only where the front is nothing but the names: their lengths are known, and inputs follow at once.
+            if inputs_at == PREFIX_BYTES + len(_front_of(request)):
+                self._target, self._front = target, message[PREFIX_BYTES : inputs_at + 1]
+        return target
+
+    def _send(self, turn: _Turn, target: Target) -> bool:
+        """Send a message on a stream to a copy; False when there is none to send to at once."""
+        dispatch = self._streams.dispatch
+        now_s, u = turn.started_s, random.random()  # noqa: S311 - a choice of two
+        if dispatch.tracing.on and dispatch.tracing.wants(self._passed.traceparent, u):
+            # A message with a span of its own needs a call of its own, whose headers say so.
+            turn.traced = True
+            return False
+        located = dispatch.balancer.pick(target.candidates, tried=(), now_s=now_s, u=u)
+        if located is None:
+            return False
+        key = (located.node.id, target.model.name, target.model.version)
+        up = self._ups.get(key)
+        if up is None:
+            up = self._open(located, target, now_s)
+            if up is None:
+                return False
+            self._ups[key] = up
+        turn.attempts = 1
+        up.waiting.append(turn)
+        up.outbox.append(turn.message)
+        dispatch.balancer.picked(located.node.id)
+        return True
+
+    def _open(self, located: Located, target: Target, now_s: float) -> _Up | None:
+        channel = self._streams.dispatch.channels.to(located.node.address)
+        assert isinstance(channel, WireChannel)
+        connection = channel.links.ready()
+        if connection is None:
+            return None
+        block = channel.block(MODEL_STREAM_INFER)
+        if self.deadline_s is not None:
+            left_s = self.deadline_s - now_s - MARGIN_S
+            if left_s <= 0:
+                return None
+            block += encode(b"grpc-timeout", timeout_text(left_s))
+        up = _Up(self, connection, located)
+        trace = self._passed.trace
+        if not trace and self._streams.dispatch.tracing.on:
+            trace = UNSAMPLED_BLOCK
+        up.begin(connection.open(block + self._passed.block + trace + target.block, up))
+        return up
+
+    def answered(self, turn: _Turn, message: bytes) -> None:
+        """Take a node's answer to `turn`, with its prefix; `tell` follows."""
+        if message[PREFIX_BYTES : PREFIX_BYTES + 1] == _ERROR:
+            error = read_error(message[PREFIX_BYTES:])
+            if error is not None:
+                self._refused(turn, *error)
+                return
+        turn.answer = message
+        self._count(turn, Code.OK)
+
+    def _refused(self, turn: _Turn, error: RemoteError, not_run: bool) -> None:
+        """Ask again where the request was not run, else tell the caller."""
+        if not_run:
+            self.again(turn)
+            return
+        self._count(turn, error.status)
+        self._failed(turn, error, _peek(turn.message).id)
+
+    def again(self, turn: _Turn) -> None:
+        """Send a message that a node did not answer another way: plain inferences may be repeated."""
+        request, message = _peek(turn.message), turn.message[PREFIX_BYTES:]
+        one = self._streams.one(self._as_call(), message, request, strict=self._strict, traced=turn.traced)
+        self._start(self._one(turn, one))
+
+    def _failed(self, turn: _Turn, error: MeshError, request_id: str) -> None:
+        """Answer an error: a message, or the end of the stream where the caller asked for that."""
+        if self._strict:
+            self._stop(error)
+            return
+        turn.answer = framed(error_message(error, request_id))
+        self.tell()
+
+    def tell(self) -> None:
+        """Send what is answered up to the first that is not."""
+        turns = self._turns
+        ready: list[bytes] = []
+        while turns and (answer := turns[0].answer) is not None:
+            turn = turns.popleft()
+            if turn.model is not None:
+                self._bytes -= len(turn.message)
+            ready.append(answer)
+        if ready:
+            self._metrics.stream_messages("response", len(ready))
+            self._metrics.stream_messages("request", self._arrived)
+            self._arrived = 0
+            self._put(b"".join(ready))
+            if self._messages or self._ended:
+                self._go_on()
+
+    def _put(self, data: bytes) -> None:
+        if self.over:
+            return
+        if not self._begun:
+            self._begun = True
+            self.connection.send_headers(self.stream, ANSWER)
+        self.connection.send_data(self.stream, data)
+
+    def _count(self, turn: _Turn, code: Code) -> None:
+        model = turn.model
+        assert model is not None
+        total_s = time.monotonic() - turn.started_s
+        self._metrics.request_done(model.name, model.version, code, total_s, turn.attempts)
+
+    # -- the slower way ------------------------------------------------------------------------------------------
+
+    def _as_call(self) -> Call:
+        if self._call is None:
+            self._call = self.call()
+        return self._call
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    async def _one(self, turn: _Turn, answer: Awaitable[bytes]) -> None:
+        turn.answer = framed(await answer)
+
+    async def _several(self, message: bytes, request: Peeked, model: ModelVersion) -> None:
+        responses = self._streams.several(self._as_call(), message, request, model, strict=self._strict)
+        async with aclosing(responses):
+            async for response in responses:
+                self._streams.metrics.stream_message("response")
+                self._put(framed(response))
+                while self.stream.pending_bytes > STREAM_BUFFER and not self.over:
+                    self._room = asyncio.get_running_loop().create_future()
+                    await self._room
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if self.over or task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:
+            self._stop(error)
+            return
+        self.tell()
+        self._go_on()
+
+    def lost(self, up: _Up, error: RemoteError) -> None:
+        """Hear that the stream to a node ended: what it has not answered is sent another way."""
+        dispatch = self._streams.dispatch
+        self._ups = {key: each for key, each in self._ups.items() if each is not up}
+        if up.waiting:
+            dispatch.metrics.attempt_failed(up.located.node.id, error.status.name)
+            if error.transport_failed:
+                dispatch.balancer.failed(up.located.node, time.monotonic())
+        for turn in up.take():
+            self.again(turn)
+
+    @property
+    def balancer(self) -> Balancer:
+        """What counts the messages at each node."""
+        return self._streams.dispatch.balancer
+
+
+_ERROR: Final = bytes((ERROR_TAG,))
+_INPUTS: Final = b"\x2a"
+"""The tag of inputs, which stand behind the names."""
+
+
+def _peek(framed_message: bytes) -> Peeked:
+    """Return the routing fields of a message with its prefix. Raises `PeekError`."""
+    try:
+        found = peek_front(framed_message, PREFIX_BYTES, whole=True)
+    except PeekError:
+        found = None
+    return found if found is not None else peek(framed_message[PREFIX_BYTES:])
+
+
+def _front_of(request: Peeked) -> bytes:
+    """Return the names of a request as serializers write them."""
+    return ModelInferRequest(model_name=request.model_name, model_version=request.model_version).SerializeToString()
+
+
+class _Up:
+    """The receiver of one stream to a node: answers come in the order of the messages."""
+
+    __slots__ = ("_connection", "_deframer", "_hop", "_stream", "located", "outbox", "waiting")
+
+    def __init__(self, hop: HopStream, connection: Connection, located: Located) -> None:
+        self._hop = hop
+        self._connection = connection
+        self._stream: Stream | None = None
+        self._deframer = Deframer(MAX_ANSWER, keep_prefix=True)
+        self.located = located
+        self.waiting: deque[_Turn] = deque()
+        self.outbox: list[bytes] = []
+        """Messages to go out together."""
+
+    def begin(self, stream: Stream) -> None:
+        """Note the stream."""
+        self._stream = stream
+
+    def flush(self) -> None:
+        """Send what is in the outbox."""
+        assert self._stream is not None
+        outbox, self.outbox = self.outbox, []
+        self._connection.send_data(self._stream, outbox[0] if len(outbox) == 1 else b"".join(outbox))
+
+    def half_close(self) -> None:
+        """Say that no more messages follow."""
+        assert self._stream is not None
+        self._connection.send_data(self._stream, b"", end=True)
+
+    def stop(self) -> list[_Turn]:
+        """Give the stream up; return the messages that were not answered."""
+        if self._stream is not None:
+            self._connection.reset(self._stream, ErrorCode.CANCEL)
+        return self.take()
+
+    def take(self) -> list[_Turn]:
+        """Return the messages that were not answered; none is left."""
+        turns = list(self.waiting)
+        self.waiting.clear()
+        for _ in turns:
+            self._hop.balancer.done(self.located.node.id, None)
+        return turns
+
+    def data(self, stream: Stream, data: bytes, end: bool) -> None:
+        """Take answers."""
+        self._connection.consumed(stream, len(data))
+        try:
+            answers = self._deframer.feed(data)
+        except MeshError as error:
+            self._connection.reset(stream, ErrorCode.CANCEL)
+            self._hop.lost(self, RemoteError(*status_of(error), transport_failed=True))
+            return
+        balancer, node = self._hop.balancer, self.located.node
+        for answer in answers:
+            if not self.waiting:
+                break
+            turn = self.waiting.popleft()
+            balancer.done(node.id, None)
+            self._hop.answered(turn, answer)
+        balancer.answered(node)
+        self._hop.tell()
+        if end:
+            self._hop.lost(self, RemoteError(Code.UNAVAILABLE, "the node ended the stream", transport_failed=True))
+
+    def headers(self, stream: Stream, block: Block, end: bool) -> None:
+        """Hear of the end."""
+        if end:
+            self._hop.lost(self, RemoteError(Code.UNAVAILABLE, "the node ended the stream"))
+
+    def reset(self, stream: Stream, code: int) -> None:
+        """Hear that the stream broke."""
+        self._hop.lost(self, RemoteError(Code.UNAVAILABLE, "the connection was lost", transport_failed=True))
+
+    def drained(self, stream: Stream) -> None:
+        """Nothing waits for it: what is unanswered is bounded by the caller's window."""

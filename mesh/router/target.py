@@ -1,0 +1,103 @@
+"""What the hot path knows of a model before a request for it comes: made once per view, not once per request."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mesh.core.traffic.route import resolve
+from mesh.core.types import ModelVersion
+from mesh.core.view import ClusterView, Located
+from mesh.registry.mirror import Mirror
+from mesh.wire.header_cache import Field, encode
+from mesh.wire.heads import RequestHead
+from mesh.wire.transport import MODEL_HEADER, VERSION_HEADER
+
+MAX_TARGETS: Final = 16_384
+"""Names and versions kept per view; beyond it all are forgotten and made again."""
+
+DROPPED: Final = frozenset({b"user-agent", b"te", b"mm-model-id", b"mm-vmodel-id", b"triton_grpc_error"})
+"""Said between the caller and this router only, like every ``mesh-`` key."""
+TRACE: Final = frozenset({b"traceparent", b"tracestate"})
+
+
+class Target:
+    """A version that requests resolve to, with the copies that serve it now."""
+
+    __slots__ = ("block", "candidates", "model", "view")
+
+    def __init__(self, view: ClusterView, model: ModelVersion, candidates: tuple[Located, ...]) -> None:
+        self.view = view
+        self.model = model
+        self.candidates = candidates
+        self.block = encode(MODEL_HEADER.encode(), model.name.encode()) + encode(
+            VERSION_HEADER.encode(), model.version.encode()
+        )
+        """HPACK bytes that say to the node what was resolved."""
+
+
+class Targets:
+    """The targets of the current view."""
+
+    def __init__(self, mirror: Mirror) -> None:
+        self._mirror = mirror
+        self._view: ClusterView | None = None
+        self._found: dict[tuple[str, str], Target] = {}
+
+    def current(self, target: Target) -> bool:
+        """Tell whether a target found before still stands: no newer view was published. O(1)."""
+        return target.view is self._mirror.view
+
+    def find(self, name: str, version: str) -> Target:
+        """Return what answers `name`. Raises as `resolve` does. O(1) after the first time in a view."""
+        view = self._mirror.view
+        if view is not self._view:
+            self._view, self._found = view, {}
+        target = self._found.get((name, version))
+        if target is None:
+            model = resolve(view, name, version)
+            target = Target(view, model, view.serving.get((model.name, model.version), ()))
+            if len(self._found) >= MAX_TARGETS:
+                self._found.clear()
+            self._found[name, version] = target
+        return target
+
+
+class Passed:
+    """What of a caller's headers goes on to the node. Kept on the head, so that equal headers cost nothing."""
+
+    __slots__ = ("block", "name", "strict", "trace", "traceparent")
+
+    def __init__(self, head: RequestHead) -> None:
+        kept: list[bytes] = []
+        trace: list[bytes] = []
+        self.name = ""
+        """A name in ModelMesh's metadata, which wins over the one in the message."""
+        self.traceparent = b""
+        self.strict = False
+        for field in head.own:
+            name = field.name
+            if name in DROPPED:
+                self._said(field)
+            elif name in TRACE:
+                trace.append(field.raw)
+                if name == b"traceparent":
+                    self.traceparent = field.value
+            elif not name.startswith(b"mesh-"):
+                kept.append(field.raw)
+        self.block = b"".join(kept)
+        self.trace = b"".join(trace)
+
+    def _said(self, field: Field) -> None:
+        if field.name == b"mm-vmodel-id" or (field.name == b"mm-model-id" and not self.name):
+            self.name = field.value.decode("utf-8", "replace")
+        elif field.name == b"triton_grpc_error":
+            self.strict = field.value == b"true"
+
+
+def passed(head: RequestHead) -> Passed:
+    """Return what of `head` goes on. O(fields) once per distinct head."""
+    found = head.memo
+    if found.__class__ is not Passed:
+        found = head.memo = Passed(head)
+    assert isinstance(found, Passed)
+    return found

@@ -1,0 +1,310 @@
+"""The wire's client side: calls on bytes over the connections to one address."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import Final
+
+from mesh.core.errors import Code, MeshError, RemoteError
+from mesh.wire.connection import LOST, Connection
+from mesh.wire.deadlines import Bucket, Deadlines
+from mesh.wire.endpoint import Flusher
+from mesh.wire.flow import Bounds
+from mesh.wire.frames import ErrorCode
+from mesh.wire.grpc_framing import Deframer, code_of_reset, framed, timeout_text
+from mesh.wire.header_cache import Block, encode
+from mesh.wire.heads import AnswerHead, answer_head, metadata_block, request_block
+from mesh.wire.pool import Links
+from mesh.wire.streams import State, Stream
+from mesh.wire.tls import client_context
+from mesh.wire.transport import Limits, Metadata, Reply, TlsConfig
+
+CLIENT_BOUNDS: Final = Bounds(stream_window=1024 * 1024, max_stream_window=16 * 1024 * 1024)
+"""A caller reads into memory what it asked for: a window of its own size is no risk to it."""
+
+SEND_BUFFER: Final = 64 * 1024
+"""Bytes of one stream waiting for the peer's window above which `send` waits."""
+
+
+class WireChannel:
+    """A `transport.Channel` on the wire. Belongs to the loop it was first used on."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        limits: Limits,
+        tls: TlsConfig | None = None,
+        bounds: Bounds = CLIENT_BOUNDS,
+        flusher: Flusher | None = None,
+        deadlines: Deadlines | None = None,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.address = address
+        self.deadlines = deadlines or Deadlines(loop)
+        self.max_message_bytes = limits.max_message_bytes
+        context = client_context(tls) if tls is not None else None
+        self.links = Links(address, flusher=flusher or Flusher(loop), bounds=bounds, tls=context)
+        self._scheme = "https" if tls is not None else "http"
+        self._authority = "localhost" if address.startswith("unix:") else address
+        self._blocks: dict[str, bytes] = {}
+
+    def block(self, method: str) -> bytes:
+        """Return the HPACK bytes that begin every call of `method`."""
+        found = self._blocks.get(method)
+        if found is None:
+            found = self._blocks[method] = request_block(method, self._authority, self._scheme)
+        return found
+
+    async def unary(self, method: str, message: bytes, *, metadata: Metadata, timeout_s: float | None) -> Reply:
+        """Call `method`. Raises `RemoteError`. Cancelling the task cancels the call at the peer."""
+        call = _Call(self, timeout_s)
+        block = self.block(method)
+        try:
+            connection = await call.connect()
+            if timeout_s is not None:
+                block += encode(b"grpc-timeout", timeout_text(call.left_s()))
+            if metadata:
+                block += metadata_block(metadata)
+            call.begin(connection, connection.call(block, call, framed(message)))
+            reply = await call.next()
+            if reply is None:
+                raise call.failed(Code.INTERNAL, "the peer answered OK without a message")
+            if await call.next() is not None:
+                raise call.failed(Code.INTERNAL, "the peer answered a unary call with several messages")
+            return Reply(reply, call.trailers)
+        finally:
+            call.cancel()
+
+    def stream(self, method: str, *, metadata: Metadata, timeout_s: float | None) -> WireDuplex:
+        """Open a two-way stream."""
+        return WireDuplex(self, method, metadata, timeout_s)
+
+    async def close(self, grace_s: float) -> None:
+        """Take no more calls, wait at most `grace_s` seconds for those in flight, then close the connections."""
+        await self.links.close(grace_s)
+
+    def __repr__(self) -> str:
+        """Show the connections."""
+        return f"<WireChannel {self.links!r}>"
+
+
+class _Call:
+    """The receiver of one call's stream: its messages in a queue, its status as the end of it."""
+
+    def __init__(self, channel: WireChannel, timeout_s: float | None) -> None:
+        self._channel = channel
+        self._connection: Connection | None = None
+        self.stream: Stream | None = None
+        self._deframer = Deframer(channel.max_message_bytes)
+        self._messages: deque[bytes] = deque()
+        self._owed = 0
+        self._end: RemoteError | bool = False
+        """True after OK, an error after anything else."""
+        self._head: AnswerHead | None = None
+        self.trailers: Metadata = ()
+        self._waiter: asyncio.Future[None] | None = None
+        self._room: asyncio.Future[None] | None = None
+        self._deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        self._bucket: Bucket | None = None
+        if self._deadline_s is not None:
+            self._bucket = channel.deadlines.add(self._deadline_s, self)
+
+    def left_s(self) -> float:
+        """Return the seconds until the deadline, 0 after it."""
+        return max(0.0, (self._deadline_s or 0.0) - time.monotonic())
+
+    async def connect(self) -> Connection:
+        """Return a connection to call on, within the deadline."""
+        ready = self._channel.links.ready()
+        if ready is not None:
+            return ready
+        if self._deadline_s is None:
+            return await self._channel.links.connection()
+        try:
+            async with asyncio.timeout_at(self._deadline_s):
+                return await self._channel.links.connection()
+        except TimeoutError:
+            text = f"the deadline passed while connecting to {self._channel.address}"
+            raise RemoteError(Code.DEADLINE_EXCEEDED, text, unsent=True) from None
+
+    def begin(self, connection: Connection, stream: Stream) -> None:
+        """Note what the call runs on."""
+        self._connection, self.stream = connection, stream
+
+    # -- `Receiver` ----------------------------------------------------------------------------------------------
+
+    def headers(self, stream: Stream, block: Block, end: bool) -> None:
+        """Take the head or the status."""
+        head = answer_head(block)
+        if not end and head.status is None:
+            self._head = head
+            if head.compression:
+                self._deframer = Deframer(self._channel.max_message_bytes, compression=head.compression)
+            return
+        if not end:
+            assert self._connection is not None
+            self._connection.reset(stream, ErrorCode.CANCEL)
+        if self._deframer.held:
+            self._finish(self.failed(Code.INTERNAL, "the answer ended in the middle of a message"))
+            return
+        self.trailers = head.metadata
+        if head.status == Code.OK:
+            self._finish(None)
+        elif head.status is None:
+            self._finish(self.failed(Code.UNKNOWN, "the peer ended the call without a status", transport_failed=True))
+        else:
+            self._finish(RemoteError(head.status, head.message, trailers=head.metadata))
+
+    def data(self, stream: Stream, data: bytes, end: bool) -> None:
+        """Take a piece of the messages."""
+        try:
+            self._messages.extend(self._deframer.feed(data))
+        except MeshError as error:
+            self._finish(RemoteError(error.code, error.message))
+            assert self._connection is not None
+            self._connection.reset(stream, ErrorCode.CANCEL)
+            return
+        self._owed += len(data)
+        if not self._messages:
+            self._give_back()
+        if end:
+            self._finish(self.failed(Code.INTERNAL, "the peer ended the call without a status", transport_failed=True))
+        self._wake()
+
+    def reset(self, stream: Stream, code: int) -> None:
+        """Take the end of the stream or connection as the status."""
+        address = self._channel.address
+        if code == LOST:
+            assert self._connection is not None
+            why = self._connection.broken.why if self._connection.broken is not None else "lost"
+            self._finish(self.failed(Code.UNAVAILABLE, f"{address}: {why}", transport_failed=True))
+            return
+        name = ErrorCode(code).name if code in ErrorCode._value2member_map_ else str(code)
+        error = RemoteError(
+            code_of_reset(code),
+            f"{address} reset the call: {name}",
+            transport_failed=True,
+            unsent=code == ErrorCode.REFUSED_STREAM,
+        )
+        self._finish(error)
+
+    def drained(self, stream: Stream) -> None:
+        """Let `send` go on."""
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+    # -- the caller's side ---------------------------------------------------------------------------------------
+
+    def expired(self) -> None:
+        """End the call: its deadline passed."""
+        self._bucket = None
+        if self._end is False and self.stream is not None:
+            self._stop(RemoteError(Code.DEADLINE_EXCEEDED, "Deadline Exceeded"))
+
+    def _stop(self, error: RemoteError) -> None:
+        self._finish(error)
+        if self._connection is not None and self.stream is not None and self.stream.state is not State.CLOSED:
+            self._connection.reset(self.stream, ErrorCode.CANCEL)
+
+    def cancel(self) -> None:
+        """Give the call up if it still goes on; idempotent."""
+        if self._bucket is not None:
+            self._bucket.pop(self, None)
+            self._bucket = None
+        if self._end is False and self.stream is not None:
+            self._stop(RemoteError(Code.CANCELLED, "the caller cancelled this call"))
+
+    def failed(self, code: Code, text: str, *, transport_failed: bool = False) -> RemoteError:
+        """Return an error that this side found."""
+        return RemoteError(code, text, transport_failed=transport_failed)
+
+    def _finish(self, error: RemoteError | None) -> None:
+        if self._end is False:
+            self._end = True if error is None else error
+            self._wake()
+            self.drained_all()
+            self._channel.links.freed()
+
+    def drained_all(self) -> None:
+        """Let a waiting `send` see the end."""
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _give_back(self) -> None:
+        if self._owed and self._connection is not None and self.stream is not None:
+            self._connection.consumed(self.stream, self._owed)
+            self._owed = 0
+
+    async def next(self) -> bytes | None:
+        """Return the next message, None after the last of a call that ended OK. Raises `RemoteError`."""
+        while not self._messages:
+            if self._end is True:
+                return None
+            if self._end is not False:
+                raise self._end
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        message = self._messages.popleft()
+        if not self._messages:
+            self._give_back()
+        return message
+
+    async def send(self, data: bytes, *, end: bool) -> None:
+        """Send a piece; waits while much waits for the peer. Raises `RemoteError` when the call is over."""
+        assert self._connection is not None
+        assert self.stream is not None
+        if self._end is not False:
+            raise RemoteError(Code.CANCELLED, "the peer has ended this stream")
+        if not self._connection.send_data(self.stream, data, end=end) and self.stream.pending_bytes > SEND_BUFFER:
+            self._room = asyncio.get_running_loop().create_future()
+            await self._room
+
+
+class WireDuplex:
+    """A `transport.Duplex` on the wire. The stream is opened by the first use."""
+
+    def __init__(self, channel: WireChannel, method: str, metadata: Metadata, timeout_s: float | None) -> None:
+        self._channel = channel
+        self._method = method
+        self._metadata = metadata
+        self._call = _Call(channel, timeout_s)
+        self._timed = timeout_s is not None
+        self._opening: asyncio.Lock = asyncio.Lock()
+
+    async def _open(self) -> None:
+        if self._call.stream is not None:
+            return
+        async with self._opening:
+            if self._call.stream is not None:
+                return
+            connection = await self._call.connect()
+            block = self._channel.block(self._method)
+            if self._timed:
+                block += encode(b"grpc-timeout", timeout_text(self._call.left_s()))
+            self._call.begin(connection, connection.open(block + metadata_block(self._metadata), self._call))
+
+    async def send(self, message: bytes) -> None:
+        """Send one message; waits for flow control. Raises `RemoteError` when the stream is over."""
+        await self._open()
+        await self._call.send(framed(message), end=False)
+
+    async def half_close(self) -> None:
+        """Say that no more messages follow."""
+        await self._open()
+        await self._call.send(b"", end=True)
+
+    async def receive(self) -> bytes | None:
+        """Return the next message, None after the last one of a stream that ended OK. Raises `RemoteError`."""
+        await self._open()
+        return await self._call.next()
+
+    def cancel(self) -> None:
+        """Give the stream up; idempotent."""
+        self._call.cancel()

@@ -1,0 +1,433 @@
+"""One HTTP/2 connection, either side: bytes in, calls of `Receiver` out, bytes to send in `out`. No I/O, no clock.
+
+What a peer may not do ends a stream (RST_STREAM) or the connection (GOAWAY), as RFC 9113 says; every other byte
+sequence is bounded by `Bounds`. `streams` has the table of states, `control` the frames that carry no call.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from mesh.wire.control import Control
+from mesh.wire.flow import Bounds, grown
+from mesh.wire.frames import (
+    CONTINUATION,
+    DATA,
+    DEFAULT_MAX_FRAME,
+    END_HEADERS,
+    END_STREAM,
+    HAS_PRIORITY,
+    HEAD_BYTES,
+    HEADERS,
+    MAX_STREAM_ID,
+    MAX_WINDOW,
+    PADDED,
+    PREFACE,
+    SETTINGS,
+    ConnectionFault,
+    ErrorCode,
+    StreamFault,
+    headers,
+    pack_head,
+    rst_stream,
+    u32,
+    unpack_head,
+    window_update,
+)
+from mesh.wire.header_cache import Block, Role
+from mesh.wire.streams import MAY_RECEIVE, MAY_SEND, Happening, Receiver, State, Stream
+
+Accept = Callable[["Connection", Stream, Block, bool], Receiver]
+"""Returns who takes a stream that the peer opened. May raise `StreamFault`."""
+
+LOST: Final = -1
+"""The code of `Receiver.reset` when the connection went away, with no word on the stream."""
+
+STOPPED: Final = -2
+"""The code of `Receiver.reset` when this server stops and the call must end now, with a status if that can be."""
+
+_LAST: Final = END_HEADERS | END_STREAM
+
+_CUT: Final = 64 * 1024
+"""Header blocks come in at most this many bytes, over all CONTINUATION frames (CVE-2024-27316 and its like)."""
+
+
+class Connection(Control):
+    """The protocol of one connection. `accept` makes it a server's."""
+
+    def __init__(
+        self, bounds: Bounds, *, accept: Accept | None = None, notify: Callable[[], None] = lambda: None
+    ) -> None:
+        super().__init__(bounds, is_client=accept is None, notify=notify)
+        self._accept = accept
+        self._tail = b""
+        self._preface = b"" if accept is None else PREFACE
+        self._body: tuple[Stream | None, int, bool] | None = None
+        """A DATA frame that is arriving: its stream, the bytes left, whether it is the last."""
+
+    # -- bytes in ------------------------------------------------------------------------------------------------
+
+    def receive(self, data: bytes, now_s: float) -> None:
+        """Take what came from the peer. Never raises for any bytes; a fault ends the connection (`broken`)."""
+        if self.broken is not None:
+            return
+        self.now_s = now_s
+        if self._tail:
+            data = self._tail + data
+            self._tail = b""
+        try:
+            start = self._start(data) if self._preface or self._body is not None else 0
+            position = self._frames(data, start)
+            if position < len(data):
+                self._tail = data[position:]
+        except ConnectionFault as fault:
+            self.fail(fault)
+
+    def _start(self, data: bytes) -> int:
+        """Deal with what comes before the next frame: the client's preface, or the rest of a DATA frame."""
+        if self._preface:
+            if data[: len(PREFACE)] != PREFACE[: len(data)]:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "this port speaks gRPC over HTTP/2")
+            if len(data) < len(PREFACE):
+                self._tail = data
+                return len(data)
+            self._preface = b""
+            return len(PREFACE)
+        assert self._body is not None
+        stream, left, end = self._body
+        taken = min(left, len(data))
+        self._body = (stream, left - taken, end) if taken < left else None
+        if stream is None:
+            self.give_back(taken)
+        elif stream.state is not State.CLOSED:
+            self._deliver(stream, data[:taken], end=end and taken == left)
+        return taken
+
+    def _frames(self, data: bytes, position: int) -> int:
+        """Take every whole frame from `position` on, and the part of a DATA frame. Return where the rest begins."""
+        size = len(data)
+        max_frame = self.bounds.max_frame
+        while size - position >= HEAD_BYTES:
+            head, flags, stream_id = unpack_head(data, position)
+            length = head >> 8
+            kind = head & 0xFF
+            start = position + HEAD_BYTES
+            end = start + length
+            if length > max_frame:
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes, at most {max_frame}")
+            if end > size and (kind != DATA or flags & PADDED):
+                break
+            stream_id &= MAX_STREAM_ID
+            if self._block is not None and (kind != CONTINUATION or stream_id != self._block_stream):
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame between HEADERS and its CONTINUATION")
+            if not self.greeted and kind != SETTINGS:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
+            try:
+                if kind == DATA:
+                    if end > size:
+                        self._data(stream_id, flags, data[start:size], length)
+                        return size
+                    self._data(stream_id, flags, data[start:end], length)
+                elif kind == HEADERS:
+                    self._headers(stream_id, flags, data[start:end])
+                elif kind == CONTINUATION:
+                    self._continuation(stream_id, flags, data[start:end])
+                else:
+                    self.control(kind, flags, stream_id, data[start:end])
+            except StreamFault as fault:
+                self.fail_stream(fault)
+            position = end
+        return position
+
+    def _data(self, stream_id: int, flags: int, payload: bytes, length: int) -> None:
+        """Take a DATA frame of `length` bytes, of which `payload` is here."""
+        self.recv_window -= length
+        self.received_bytes += length
+        if self.recv_window < 0:
+            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
+        stream = self.streams.get(stream_id)
+        here = len(payload)
+        if stream is None or not MAY_RECEIVE[stream.state] or not stream.seen_headers:
+            if here < length:
+                self._body = (None, length - here, False)
+            self.give_back(here)
+            self.stray(stream_id, stream, "DATA")
+            return
+        if flags & PADDED:
+            payload = _unpadded(payload)
+            self.consumed(stream, length - len(payload))
+        stream.recv_window -= length
+        if stream.recv_window < 0:
+            raise StreamFault(stream_id, ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the stream's window")
+        end = bool(flags & END_STREAM)
+        if here < length:
+            self._body = (stream, length - here, end)
+            end = False
+        elif not length and not end:
+            self.nuisance("empty DATA frames")
+        if payload or end:
+            self._deliver(stream, payload, end=end)
+
+    def _deliver(self, stream: Stream, data: bytes, *, end: bool) -> None:
+        if stream.body_left >= 0:
+            stream.body_left -= len(data)
+            if stream.body_left < 0 or (end and stream.body_left):
+                self.fail_stream(StreamFault(stream.id, ErrorCode.PROTOCOL_ERROR, "DATA unlike content-length"))
+                return
+        if end and stream.move(Happening.RECEIVED_END) is State.CLOSED:
+            self.forget(stream)
+        stream.receiver.data(stream, data, end)
+
+    def _headers(self, stream_id: int, flags: int, payload: bytes) -> None:
+        if stream_id == 0:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "HEADERS on stream 0")
+        if flags & PADDED:
+            payload = _unpadded(payload)
+        itself = False
+        if flags & HAS_PRIORITY:
+            if len(payload) < 5:
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS too short for its priority")
+            itself = u32(payload) & MAX_STREAM_ID == stream_id
+            payload = payload[5:]
+        end = bool(flags & END_STREAM)
+        if flags & END_HEADERS:
+            self._block_done(stream_id, payload, end=end)
+        else:
+            self._block, self._block_stream, self._block_ends = [payload], stream_id, end
+            self._block_bytes = len(payload)
+        if itself:
+            raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, "a stream that depends on itself")
+
+    def _continuation(self, stream_id: int, flags: int, payload: bytes) -> None:
+        if self._block is None:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "CONTINUATION without HEADERS before it")
+        self._block.append(payload)
+        self._block_bytes += len(payload)
+        if self._block_bytes > _CUT:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"headers of more than {_CUT} bytes")
+        if not payload:
+            self.nuisance("empty CONTINUATION frames")
+        if flags & END_HEADERS:
+            whole, self._block = b"".join(self._block), None
+            self._block_done(stream_id, whole, end=self._block_ends)
+
+    def _block_done(self, stream_id: int, data: bytes, *, end: bool) -> None:
+        block = self.reader.read(data)
+        if not self.asked_for_no_table and self.last_peer_id:
+            self.ask_for_no_table()
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            stream = self._opened(stream_id)
+            if stream is None:
+                return
+            if end:
+                stream.move(Happening.RECEIVED_END)
+            stream.seen_headers = True
+            assert self._accept is not None
+            stream.receiver = self._accept(self, stream, block, end)
+            return
+        if not MAY_RECEIVE[stream.state]:
+            self.stray(stream_id, stream, "HEADERS")
+            return
+        if stream.seen_headers and not end:
+            raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, "trailers that do not end their stream")
+        if not stream.seen_headers and block.fields and block.fields[0].value[:1] == b"1" and not end:
+            return  # An interim response says nothing to gRPC (RFC 9113 §8.1).
+        stream.seen_headers = True
+        if self._accept is not None and any(Role.METHOD <= field.role <= Role.LAST_PSEUDO for field in block.fields):
+            raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, "pseudo-headers in trailers")
+        if end and stream.body_left > 0:
+            raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, "a body shorter than its content-length")
+        if end and stream.move(Happening.RECEIVED_END) is State.CLOSED:
+            self.forget(stream)
+        stream.receiver.headers(stream, block, end)
+
+    def _opened(self, stream_id: int) -> Stream | None:
+        """Return a new stream for HEADERS of the peer on an id without one, None when it is not to be answered."""
+        if self._accept is None or not stream_id & 1 or stream_id <= self.last_peer_id:
+            self.stray(stream_id, None, "HEADERS")
+            return None
+        if stream_id > self.last_peer_id + 2:
+            self.skip(stream_id)
+        self.last_peer_id = stream_id
+        if self.ended:
+            return None  # Opened after our GOAWAY: the peer knows that it was not taken (RFC 9113 §6.8).
+        if len(self.streams) >= self.bounds.max_streams:
+            self.write(rst_stream(stream_id, ErrorCode.REFUSED_STREAM))
+            self.nuisance("streams above the limit")
+            self.remember_reset(stream_id)
+            return None
+        stream = Stream(stream_id, _NOBODY, self.peer_stream_window, self.bounds.stream_window)
+        self.streams[stream_id] = stream
+        return stream
+
+    # -- bytes out -----------------------------------------------------------------------------------------------
+
+    def open(self, block: bytes, receiver: Receiver, *, end: bool = False) -> Stream:
+        """Open a stream with these HPACK bytes as its headers. The caller has looked at `has_room`."""
+        stream = Stream(self.next_id, receiver, self.peer_stream_window, self.bounds.stream_window)
+        self.next_id += 2
+        self.streams[stream.id] = stream
+        self.send_headers(stream, block, end=end)
+        return stream
+
+    def call(self, block: bytes, receiver: Receiver, data: bytes) -> Stream:
+        """Open a stream with these headers and this whole body, which ends it: HEADERS and DATA in one piece."""
+        size = len(data)
+        if size > self.peer_stream_window or size > self.send_window or size > self.peer_max_frame or size > self.room:
+            stream = self.open(block, receiver)
+            self.send_data(stream, data, end=True)
+            return stream
+        stream = Stream(self.next_id, receiver, self.peer_stream_window - size, self.bounds.stream_window)
+        stream.state = State.HALF_CLOSED_LOCAL
+        self.next_id += 2
+        self.streams[stream.id] = stream
+        self.send_window -= size
+        self.room -= size
+        if self.size_update_due:
+            self.size_update_due = False
+            block = b"\x20" + block
+        out = self.out
+        if not out:
+            self.notify()
+        if len(block) > self.peer_max_frame:
+            out.append(headers(block, stream.id, end=False, max_frame=self.peer_max_frame))
+        else:
+            out.append(pack_head(len(block) << 8 | HEADERS, END_HEADERS, stream.id))
+            out.append(block)
+        out.append(pack_head(size << 8, END_STREAM, stream.id))
+        out.append(data)
+        return stream
+
+    def answer(self, stream: Stream, block: bytes, data: bytes, trailers: bytes) -> None:
+        """Send headers, a whole body and trailers: in one piece where the windows allow it."""
+        size = len(data)
+        if (
+            stream.pending is not None
+            or size > stream.send_window
+            or size > self.send_window
+            or size > self.peer_max_frame
+            or size > self.room
+            or self.size_update_due
+            or len(trailers) > DEFAULT_MAX_FRAME
+            or not MAY_SEND[stream.state]
+        ):
+            self.send_headers(stream, block)
+            self.send_data(stream, data)
+            self.send_headers(stream, trailers, end=True)
+            return
+        self.send_window -= size
+        self.room -= size
+        number = stream.id
+        out = self.out
+        if not out:
+            self.notify()
+        out.append(pack_head(len(block) << 8 | HEADERS, END_HEADERS, number) + block)
+        out.append(pack_head(size << 8, 0, number))
+        out.append(data)
+        out.append(pack_head(len(trailers) << 8 | HEADERS, _LAST, number) + trailers)
+        if stream.move(Happening.SENT_END) is State.CLOSED:
+            self.forget(stream)
+
+    def send_headers(self, stream: Stream, block: bytes, *, end: bool = False) -> None:
+        """Send headers, or trailers with `end` after all data that waits."""
+        if not MAY_SEND[stream.state]:
+            return
+        if stream.pending is not None and end:
+            stream.ending = block
+            return
+        if self.size_update_due:
+            self.size_update_due = False
+            block = b"\x20" + block
+        if not self.out:
+            self.notify()
+        self.out.append(headers(block, stream.id, end=end, max_frame=self.peer_max_frame))
+        if end and stream.move(Happening.SENT_END) is State.CLOSED:
+            self.forget(stream)
+
+    def send_data(self, stream: Stream, data: bytes, *, end: bool = False) -> bool:
+        """Send `data`; False when some of it waits for the peer, who is heard of by `Receiver.drained`."""
+        size = len(data)
+        if (
+            stream.pending is not None
+            or size > stream.send_window
+            or size > self.send_window
+            or size > self.peer_max_frame
+            or size > self.room
+        ):
+            return self._send_later(stream, data, end=end)
+        if not MAY_SEND[stream.state]:
+            return True
+        stream.send_window -= size
+        self.send_window -= size
+        self.room -= size
+        out = self.out
+        if not out:
+            self.notify()
+        out.append(pack_head(size << 8, 1 if end else 0, stream.id))
+        out.append(data)
+        if end and stream.move(Happening.SENT_END) is State.CLOSED:
+            self.forget(stream)
+        return True
+
+    def _send_later(self, stream: Stream, data: bytes, *, end: bool) -> bool:
+        if not MAY_SEND[stream.state]:
+            return True
+        if stream.pending is None:
+            stream.pending = deque()
+            self.waiting[stream.id] = stream
+        if data or end:
+            # A view: what is cut off the front must not be copied each time.
+            stream.pending.append(memoryview(data))
+            stream.pending_bytes += len(data)
+        if end:
+            stream.ending = b""
+        self.pump(stream, MAX_WINDOW)
+        return stream.pending is None
+
+    def consumed(self, stream: Stream, size: int) -> None:
+        """Give `size` bytes of what `stream` received back to the peer's windows; `forget` did it for a closed one."""
+        if stream.state is State.CLOSED:
+            return
+        self.unacked += size
+        if self.unacked >= self.bounds.connection_window >> 2:
+            self.give_back(0)
+        stream.unacked += size
+        if stream.unacked >= stream.window >> 1 and MAY_RECEIVE[stream.state]:
+            window = grown(stream.window, self.bounds.max_stream_window)
+            increment = stream.unacked + window - stream.window
+            stream.window = window
+            stream.recv_window += increment
+            stream.unacked = 0
+            self.write(window_update(stream.id, increment))
+
+
+class _Nobody:
+    """Stands in until the stream's receiver is known."""
+
+    def headers(self, stream: Stream, block: Block, end: bool) -> None:
+        """Ignore it."""
+
+    def data(self, stream: Stream, data: bytes, end: bool) -> None:
+        """Ignore it."""
+
+    def reset(self, stream: Stream, code: int) -> None:
+        """Ignore it."""
+
+    def drained(self, stream: Stream) -> None:
+        """Ignore it."""
+
+
+_NOBODY: Final = _Nobody()
+
+
+def _unpadded(payload: bytes) -> bytes:
+    """Return what is between the length of the padding and the padding (RFC 9113 §6.1)."""
+    if not payload:
+        raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a padded frame without the length of its padding")
+    padding = payload[0]
+    if padding >= len(payload):
+        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "more padding than payload")
+    return payload[1 : len(payload) - padding]

@@ -1,0 +1,482 @@
+"""The frames of a connection that carry no call, and what both sides keep of each other's limits.
+
+SETTINGS, PING, GOAWAY, WINDOW_UPDATE, RST_STREAM, PRIORITY; floods of them; draining by a double GOAWAY.
+(RFC 9113 §6)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from mesh.wire.flow import Allowance, Bounds
+from mesh.wire.frames import (
+    ACK,
+    DEFAULT_MAX_FRAME,
+    DEFAULT_WINDOW,
+    ENABLE_PUSH,
+    GOAWAY,
+    HEADER_TABLE_SIZE,
+    INITIAL_WINDOW_SIZE,
+    MAX_CONCURRENT_STREAMS,
+    MAX_FRAME_SIZE,
+    MAX_HEADER_LIST_SIZE,
+    MAX_STREAM_ID,
+    MAX_WINDOW,
+    PING,
+    PREFACE,
+    PRIORITY,
+    PUSH_PROMISE,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
+    ConnectionFault,
+    ErrorCode,
+    StreamFault,
+    frame,
+    goaway,
+    headers,
+    pack_head,
+    ping,
+    read_settings,
+    rst_stream,
+    settings,
+    u32,
+    window_update,
+)
+from mesh.wire.header_cache import HeaderReader
+from mesh.wire.streams import MAY_SEND, Happening, State, Stream
+
+DRAIN_PING: Final = b"mesh-bye"
+"""Its answer shows that the peer has read our first GOAWAY; what it opens after that was not meant for us."""
+
+ALIVE_PING: Final = b"mesh-are"
+"""The keepalive's."""
+
+OUT_BYTES: Final = 256 * 1024
+"""Bytes of DATA put together for one write, and left in a socket's buffer: a few loopback round trips at 10 Gbit/s."""
+
+TURN: Final = 64 * 1024
+"""Bytes of one stream before the next has its turn, where several wait for the connection's window."""
+
+FIRST_STREAMS: Final = 100
+"""Streams a client opens before the server has said its limit: the least that RFC 9113 §6.5.2 recommends."""
+
+REMEMBERED: Final = 1024
+"""Streams that we reset, of which late frames are ignored; older ones are faults."""
+
+
+class Control:
+    """The state of a connection outside its calls. `Connection` adds those."""
+
+    def __init__(self, bounds: Bounds, *, is_client: bool, notify: Callable[[], None]) -> None:
+        self.bounds = bounds
+        self.is_client = is_client
+        self.notify = notify
+        """Called when `out` is about to become non-empty."""
+        self.out: list[bytes | memoryview] = []
+        """Bytes to send, in order. Whoever sends them empties it."""
+        self.room = OUT_BYTES
+        """Bytes of DATA that `out` still takes; the rest waits, so that a peer which does not read costs no memory."""
+        self.streams: dict[int, Stream] = {}
+        self.waiting: dict[int, Stream] = {}
+        """Streams with data that waits for a window, in the order in which they began to wait."""
+        self.reader = HeaderReader(bounds.max_header_list)
+        self.send_window = DEFAULT_WINDOW
+        self.recv_window = bounds.connection_window
+        self.unacked = 0
+        self.received_bytes = 0
+        self.peer_stream_window = DEFAULT_WINDOW
+        self.peer_max_frame = DEFAULT_MAX_FRAME
+        self.peer_max_streams = FIRST_STREAMS
+        self.size_update_due = True
+        """Whether the next header block of ours says first that we use no table (RFC 7541 §4.2)."""
+        self.asked_for_no_table = False
+        self.greeted = False
+        """Whether the peer's first SETTINGS came."""
+        self.next_id = 1
+        self.last_peer_id = 0
+        self.going_away = False
+        """The peer sent GOAWAY: no new streams here."""
+        self.draining = False
+        self.ended = False
+        """Our last GOAWAY is out: streams opened from now on are not answered."""
+        self.on_settings: Callable[[], None] | None = None
+        """Called once, when the peer's first SETTINGS came."""
+        self.broken: ConnectionFault | None = None
+        self.now_s = 0.0
+        self.pings_unanswered = 0
+        self._allowance = Allowance()
+        self._skipped: list[tuple[int, int]] = []
+        self._resets: dict[int, None] = {}
+        self._block: list[bytes] | None = None
+        self._block_stream = 0
+        self._block_ends = False
+        self._block_bytes = 0
+
+    def greet(self) -> None:
+        """Send the preface: for both sides their settings, and the connection's window."""
+        bounds = self.bounds
+        values = {
+            INITIAL_WINDOW_SIZE: bounds.stream_window,
+            MAX_FRAME_SIZE: bounds.max_frame,
+            MAX_HEADER_LIST_SIZE: bounds.max_header_list,
+        }
+        if self.is_client:
+            values[HEADER_TABLE_SIZE] = 0
+            values[ENABLE_PUSH] = 0
+            self.asked_for_no_table = True
+            self.write(PREFACE)
+        else:
+            values[MAX_CONCURRENT_STREAMS] = bounds.max_streams
+        self.write(settings(values) + window_update(0, bounds.connection_window - DEFAULT_WINDOW))
+
+    def ask_for_no_table(self) -> None:
+        """Ask a client to use no header table, when its second call comes.
+
+        Not in the first SETTINGS: no client has read those before its first call anyway, one that makes a single call
+        gains nothing, and h2spec's cases on table sizes contradict each other (128 must be taken, 1 refused) for a
+        server that says 0 at once.
+        """
+        self.asked_for_no_table = True
+        self.write(settings({HEADER_TABLE_SIZE: 0}))
+
+    def write(self, data: bytes) -> None:
+        """Add bytes to what is to be sent."""
+        if not self.out:
+            self.notify()
+        self.out.append(data)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a client may open another stream here."""
+        return (
+            not self.going_away
+            and self.broken is None
+            and len(self.streams) < self.peer_max_streams
+            and self.next_id <= MAX_STREAM_ID
+        )
+
+    # -- frames --------------------------------------------------------------------------------------------------
+
+    def control(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
+        """Take a frame that is neither DATA nor HEADERS. Unknown kinds are ignored (RFC 9113 §5.5)."""
+        if kind == WINDOW_UPDATE:
+            self._window_update(stream_id, payload)
+        elif kind == RST_STREAM:
+            self._rst_stream(stream_id, payload)
+        elif kind == PING:
+            self._ping(flags, stream_id, payload)
+        elif kind == SETTINGS:
+            self._settings(flags, stream_id, payload)
+        elif kind == GOAWAY:
+            self._goaway(stream_id, payload)
+        elif kind == PRIORITY:
+            self._priority(stream_id, payload)
+        elif kind == PUSH_PROMISE:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE, which we switched off")
+        else:
+            self.nuisance("frames of unknown kinds")
+
+    def _window_update(self, stream_id: int, payload: bytes) -> None:
+        _check_size(payload, 4, "WINDOW_UPDATE")
+        increment = u32(payload) & MAX_STREAM_ID
+        if stream_id == 0:
+            if increment == 0:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
+            self.send_window += increment
+            if self.send_window > MAX_WINDOW:
+                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "a connection window of 2^31 or more")
+            self.pump_all()
+            return
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            self._check_not_idle(stream_id, "WINDOW_UPDATE")
+            return
+        if increment == 0:
+            raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
+        stream.send_window += increment
+        if stream.send_window > MAX_WINDOW:
+            raise StreamFault(stream_id, ErrorCode.FLOW_CONTROL_ERROR, "a stream window of 2^31 or more")
+        if stream.pending is not None:
+            self.pump(stream, MAX_WINDOW)
+
+    def _rst_stream(self, stream_id: int, payload: bytes) -> None:
+        _check_size(payload, 4, "RST_STREAM")
+        if stream_id == 0:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "RST_STREAM on stream 0")
+        stream = self.streams.get(stream_id)
+        if not self.is_client:
+            self.nuisance("resets")
+        if stream is None:
+            self._check_not_idle(stream_id, "RST_STREAM")
+            return
+        self._reset_here(stream, u32(payload))
+
+    def _ping(self, flags: int, stream_id: int, payload: bytes) -> None:
+        _check_size(payload, 8, "PING")
+        if stream_id:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
+        if not flags & ACK:
+            self.nuisance("pings")
+            self.write(ping(payload, ack=True))
+            return
+        self.pings_unanswered = 0
+        if payload == DRAIN_PING and self.draining and not self.ended:
+            self.end()
+
+    def _settings(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "SETTINGS on a stream")
+        if flags & ACK:
+            if payload:
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "an acknowledgement with settings in it")
+            return
+        if len(payload) % 6:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"SETTINGS of {len(payload)} bytes")
+        if self.greeted:
+            self.nuisance("settings")
+        elif self.is_client and self.peer_max_streams == FIRST_STREAMS:
+            # A server that says nothing of a limit has none (RFC 9113 §6.5.2).
+            self.peer_max_streams = MAX_STREAM_ID
+        self.greeted = True
+        window = self.peer_stream_window
+        for key, value in read_settings(payload):
+            self._setting(key, value)
+        # The acknowledgement goes first: what follows it is sent under the new settings.
+        self.write(frame(SETTINGS, ACK, 0))
+        if self.peer_stream_window > window:
+            self.pump_all()
+        if self.on_settings is not None:
+            heard, self.on_settings = self.on_settings, None
+            heard()
+
+    def _setting(self, key: int, value: int) -> None:
+        if key == HEADER_TABLE_SIZE:
+            self.size_update_due = True
+        elif key == ENABLE_PUSH:
+            if value > 1 or (value and self.is_client):
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"ENABLE_PUSH {value}")
+        elif key == MAX_CONCURRENT_STREAMS:
+            self.peer_max_streams = value
+        elif key == INITIAL_WINDOW_SIZE:
+            if value > MAX_WINDOW:
+                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, f"INITIAL_WINDOW_SIZE {value}")
+            change, self.peer_stream_window = value - self.peer_stream_window, value
+            for stream in self.streams.values():
+                stream.send_window += change
+                if stream.send_window > MAX_WINDOW:
+                    raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "a stream window of 2^31 or more")
+        elif key == MAX_FRAME_SIZE:
+            if not DEFAULT_MAX_FRAME <= value < 1 << 24:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"MAX_FRAME_SIZE {value}")
+            self.peer_max_frame = value
+
+    def _goaway(self, stream_id: int, payload: bytes) -> None:
+        if stream_id:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "GOAWAY on a stream")
+        if len(payload) < 8:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"GOAWAY of {len(payload)} bytes")
+        self.going_away = True
+        last = u32(payload) & MAX_STREAM_ID
+        if self.is_client:
+            for stream in [stream for number, stream in self.streams.items() if number > last]:
+                self._reset_here(stream, ErrorCode.REFUSED_STREAM)
+
+    def _priority(self, stream_id: int, payload: bytes) -> None:
+        if stream_id == 0:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
+        if len(payload) != 5:
+            raise StreamFault(stream_id, ErrorCode.FRAME_SIZE_ERROR, f"PRIORITY of {len(payload)} bytes")
+        self.nuisance("priorities")
+        if u32(payload) & MAX_STREAM_ID == stream_id:
+            raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, "a stream that depends on itself")
+
+    # -- faults --------------------------------------------------------------------------------------------------
+
+    def nuisance(self, what: str) -> None:
+        """Count a frame that is of no use. Raises `ConnectionFault` when there were too many."""
+        if not self._allowance.spend(self.now_s, self.received_bytes):
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"too many {what}")
+
+    def stray(self, stream_id: int, stream: Stream | None, what: str) -> None:
+        """Answer a frame on a stream that is not open for it. Raises a fault, or returns where it is harmless."""
+        if stream is not None:
+            if stream.seen_headers:
+                raise StreamFault(stream_id, ErrorCode.STREAM_CLOSED, f"{what} after END_STREAM")
+            raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, f"{what} before HEADERS")
+        self._check_not_idle(stream_id, what)
+        if stream_id in self._resets:
+            return
+        if self.ended and not self.is_client:
+            return
+        raise ConnectionFault(ErrorCode.STREAM_CLOSED, f"{what} on stream {stream_id}, which is closed")
+
+    def _check_not_idle(self, stream_id: int, what: str) -> None:
+        ours = bool(stream_id & 1) == self.is_client
+        last = self.next_id - 2 if ours and self.is_client else self.last_peer_id if not ours else 0
+        if stream_id == 0 or stream_id > last or any(low <= stream_id <= high for low, high in self._skipped):
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"{what} on stream {stream_id}, which is idle")
+
+    def skip(self, stream_id: int) -> None:
+        """Note that the peer left out ids before `stream_id`: they never were and never will be."""
+        self._skipped.append((self.last_peer_id + 1, stream_id - 1))
+        if len(self._skipped) > REMEMBERED:
+            del self._skipped[0]
+
+    def remember_reset(self, stream_id: int) -> None:
+        """Keep in mind that late frames of this stream are no fault."""
+        self._resets[stream_id] = None
+        if len(self._resets) > REMEMBERED:
+            del self._resets[next(iter(self._resets))]
+
+    def fail_stream(self, fault: StreamFault) -> None:
+        """Reset the stream that a peer used wrongly."""
+        stream = self.streams.get(fault.stream_id)
+        self.nuisance("faults")
+        if stream is not None:
+            self.reset(stream, fault.code)
+            stream.receiver.reset(stream, fault.code)
+        else:
+            self.write(rst_stream(fault.stream_id, fault.code))
+            self.remember_reset(fault.stream_id)
+
+    def fail(self, fault: ConnectionFault) -> None:
+        """End the connection because of `fault`: GOAWAY, and every stream hears that it is lost."""
+        if self.broken is None:
+            self.write(goaway(self.last_peer_id, fault.code, fault.why.encode()))
+            self.lost(fault)
+
+    def lost(self, fault: ConnectionFault) -> None:
+        """Hear that the connection is gone: every stream hears it too."""
+        if self.broken is None:
+            self.broken = fault
+        streams, self.streams = self.streams, {}
+        self.waiting.clear()
+        for stream in streams.values():
+            stream.move(Happening.RESET)
+            stream.pending = None
+            stream.receiver.reset(stream, -1)
+
+    # -- streams and windows -------------------------------------------------------------------------------------
+
+    def reset(self, stream: Stream, code: int) -> None:
+        """Give a stream up; its receiver hears nothing more."""
+        if self.streams.get(stream.id) is stream:
+            stream.move(Happening.RESET)
+            self.forget(stream)
+            self.remember_reset(stream.id)
+            self.write(rst_stream(stream.id, code))
+
+    def _reset_here(self, stream: Stream, code: int) -> None:
+        stream.move(Happening.RESET)
+        self.forget(stream)
+        stream.receiver.reset(stream, code)
+
+    def forget(self, stream: Stream) -> None:
+        """Drop a stream that is closed. What its receiver has not consumed is given back here, once."""
+        if self.streams.pop(stream.id, None) is None:
+            return
+        unconsumed = stream.window - stream.recv_window - stream.unacked
+        if unconsumed:
+            self.give_back(unconsumed)
+        if stream.pending is not None:
+            stream.pending = None
+            self.waiting.pop(stream.id, None)
+
+    def give_back(self, size: int) -> None:
+        """Return `size` bytes, and what was consumed before, to the connection's window."""
+        self.unacked += size
+        if self.unacked:
+            self.recv_window += self.unacked
+            self.write(window_update(0, self.unacked))
+            self.unacked = 0
+
+    def make_room(self, size: int) -> None:
+        """Hear that the socket takes `size` more bytes; 0 or less: no DATA goes to `out` until it does."""
+        self.room = size
+        if size > 0 and self.waiting:
+            self.pump_all()
+
+    def pump_all(self) -> None:
+        """Send what waits, in turns of `TURN` bytes a stream, as far as the windows go."""
+        going = True
+        while going and self.waiting:
+            going = False
+            for stream in list(self.waiting.values()):
+                if self.room <= 0 or self.send_window <= 0:
+                    return
+                if stream.pending is not None and self.pump(stream, TURN):
+                    going = True
+
+    def pump(self, stream: Stream, at_most: int) -> bool:
+        """Send what waits on `stream`, as far as the windows and `at_most` bytes go; True when something went."""
+        pending = stream.pending
+        assert pending is not None
+        left = at_most
+        while pending:
+            data = pending[0]
+            size = min(len(data), stream.send_window, self.send_window, self.peer_max_frame, left, self.room)
+            if size <= 0 and len(data):
+                return left < at_most
+            if size < len(data):
+                pending[0], data = data[size:], data[:size]
+            else:
+                pending.popleft()
+            stream.pending_bytes -= size
+            stream.send_window -= size
+            self.send_window -= size
+            self.room -= size
+            left -= size
+            ends = not pending and stream.ending == b""
+            self.write(pack_head(size << 8, 1 if ends else 0, stream.id))
+            self.out.append(data)
+        self._pumped(stream)
+        return True
+
+    def _pumped(self, stream: Stream) -> None:
+        stream.pending = None
+        self.waiting.pop(stream.id, None)
+        trailers, stream.ending = stream.ending, None
+        if trailers is not None and MAY_SEND[stream.state]:
+            if trailers:
+                self.write(headers(trailers, stream.id, end=True, max_frame=self.peer_max_frame))
+            if stream.move(Happening.SENT_END) is State.CLOSED:
+                self.forget(stream)
+        if stream.state is not State.CLOSED:
+            stream.receiver.drained(stream)
+
+    # -- ends ----------------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Ask the peer to open no more streams here; those it has opened go on. Idempotent."""
+        if not self.draining:
+            self.draining = True
+            self.write(goaway(MAX_STREAM_ID, ErrorCode.NO_ERROR) + ping(DRAIN_PING, ack=False))
+
+    def end(self) -> None:
+        """Say which stream was the last: the second GOAWAY."""
+        if not self.ended:
+            self.draining = self.ended = True
+            self.write(goaway(self.last_peer_id, ErrorCode.NO_ERROR))
+
+    def ask_alive(self) -> None:
+        """Send a PING that `pings_unanswered` counts until any answer comes."""
+        self.pings_unanswered += 1
+        self.write(ping(ALIVE_PING, ack=False))
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes that wait for the peer's windows. O(streams that wait)."""
+        return sum(stream.pending_bytes for stream in self.waiting.values())
+
+    def __repr__(self) -> str:
+        """Show the counts."""
+        side = "client" if self.is_client else "server"
+        state = "broken" if self.broken else "draining" if self.draining or self.going_away else "open"
+        return f"<Connection {side} {state} streams={len(self.streams)} waiting={self.waiting_bytes}>"
+
+
+def _check_size(payload: bytes, size: int, what: str) -> None:
+    if len(payload) != size:
+        raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"{what} of {len(payload)} bytes, not {size}")

@@ -1,0 +1,339 @@
+"""Calls that the wire hands to coroutine handlers: one message in and out, or a stream each way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from mesh.core.errors import Code, DeadlineExceeded, MeshError, code_of
+from mesh.wire.connection import STOPPED, Connection
+from mesh.wire.deadlines import Bucket, Deadlines
+from mesh.wire.frames import ErrorCode
+from mesh.wire.grpc_framing import PREFIX_BYTES, Deframer, framed, pack_prefix
+from mesh.wire.header_cache import Block
+from mesh.wire.heads import ANSWER, ANSWER_NAMING_ENCODINGS, OK_TRAILERS, RequestHead, trailers
+from mesh.wire.streams import Receiver, State, Stream
+from mesh.wire.transport import Call, Metadata, StreamHandler, UnaryHandler
+
+log = logging.getLogger(__name__)
+
+STREAM_BUFFER: Final = 64 * 1024
+"""Bytes of answers waiting for a slow reader above which a handler waits too."""
+
+
+def status_of(error: BaseException) -> tuple[Code, str]:
+    """Return the code and text a caller sees. An error outside our tree is a fault of ours: INTERNAL, with its name."""
+    if isinstance(error, MeshError):
+        return code_of(error), error.message
+    return Code.INTERNAL, f"internal error: {type(error).__name__}: {error}"
+
+
+def refuse(connection: Connection, stream: Stream, code: int, text: str, metadata: Metadata = ()) -> None:
+    """End `stream` with a status alone, and tell a peer that still sends to stop."""
+    block = trailers(code, text, metadata)
+    head = ANSWER_NAMING_ENCODINGS if code == Code.UNIMPLEMENTED else ANSWER
+    connection.send_headers(stream, head + block, end=True)
+    stop_sending(connection, stream)
+
+
+def stop_sending(connection: Connection, stream: Stream) -> None:
+    """After the answer: a peer that still sends may stop (RFC 9113 §8.1)."""
+    if stream.state is State.HALF_CLOSED_LOCAL:
+        connection.reset(stream, ErrorCode.NO_ERROR)
+
+
+@dataclass(slots=True)
+class Origin:
+    """Where a call comes from, and the bounds it is under."""
+
+    head: RequestHead
+    peer: str
+    deadlines: Deadlines
+    max_message_bytes: int
+
+
+Direct = Callable[[Connection, Stream, Origin], Receiver]
+"""Answers calls of one method on the stream itself, without a task."""
+
+
+class ServerCall:
+    """What every call of a server has: its stream, its caller's words, its deadline. Subclasses are `Receiver`s."""
+
+    __slots__ = ("_begun", "_bucket", "connection", "deadline_s", "head", "over", "peer", "stream")
+
+    def __init__(self, connection: Connection, stream: Stream, origin: Origin) -> None:
+        self.connection = connection
+        self.stream = stream
+        self.head = head = origin.head
+        self.peer = origin.peer
+        self.over = False
+        self._begun = False
+        self._bucket: Bucket | None = None
+        self.deadline_s: float | None = None
+        if head.timeout_s is not None:
+            self.deadline_s = time.monotonic() + head.timeout_s
+            self._bucket = origin.deadlines.add(self.deadline_s, self)
+
+    def call(self) -> Call:
+        """Return the call as handlers see it. Raises `InvalidRequest` for metadata that cannot be read."""
+        return Call(self.head.path.decode("latin-1"), self.head.metadata, self.deadline_s, self.peer)
+
+    def headers(self, stream: Stream, block: Block, end: bool) -> None:
+        """Take a client's trailers as the end of its messages."""
+        self.data(stream, b"", end)
+
+    def data(self, stream: Stream, data: bytes, end: bool) -> None:
+        """Take a piece of the body."""
+        raise NotImplementedError
+
+    def reset(self, stream: Stream, code: int) -> None:
+        """Give the call up: its caller is gone, or this server stops."""
+        if code == STOPPED:
+            self.fail(_Cut("the server stopped before the answer was there"))
+        self.finish()
+        self.cancelled()
+
+    def drained(self, stream: Stream) -> None:
+        """Hear that what waited is sent."""
+
+    def cancelled(self) -> None:
+        """Stop whatever works on this call."""
+
+    def drain(self) -> None:
+        """Hear that this server is about to stop: end what could go on for ever."""
+
+    def expired(self) -> None:
+        """Answer that the deadline passed, and stop."""
+        if not self.over:
+            self.fail(DeadlineExceeded("the deadline passed before the answer was there"))
+            self.cancelled()
+
+    def finish(self) -> None:
+        """Mark the call as over."""
+        self.over = True
+        if self._bucket is not None:
+            self._bucket.pop(self, None)
+            self._bucket = None
+
+    def fail(self, error: BaseException, metadata: Metadata = ()) -> None:
+        """End the call with the status of `error`."""
+        if self.over:
+            return
+        self.finish()
+        code, text = status_of(error)
+        if not isinstance(error, MeshError):
+            log.error("a handler failed", extra={"method": self.head.path.decode("latin-1")}, exc_info=error)
+        if self._begun:
+            self.connection.send_headers(self.stream, trailers(code, text, metadata), end=True)
+            stop_sending(self.connection, self.stream)
+        else:
+            refuse(self.connection, self.stream, code, text, metadata)
+
+    def done(self, message: bytes, metadata: Metadata = ()) -> None:
+        """Answer with one message and OK."""
+        if self.over:
+            return
+        self.finish()
+        last = trailers(0, "", metadata) if metadata else OK_TRAILERS
+        self.connection.answer(self.stream, ANSWER, framed(message), last)
+        stop_sending(self.connection, self.stream)
+
+
+class _Cut(MeshError):
+    code = Code.UNAVAILABLE
+
+
+class UnaryCall(ServerCall):
+    """One message in, one out. `received` begins the work."""
+
+    __slots__ = ("_deframer", "_max_bytes", "_message")
+
+    def __init__(self, connection: Connection, stream: Stream, origin: Origin) -> None:
+        super().__init__(connection, stream, origin)
+        self._deframer: Deframer | None = None
+        self._max_bytes = origin.max_message_bytes
+        self._message: bytes | None = None
+
+    def data(self, stream: Stream, data: bytes, end: bool) -> None:
+        """Take a piece of the message."""
+        size = len(data)
+        self.connection.consumed(stream, size)
+        if self.over:
+            return
+        if (
+            end
+            and self._deframer is None
+            and PREFIX_BYTES <= size <= self._max_bytes
+            and data[:PREFIX_BYTES] == pack_prefix(0, size - PREFIX_BYTES)
+        ):
+            self.received(data[PREFIX_BYTES:])
+            return
+        try:
+            self._take(data)
+            if end:
+                if self._message is None:
+                    raise _Unfinished("the call ended before its message was whole")
+                self.received(self._message)
+        except MeshError as error:
+            self.fail(error)
+
+    def _take(self, data: bytes) -> None:
+        if self._deframer is None:
+            self._deframer = Deframer(self._max_bytes, compression=self.head.compression)
+        for message in self._deframer.feed(data):
+            if self._message is not None:
+                raise _Unfinished("more than one message in a call that takes one")
+            self._message = message
+
+    def received(self, message: bytes) -> None:
+        """Begin the work on the whole message."""
+        raise NotImplementedError
+
+
+class _Unfinished(MeshError):
+    """The messages of a call are not as many as its method has."""
+
+    code = Code.INTERNAL
+
+
+class TaskUnary(UnaryCall):
+    """A unary call answered by a coroutine."""
+
+    __slots__ = ("_handler", "_task")
+
+    def __init__(self, connection: Connection, stream: Stream, origin: Origin, handler: UnaryHandler) -> None:
+        super().__init__(connection, stream, origin)
+        self._handler = handler
+        self._task: asyncio.Task[None] | None = None
+
+    def received(self, message: bytes) -> None:
+        """Run the handler in a task."""
+        self._task = asyncio.get_running_loop().create_task(self._run(message))
+
+    def cancelled(self) -> None:
+        """Cancel the handler."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _run(self, message: bytes) -> None:
+        call: Call | None = None
+        try:
+            call = self.call()
+            reply = await self._handler(call, message)
+        except asyncio.CancelledError:
+            self.fail(_Cut("the server stopped before the answer was there"))
+            raise
+        except Exception as error:  # noqa: BLE001 - the edge: every failure becomes a status
+            self.fail(error, tuple(call.trailers) if call is not None else ())
+        else:
+            self.done(reply, tuple(call.trailers))
+
+
+class TaskStream(ServerCall):
+    """A stream of messages answered by an async generator."""
+
+    __slots__ = ("_arrived", "_deframer", "_ended", "_handler", "_messages", "_owed", "_room", "_task")
+
+    def __init__(self, connection: Connection, stream: Stream, origin: Origin, handler: StreamHandler) -> None:
+        super().__init__(connection, stream, origin)
+        self._handler = handler
+        self._deframer = Deframer(origin.max_message_bytes, compression=origin.head.compression)
+        self._messages: deque[bytes] = deque()
+        self._owed = 0
+        self._ended = False
+        self._arrived: asyncio.Future[None] | None = None
+        self._room: asyncio.Future[None] | None = None
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def data(self, stream: Stream, data: bytes, end: bool) -> None:
+        """Take a piece of the messages."""
+        if self.over:
+            self.connection.consumed(stream, len(data))
+            return
+        try:
+            self._messages.extend(self._deframer.feed(data))
+            if end and self._deframer.held:
+                raise _Unfinished("the stream ended in the middle of a message")
+        except MeshError as error:
+            self.fail(error)
+            self.cancelled()
+            return
+        self._owed += len(data)
+        self._ended = self._ended or end
+        if not self._messages:
+            self._give_back()
+        if self._arrived is not None and not self._arrived.done():
+            self._arrived.set_result(None)
+
+    def _give_back(self) -> None:
+        """Open the caller's window: all that came is with the handler."""
+        if self._owed:
+            self.connection.consumed(self.stream, self._owed)
+            self._owed = 0
+
+    def drained(self, stream: Stream) -> None:
+        """Let the handler go on."""
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+    def cancelled(self) -> None:
+        """Cancel the handler."""
+        self._task.cancel()
+
+    async def _incoming(self) -> AsyncIterator[bytes]:
+        while True:
+            while self._messages:
+                message = self._messages.popleft()
+                if not self._messages:
+                    self._give_back()
+                yield message
+            if self._ended:
+                return
+            self._arrived = asyncio.get_running_loop().create_future()
+            await self._arrived
+
+    async def _run(self) -> None:
+        call: Call | None = None
+        try:
+            call = self.call()
+            replies = self._handler(call, self._incoming())
+            try:
+                async for reply in replies:
+                    await self._send(reply)
+            finally:
+                close = getattr(replies, "aclose", None)
+                if close is not None:
+                    await close()
+        except asyncio.CancelledError:
+            self.fail(_Cut("the server stopped before the stream ended"))
+            raise
+        except Exception as error:  # noqa: BLE001 - the edge: every failure becomes a status
+            self.fail(error, tuple(call.trailers) if call is not None else ())
+        else:
+            self._close(tuple(call.trailers))
+
+    async def _send(self, reply: bytes) -> None:
+        if self.over:
+            return
+        self._begin()
+        if not self.connection.send_data(self.stream, framed(reply)) and self.stream.pending_bytes > STREAM_BUFFER:
+            self._room = asyncio.get_running_loop().create_future()
+            await self._room
+
+    def _begin(self) -> None:
+        if not self._begun:
+            self._begun = True
+            self.connection.send_headers(self.stream, ANSWER)
+
+    def _close(self, metadata: Metadata) -> None:
+        if self.over:
+            return
+        self._begin()
+        self.finish()
+        self.connection.send_headers(self.stream, trailers(0, "", metadata) if metadata else OK_TRAILERS, end=True)
+        stop_sending(self.connection, self.stream)
