@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from mesh.wire.connection import Connection
@@ -42,7 +44,7 @@ def opened(number: int, *, end: bool = False) -> bytes:
 
 
 def code_of(connection: Connection) -> ErrorCode | None:
-    return connection.broken and connection.broken.code
+    return connection.broken.code if connection.broken is not None else None
 
 
 def resets(frames: list[Frame]) -> list[tuple[int, int]]:
@@ -87,7 +89,7 @@ def test_a_stream_above_the_limit_is_refused_and_its_data_is_dropped_and_given_b
     assert len(served.calls) == 3
 
 
-FLOODS = {
+FLOODS: dict[str, Callable[[int], bytes]] = {
     "resets": lambda index: opened(2 * index + 1) + rst_stream(2 * index + 1, ErrorCode.CANCEL),
     "pings": lambda _: ping(b"12345678", ack=False),
     "settings": lambda _: settings({}),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import gzip
 import math
 import zlib
@@ -175,9 +176,7 @@ def test_what_is_no_escape_stays_as_it_is() -> None:
 @given(st.lists(st.binary(), min_size=1))
 def test_binary_values_come_back_padded_or_not_and_joined(values: list[bytes]) -> None:
     assert values == binary_values(b",".join(map(binary_text, values)))
-    assert values == binary_values(
-        b",".join(binary_text(each) + b"=" * (-len(binary_text(each)) % 4) for each in values)
-    )
+    assert values == binary_values(b",".join(map(base64.b64encode, values)))
 
 
 @given(st.binary())
