@@ -20,6 +20,7 @@ from mesh.node.validate import read_inputs
 from mesh.registry import keys, records
 from mesh.router.override import overridden
 from mesh.wire.peek import PeekError, peek
+from tests.fuzz.wire_targets import WIRE_TARGETS
 
 DTYPES = list(Dtype)
 SPECS = (TensorSpec("x", Dtype.FP32, (-1, 2)), TensorSpec("t", Dtype.BYTES, (-1,), optional=True))
@@ -88,4 +89,5 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "records": fuzz_records,
     "model_yaml": fuzz_model_yaml,
     "override": fuzz_override,
+    **WIRE_TARGETS,
 }

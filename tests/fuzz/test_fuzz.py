@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.api.messages import ModelInferRequest
+from tests.fuzz import seeds
 from tests.fuzz.targets import TARGETS
+from tests.fuzz.wire_targets import WIRE_TARGETS
 
 REAL = ModelInferRequest(
     model_name="m",
@@ -38,3 +40,26 @@ def test_a_real_request_with_a_changed_byte_cut_and_continued(
     mutated = bytearray(REAL)
     mutated[at] = byte
     target(bytes(mutated[:cut]) + tail)
+
+
+@pytest.mark.parametrize("name", WIRE_TARGETS)
+def test_real_bytes(name: str) -> None:
+    for seed in seeds.of(name):
+        TARGETS[name](seed)
+
+
+@pytest.mark.parametrize("name", WIRE_TARGETS)
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), step=st.integers(0, 9))
+def test_real_bytes_changed_cut_and_put_together(name: str, data: st.DataObject, step: int) -> None:
+    mutated = bytearray()
+    for _ in range(data.draw(st.integers(1, 3))):
+        seed = data.draw(st.sampled_from(seeds.of(name)))
+        start = data.draw(st.integers(0, len(seed))) if mutated else 0
+        mutated += seed[start : data.draw(st.integers(start, len(seed)))]
+    for _ in range(data.draw(st.integers(0, 4))):
+        if mutated:
+            mutated[data.draw(st.integers(0, len(mutated) - 1))] = data.draw(st.integers(0, 255))
+    if mutated:
+        mutated[0] = step
+    TARGETS[name](bytes(mutated))

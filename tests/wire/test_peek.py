@@ -25,15 +25,6 @@ PIECES = [
     *[b"\x0a\x01m", b"\x12\x011", b"\x1a\x01i", b"\x22\x03\x0a\x01p"],
     *[b"\x2a\x01x", b"\x3a\x00", b"\x02\x00", b"\x42\x00"],
 ]
-    b"\x0a\x01m",
-    b"\x12\x011",
-    b"\x1a\x01i",
-    b"\x22\x03\x0a\x01p",
-    b"\x2a\x01x",
-    b"\x3a\x00",
-    b"\x02\x00",
-    b"\x42\x00",
-]
 requests = st.builds(
     ModelInferRequest,
     model_name=st.text(max_size=20),
