@@ -41,10 +41,10 @@ def grpcio() -> tuple[bytes, bytes]:
     thread.start()
     with listener, grpc.insecure_channel(f"127.0.0.1:{listener.getsockname()[1]}") as channel:
         for compression in (grpc.Compression.NoCompression, grpc.Compression.Gzip):
-            call = channel.unary_unary("/s/M")
+            call = channel.unary_unary("/s/M", None, None)
             metadata = (("x-a", "1"), ("x-b-bin", b"\0\1"))
             call(b"m" * 100, metadata=metadata, timeout=60, compression=compression, wait_for_ready=True)
-        list(channel.stream_stream("/s/N")(iter([b"1", b"2"])))
+        list(channel.stream_stream("/s/N", None, None)(iter([b"1", b"2"])))
     thread.join()
     return b"".join(heard), b"".join(told)
 
