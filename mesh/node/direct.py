@@ -149,6 +149,7 @@ class DirectStream(ServerCall):
             return
         try:
             self._messages.extend(self._deframer.feed(data))
+            self.assemble(self._deframer.held)
         except MeshError as error:
             self.fail(error)
             self.cancelled()

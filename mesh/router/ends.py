@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from mesh.core.errors import Code, RemoteError
+from mesh.core.errors import Code, DeadlineExceeded, MeshError, RemoteError
 from mesh.wire.connection import LOST
+from mesh.wire.deadlines import TICK_S
 from mesh.wire.fields import Block
 from mesh.wire.frames import ErrorCode
 from mesh.wire.grpc_framing import code_of_reset
@@ -62,5 +63,13 @@ def broken(code: int) -> RemoteError:
     )
 
 
-CANCELLED: Final = RemoteError(Code.CANCELLED, "the caller gave up")
-"""What a call that its caller gave up is counted as."""
+_CANCELLED: Final = RemoteError(Code.CANCELLED, "the caller gave up")
+_TOO_LATE: Final = DeadlineExceeded("the caller gave up at its deadline")
+
+
+def given_up(deadline_s: float | None, now_s: float) -> MeshError:
+    """Return what a call is counted as that its caller reset at `now_s`.
+
+    A client resets its calls at their deadlines, which is a moment before this side takes them for late.
+    """
+    return _TOO_LATE if deadline_s is not None and now_s >= deadline_s - TICK_S else _CANCELLED

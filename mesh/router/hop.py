@@ -16,7 +16,7 @@ from mesh.core.traffic.retry import may_retry
 from mesh.core.types import NodeId
 from mesh.core.view import Located
 from mesh.router.dispatch import MARGIN_S, Dispatch, named
-from mesh.router.ends import CANCELLED, TRANSPORT_CODES, End, broken, end_of
+from mesh.router.ends import TRANSPORT_CODES, End, broken, end_of, given_up
 from mesh.router.observe import UNSAMPLED_BLOCK, HopSpan, hop_span
 from mesh.router.target import Passed, Target, passed
 from mesh.wire.client import WireChannel
@@ -117,7 +117,7 @@ class Hop:
         if self._over:
             return
         if stream is self._down:
-            self._give_up(CANCELLED)
+            self._give_up(given_up(self._deadline_s, time.monotonic()))
             if code == STOPPED:
                 self._refuse(RemoteError(Code.UNAVAILABLE, "the server stopped before the answer was there"))
         elif stream is self._up:
@@ -375,7 +375,7 @@ class Hop:
         self._over = True
         drop(self._bucket, self)
         self._bucket = None
-        code = Code.OK if error is None else Code.CANCELLED if error is CANCELLED else status_of(error)[0]
+        code = Code.OK if error is None else status_of(error)[0]
         target = self._target
         model, version = (target.model.name, target.model.version) if target is not None else ("", "")
         total_s = time.monotonic() - self._started_s

@@ -87,6 +87,7 @@ class HopStream(ServerCall):
             return
         try:
             self._messages.extend(self._deframer.feed(data))
+            self.assemble(self._deframer.held)
         except MeshError as error:
             self._stop(error)
             return

@@ -160,6 +160,11 @@ class Endpoint(asyncio.Protocol):
             self._transport.abort()
 
     @property
+    def unsent(self) -> int:
+        """Bytes in the socket's buffer on this side."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    @property
     def is_open(self) -> bool:
         """Whether it is connected."""
         return self._transport is not None

@@ -27,6 +27,8 @@ class Bounds:
     """Largest frame taken in: HTTP/2's default, also its minimum."""
     max_header_list: int = 64 * 1024
     """Bytes of headers of one call, 32 more for each (RFC 9113 §6.5.2): eight times grpcio's default."""
+    max_assembling: int = 1024 * 1024 * 1024
+    """Bytes of messages of one connection that are not whole yet: four of the largest that are taken by default."""
     max_control_bytes: int = 1024 * 1024
     """What is said to a peer that does not read, DATA aside: a status for every one of 4,096 calls is 400 KB."""
 

@@ -215,10 +215,19 @@ class WireServer:
         assert streaming is not None
         return TaskStream(connection, stream, origin, streaming)
 
+    @property
+    def streams(self) -> int:
+        """Calls in flight."""
+        return sum(len(connection.streams) for connection in self._open)
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that wait for peers to take them. O(connections and streams that wait)."""
+        return sum(connection.waiting_bytes + endpoint.unsent for connection, endpoint in self._open.items())
+
     def __repr__(self) -> str:
         """Show the address and the counts."""
-        streams = sum(len(connection.streams) for connection in self._open)
-        return f"<WireServer {self.address} connections={len(self._open)} streams={streams}>"
+        return f"<WireServer {self.address} connections={len(self._open)} streams={self.streams}>"
 
 
 _TEXT: Final = encode(b"content-type", b"text/plain")

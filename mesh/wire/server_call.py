@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Final
 
-from mesh.core.errors import Code, DeadlineExceeded, MeshError, code_of
+from mesh.core.errors import Code, DeadlineExceeded, MeshError, TooLarge, code_of
 from mesh.wire.connection import STOPPED, Connection
 from mesh.wire.deadlines import Bucket, Deadlines
 from mesh.wire.fields import Block
@@ -64,7 +64,7 @@ Direct = Callable[[Connection, Stream, Origin], Receiver]
 class ServerCall:
     """What every call of a server has: its stream, its caller's words, its deadline. Subclasses are `Receiver`s."""
 
-    __slots__ = ("_begun", "_bucket", "connection", "deadline_s", "head", "over", "peer", "stream")
+    __slots__ = ("_begun", "_bucket", "_held", "connection", "deadline_s", "head", "over", "peer", "stream")
 
     def __init__(self, connection: Connection, stream: Stream, origin: Origin) -> None:
         self.connection = connection
@@ -72,12 +72,23 @@ class ServerCall:
         self.head = head = origin.head
         self.peer = origin.peer
         self.over = False
+        self._held = 0
         self._begun = False
         self._bucket: Bucket | None = None
         self.deadline_s: float | None = None
         if head.timeout_s is not None:
             self.deadline_s = time.monotonic() + head.timeout_s
             self._bucket = origin.deadlines.add(self.deadline_s, self)
+
+    def assemble(self, held: int) -> None:
+        """Say how much of a message that is not whole is held. Raises `TooLarge` when the connection holds too much."""
+        connection = self.connection
+        connection.assembling += held - self._held
+        self._held = held
+        if connection.assembling > connection.bounds.max_assembling:
+            raise TooLarge(
+                f"more than {connection.bounds.max_assembling} bytes of unfinished messages on one connection"
+            )
 
     def call(self) -> Call:
         """Return the call as handlers see it. Raises `InvalidRequest` for metadata that cannot be read."""
@@ -116,6 +127,9 @@ class ServerCall:
     def finish(self) -> None:
         """Mark the call as over."""
         self.over = True
+        if self._held:
+            self.connection.assembling -= self._held
+            self._held = 0
         if self._bucket is not None:
             self._bucket.pop(self, None)
             self._bucket = None
@@ -189,6 +203,7 @@ class UnaryCall(ServerCall):
             if self._message is not None:
                 raise _Unfinished("more than one message in a call that takes one")
             self._message = message
+        self.assemble(self._deframer.held)
 
     def received(self, message: bytes) -> None:
         """Begin the work on the whole message."""
@@ -257,6 +272,7 @@ class TaskStream(ServerCall):
             return
         try:
             self._messages.extend(self._deframer.feed(data))
+            self.assemble(self._deframer.held)
             if end and self._deframer.held:
                 raise _Unfinished("the stream ended in the middle of a message")
         except MeshError as error:

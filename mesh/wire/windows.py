@@ -36,6 +36,8 @@ class Windows:
         self.send_window = DEFAULT_WINDOW
         self.recv_window = bounds.connection_window
         self.unacked = 0
+        self.assembling = 0
+        """Bytes of messages that are not whole yet, over all calls: their receivers count them here."""
         self.peer_stream_window = DEFAULT_WINDOW
         self.peer_max_frame = DEFAULT_MAX_FRAME
         self.size_update_due = True
@@ -65,6 +67,8 @@ class Windows:
             self.recv_window += self.unacked
             self.write(window_update(0, self.unacked))
             self.unacked = 0
+        self.assembling = 0
+        """Bytes of messages that are not whole yet, over all calls: their receivers count them here."""
 
     def make_room(self, size: int) -> None:
         """Hear that the socket takes `size` more bytes; 0 or less: no DATA goes to `out` until it does."""

@@ -78,7 +78,7 @@ def of(target: str) -> list[bytes]:
     return {
         "server": [b"\0\1" + data for data in heard] + [b"\7\0" + data.partition(b"SM\r\n\r\n")[2] for data in heard],
         "client": [b"\0" + data for data in told],
-        "headers": [b"\0" + b"".join(bytes((len(block),)) + block for block in blocks if len(block) < 256)],
+        "blocks": [b"\0" + b"".join(bytes((len(block),)) + block for block in blocks if len(block) < 256)],
         "heads": blocks,
         "deframer": [b"\3\0" + body, b"\0\6" + pack_prefix(1, len(packed)) + packed],
         "texts": [b"100m", b"AAE,Ag==", b"%E2%82%AC%"],

@@ -334,7 +334,7 @@ def fuzz_plans(data: bytes) -> None:
 WIRE_TARGETS: dict[str, Callable[[bytes], None]] = {
     "server": fuzz_server,
     "client": fuzz_client,
-    "headers": fuzz_headers,
+    "blocks": fuzz_headers,
     "heads": fuzz_heads,
     "deframer": fuzz_deframer,
     "peek_front": fuzz_peek_front,
