@@ -149,6 +149,13 @@ def test_a_header_list_that_is_far_above_the_limit_ends_the_connection() -> None
     assert served.calls == []
 
 
+def test_a_goaway_shows_the_peer_nothing_of_our_memory() -> None:
+    served = greeted()
+    last = served.hear(frame(HEADERS, END_HEADERS, 1, b"\xff" * 21))[-1]
+    assert (GOAWAY, ErrorCode.COMPRESSION_ERROR) == (last.kind, u32(last.payload, 4))
+    assert b"0x" not in last.payload
+
+
 def test_a_frame_above_our_limit_ends_the_connection_at_its_head() -> None:
     served = greeted()
     served.hear(frame(DATA, 0, 1, b"x" * 16_385)[:9])
