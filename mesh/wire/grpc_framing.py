@@ -123,6 +123,8 @@ class Deframer:
             raise TooLarge(f"a message of more than {self._max_bytes} bytes after decompression")
         if not inflater.eof:
             raise BadMessage("a compressed message that is cut off")
+        if inflater.unused_data:
+            raise BadMessage("more bytes behind a compressed message")
         return out if self._cut else framed(out)
 
 
@@ -141,9 +143,10 @@ def timeout_s(text: bytes) -> float:
 
 def timeout_text(seconds: float) -> bytes:
     """Return `seconds` as a grpc-timeout, rounded down, never to 0, in ms where they fit."""
+    seconds = min(seconds, 99_999_999.0)
     ms = int(seconds * 1e3)
     if ms >= 100:
-        return b"%dm" % ms if ms < 100_000_000 else b"%dS" % min(99_999_999, int(seconds))
+        return b"%dm" % ms if ms < 100_000_000 else b"%dS" % int(seconds)
     return b"%du" % max(1, int(seconds * 1e6))
 
 

@@ -81,7 +81,7 @@ def peek_front(data: bytes, start: int, *, whole: bool) -> Peeked | None:  # noq
         tag = data[position]
         if size - position < 12 and not whole:
             return None
-        if tag & 7 != 2 or tag > 0x7F:
+        if tag & 7 != 2 or not 7 < tag < 0x80:
             raise PeekError("an unusual field")
         length, value_at = _varint(data, position + 1)
         position = value_at + length

@@ -86,6 +86,9 @@ class Windows:
                     return
                 if stream.pending is not None and self.pump(stream, TURN):
                     going = True
+                    if stream.pending is not None:
+                        # Its turn is over, also where the windows ran out in it: the next update is another's.
+                        self.waiting[stream.id] = self.waiting.pop(stream.id)
 
     def pump(self, stream: Stream, at_most: int) -> bool:
         """Send what waits on `stream`, as far as the windows and `at_most` bytes go; True when something went."""

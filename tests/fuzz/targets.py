@@ -28,6 +28,7 @@ from mesh.wire.header_cache import HeaderReader
 from mesh.wire.heads import ANSWER, OK_TRAILERS, answer_head, request_block, request_head
 from mesh.wire.peek import PeekError, peek, peek_front
 from mesh.wire.streams import Stream
+from tests.fuzz.wire_targets import WIRE_TARGETS
 
 DTYPES = list(Dtype)
 SPECS = (TensorSpec("x", Dtype.FP32, (-1, 2)), TensorSpec("t", Dtype.BYTES, (-1,), optional=True))
@@ -197,4 +198,5 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "records": fuzz_records,
     "model_yaml": fuzz_model_yaml,
     "override": fuzz_override,
+    **WIRE_TARGETS,
 }

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.api.messages import InferParameter, ModelInferRequest
-from mesh.wire.peek import PeekError, peek
+from mesh.wire.peek import Peeked, PeekError, peek, peek_front
 
 parameters = st.dictionaries(
     st.text(max_size=5),
@@ -21,6 +21,10 @@ parameters = st.dictionaries(
     ),
     max_size=4,
 )
+PIECES = [
+    *[b"\x0a\x01m", b"\x12\x011", b"\x1a\x01i", b"\x22\x03\x0a\x01p"],
+    *[b"\x2a\x01x", b"\x3a\x00", b"\x02\x00", b"\x42\x00"],
+]
 requests = st.builds(
     ModelInferRequest,
     model_name=st.text(max_size=20),
@@ -70,3 +74,44 @@ def test_a_request_cut_anywhere_is_refused_or_reads_as_protobuf_reads_it(
 def test_any_bytes_are_read_or_refused_with_one_error(message: bytes) -> None:
     with suppress(PeekError):
         peek(message)
+
+
+def fronted(data: bytes, start: int, *, whole: bool) -> Peeked | None:
+    """Return what `peek_front` reads; None where it wants more or leaves it to `peek`."""
+    with suppress(PeekError):
+        return peek_front(data, start, whole=whole)
+    return None
+
+
+@given(requests, st.binary(max_size=6))
+def test_the_front_of_a_whole_request_is_what_peek_reads(request: ModelInferRequest, before: bytes) -> None:
+    message = request.SerializeToString()
+    read = fronted(before + message, len(before), whole=True)
+    assert (peek(message) if request.model_name else None) == read
+
+
+@given(requests, st.data())
+def test_the_front_of_a_request_that_is_arriving_is_not_known_yet_or_what_it_will_be(
+    request: ModelInferRequest, data: st.DataObject
+) -> None:
+    message = request.SerializeToString()
+    cut = message[: data.draw(st.integers(0, len(message)))]
+    assert fronted(cut, 0, whole=False) in (None, peek(message))
+
+
+@given(requests)
+def test_the_front_is_known_once_the_first_tensor_begins(request: ModelInferRequest) -> None:
+    front = ModelInferRequest()
+    front.CopyFrom(request)
+    del front.inputs[:]
+    del front.raw_input_contents[:]
+    message = front.SerializeToString()
+    begun = message + b"\x2a\x80\x01" + b"x" * 9
+    assert (peek(message) if request.model_name else None) == fronted(begun, 0, whole=False)
+
+
+@given(st.binary(max_size=60) | st.lists(st.sampled_from(PIECES), max_size=6).map(b"".join))
+def test_any_whole_bytes_have_a_front_that_peek_reads_alike(message: bytes) -> None:
+    read = fronted(message, 0, whole=True)
+    if read is not None:
+        assert peek(message) == read
