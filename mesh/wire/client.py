@@ -118,18 +118,18 @@ class _Call:
         return max(0.0, (self._deadline_s or 0.0) - time.monotonic())
 
     async def connect(self) -> Connection:
-        """Return a connection to call on, within the deadline."""
-        ready = self._channel.links.ready()
-        if ready is not None:
-            return ready
-        if self._deadline_s is None:
-            return await self._channel.links.connection()
-        try:
-            async with asyncio.timeout_at(self._deadline_s):
-                return await self._channel.links.connection()
-        except TimeoutError:
-            text = f"the deadline passed while connecting to {self._channel.address}"
-            raise RemoteError(Code.DEADLINE_EXCEEDED, text, unsent=True) from None
+        """Return a connection to call on, within the deadline. Raises `RemoteError` when the call is over before."""
+        connection = self._channel.links.ready()
+        if connection is None:
+            try:
+                async with asyncio.timeout_at(self._deadline_s):
+                    connection = await self._channel.links.connection()
+            except TimeoutError:
+                text = f"the deadline passed while connecting to {self._channel.address}"
+                raise RemoteError(Code.DEADLINE_EXCEEDED, text, unsent=True) from None
+        if isinstance(self._end, RemoteError):
+            raise self._end
+        return connection
 
     def begin(self, connection: Connection, stream: Stream) -> None:
         """Note what the call runs on."""
@@ -202,8 +202,8 @@ class _Call:
     def expired(self) -> None:
         """End the call: its deadline passed."""
         self._bucket = None
-        if self._end is False and self.stream is not None:
-            self._stop(RemoteError(Code.DEADLINE_EXCEEDED, "Deadline Exceeded"))
+        if self._end is False:
+            self._stop(RemoteError(Code.DEADLINE_EXCEEDED, "Deadline Exceeded", unsent=self.stream is None))
 
     def _stop(self, error: RemoteError) -> None:
         self._finish(error)
@@ -215,8 +215,8 @@ class _Call:
         if self._bucket is not None:
             self._bucket.pop(self, None)
             self._bucket = None
-        if self._end is False and self.stream is not None:
-            self._stop(RemoteError(Code.CANCELLED, "the caller cancelled this call"))
+        if self._end is False:
+            self._stop(RemoteError(Code.CANCELLED, "the caller cancelled this call", unsent=self.stream is None))
 
     def failed(self, code: Code, text: str, *, transport_failed: bool = False) -> RemoteError:
         """Return an error that this side found."""
