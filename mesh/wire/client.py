@@ -207,6 +207,10 @@ class _Call:
 
     def _stop(self, error: RemoteError) -> None:
         self._finish(error)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Close the stream where the peer ended its side first: what still waits to be sent is for nobody."""
         if self._connection is not None and self.stream is not None and self.stream.state is not State.CLOSED:
             self._connection.reset(self.stream, ErrorCode.CANCEL)
 
@@ -217,6 +221,8 @@ class _Call:
             self._bucket = None
         if self._end is False:
             self._stop(RemoteError(Code.CANCELLED, "the caller cancelled this call", unsent=self.stream is None))
+        else:
+            self._let_go()
 
     def failed(self, code: Code, text: str, *, transport_failed: bool = False) -> RemoteError:
         """Return an error that this side found."""
@@ -246,9 +252,10 @@ class _Call:
     async def next(self) -> bytes | None:
         """Return the next message, None after the last of a call that ended OK. Raises `RemoteError`."""
         while not self._messages:
-            if self._end is True:
-                return None
             if self._end is not False:
+                self._let_go()
+                if self._end is True:
+                    return None
                 raise self._end
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
@@ -257,15 +264,19 @@ class _Call:
             self._give_back()
         return message
 
+    def _check_open(self) -> None:
+        if self._end is not False:
+            raise RemoteError(Code.CANCELLED, "the peer has ended this stream")
+
     async def send(self, data: bytes, *, end: bool) -> None:
         """Send a piece; waits while much waits for the peer. Raises `RemoteError` when the call is over."""
         assert self._connection is not None
         assert self.stream is not None
-        if self._end is not False:
-            raise RemoteError(Code.CANCELLED, "the peer has ended this stream")
+        self._check_open()
         if not self._connection.send_data(self.stream, data, end=end) and self.stream.pending_bytes > SEND_BUFFER:
             self._room = asyncio.get_running_loop().create_future()
             await self._room
+            self._check_open()
 
 
 class WireDuplex:

@@ -210,16 +210,20 @@ async def test_a_message_larger_than_is_taken_is_refused_before_it_came() -> Non
 
 async def test_an_answer_before_the_end_of_the_question_leaves_no_stream_behind() -> None:
     refused = encode_all([(b"grpc-status", b"8"), (b"grpc-message", b"too large")])
+    told: list[int] = []
 
     async def hasty(accepted: Accepted) -> None:
         # No RST_STREAM follows the answer, which HTTP/2 leaves to the server.
         await accepted.greet()
         accepted.headers(await accepted.call(whole=False), HEAD + refused, end=True)
+        told.append((await accepted.until(f.RST_STREAM))[2])
         await accepted.closed()
 
     async with facing(hasty) as channel:
         error = await failure(channel, bytes(1_000_000))
         assert (error.status, error.message) == (Code.RESOURCE_EXHAUSTED, "too large")
+        assert not open_calls(channel)
+        await until(lambda: told, "the server hears that no more follows")
 
 
 async def test_a_channel_finds_a_server_that_came_back_on_its_port() -> None:
