@@ -147,17 +147,18 @@ class Connection(Sending):
             self.give_back(here)
             self.stray(stream_id, stream, "DATA")
             return
-        if flags & PADDED:
-            payload = _unpadded(payload)
-            self.consumed(stream, length - len(payload))
+        end = bool(flags & END_STREAM)
+        if here < length:
+            # Before any fault: what is still to come of this frame is no frame, even where nobody wants it.
+            self._body = (stream, length - here, end)
+            end = False
         stream.recv_window -= length
         if stream.recv_window < 0:
             raise StreamFault(stream_id, ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the stream's window")
-        end = bool(flags & END_STREAM)
-        if here < length:
-            self._body = (stream, length - here, end)
-            end = False
-        elif not length and not end:
+        if flags & PADDED:
+            payload = _unpadded(payload)
+            self.consumed(stream, length - len(payload))
+        if not length and not end:
             self.nuisance("empty DATA frames")
         if payload or end:
             self._deliver(stream, payload, end=end)

@@ -68,8 +68,6 @@ class Control(Windows):
         self.reader = HeaderReader(bounds.max_header_list)
         self.received_bytes = 0
         self.peer_max_streams = FIRST_STREAMS
-        self.size_update_due = True
-        """Whether the next header block of ours says first that we use no table (RFC 7541 §4.2)."""
         self.asked_for_no_table = False
         self.greeted = False
         """Whether the peer's first SETTINGS came."""

@@ -40,6 +40,8 @@ class Windows:
         """Bytes of messages that are not whole yet, over all calls: their receivers count them here."""
         self.peer_stream_window = DEFAULT_WINDOW
         self.peer_max_frame = DEFAULT_MAX_FRAME
+        self.size_update_due = True
+        """Whether the next header block of ours says first that we use no table (RFC 7541 §4.2)."""
 
     def write(self, data: bytes) -> None:
         """Add bytes to what is to be sent."""
@@ -93,8 +95,10 @@ class Windows:
         while pending:
             data = pending[0]
             size = min(len(data), stream.send_window, self.send_window, self.peer_max_frame, left, self.room)
-            if size <= 0 and len(data):
-                return left < at_most
+            if size <= 0:
+                if len(data):
+                    return left < at_most
+                size = 0  # No data needs no window, not even one that is below 0.
             if size < len(data):
                 pending[0], data = data[size:], data[:size]
             else:
@@ -116,6 +120,9 @@ class Windows:
         trailers, stream.ending = stream.ending, None
         if trailers is not None and MAY_SEND[stream.state]:
             if trailers:
+                if self.size_update_due:
+                    self.size_update_due = False
+                    trailers = b"\x20" + trailers
                 self.write(headers(trailers, stream.id, end=True, max_frame=self.peer_max_frame))
             if stream.move(Happening.SENT_END) is State.CLOSED:
                 self.forget(stream)

@@ -18,6 +18,7 @@ from mesh.api import messages as m
 from mesh.api import service
 from mesh.wire.transport import MODEL_INFER, MODEL_STREAM_INFER
 from tests.fixtures import raw
+from tests.fixtures.engines import has_wire
 from tests.fixtures.etcd import EtcdServer
 from tests.fixtures.mesh import Process, start_node, start_router, until
 from tests.fixtures.repositories import add_gate, add_patient
@@ -25,6 +26,9 @@ from tests.fixtures.tools import need
 
 CALLS = 8
 LOADERS = 4
+REFUSALS = {grpc.StatusCode.UNAVAILABLE} if has_wire() else {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+"""How new calls are refused: as what another router may be asked. grpcio's server drops a call that comes in the very
+moment in which it stops."""
 
 
 @dataclass
@@ -105,9 +109,9 @@ def test_a_router_told_to_end_under_load_loses_no_call_that_it_began(mesh: Mesh)
         mesh.router.send(signal.SIGTERM)
         for thread in threads:
             thread.join(60)
-        assert [[error.code() for error in loader.refused] for loader in loaders] == [
-            [grpc.StatusCode.UNAVAILABLE]
-        ] * LOADERS
+        refused = [(error.code(), error.details()) for loader in loaders for error in loader.refused]
+        assert [each for each in refused if each[0] not in REFUSALS] == []
+        assert len(refused) == LOADERS
         # From here on the router takes nothing new. What it began waits for the gate.
         assert mesh.router.running
         assert not any(call.done() for call in waiting)

@@ -17,6 +17,7 @@ from tests.fixtures.certs import Certs, make_certs
 from tests.fixtures.etcd import EtcdServer
 from tests.fixtures.mesh import Process, start_node, start_router, until
 from tests.fixtures.repositories import add_echo, add_gate, add_patient
+from tests.fixtures.scrape import value
 from tests.fixtures.tools import need
 
 SOURCE = Path(__file__).parent / "go"
@@ -99,10 +100,15 @@ def holds_all(router: Process) -> bool:
 
 
 def ended_early(router: Process) -> bool:
-    """Tell whether a router counted calls to the gate that ran out of time and that were cancelled."""
-    with urllib.request.urlopen(f"http://{router.http}/metrics", timeout=60) as response:
-        text = response.read().decode()
-    return all(f'code="{code}",model="gate"' in text for code in ("DEADLINE_EXCEEDED", "CANCELLED"))
+    """Tell whether a router counted both calls to the gate: the cancelled one, and the one that ran out of time.
+
+    Its client cancels that one too when it is the first to see it.
+    """
+    cancelled, late = (
+        value(router, "mesh_router_requests_total", model="gate", code=code)
+        for code in ("CANCELLED", "DEADLINE_EXCEEDED")
+    )
+    return cancelled >= 1 and cancelled + late == 2
 
 
 @pytest.mark.timeout(900)

@@ -76,6 +76,26 @@ def test_tensors_of_20_mb_go_through_a_stream(channel: grpc.Channel) -> None:
         assert each.infer_response.raw_output_contents[0] == (LARGE + index).tobytes()
 
 
+TENSORS = raw.request("").SerializeToString()
+"""The input of an iris request and its contents, without the fields that say what is asked."""
+
+
+def test_the_name_of_the_model_may_come_behind_the_tensors(channel: grpc.Channel) -> None:
+    """Protobuf promises no order of fields, and Go's dynamic messages have a new one each time."""
+    asked = ModelInferRequest(model_name="iris", id="a").SerializeToString()
+    assert raw.infer_bytes(channel, TENSORS + asked) == raw.infer_bytes(channel, asked + TENSORS)
+
+
+def test_a_version_behind_the_tensors_is_the_one_that_is_asked_for(channel: grpc.Channel) -> None:
+    name, version = (
+        each.SerializeToString()
+        for each in (ModelInferRequest(model_name="iris"), ModelInferRequest(model_version="7"))
+    )
+    with pytest.raises(grpc.RpcError) as caught:
+        raw.infer_bytes(channel, name + TENSORS + version)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
 def test_a_stream_that_nobody_reads_does_not_hold_up_its_connection(channel: grpc.Channel) -> None:
     call = service.stream(channel, MODEL_STREAM_INFER, ModelInferRequest, ModelStreamInferResponse)
     unread = call(iter([echo(LARGE, id="first"), echo(LARGE, id="second")]), timeout=100)

@@ -12,14 +12,22 @@ from google.protobuf.message import DecodeError
 
 from mesh.api.messages import InferTensorContents
 from mesh.api.tensors import TensorError, decode_contents, decode_raw
-from mesh.core.errors import InvalidRequest, LoadFailed
+from mesh.core.errors import InvalidRequest, LoadFailed, MeshError
 from mesh.core.types import Dtype, ModelName, ModelVersion, TensorSpec, Version
 from mesh.node.repository import BadFolder, _config
 from mesh.node.running import decode
 from mesh.node.validate import read_inputs
 from mesh.registry import keys, records
 from mesh.router.override import overridden
-from mesh.wire.peek import PeekError, peek
+from mesh.wire.connection import Connection
+from mesh.wire.fields import Block
+from mesh.wire.flow import Bounds
+from mesh.wire.frames import PREFACE, ConnectionFault, settings
+from mesh.wire.grpc_framing import Deframer
+from mesh.wire.header_cache import HeaderReader
+from mesh.wire.heads import ANSWER, OK_TRAILERS, answer_head, request_block, request_head
+from mesh.wire.peek import PeekError, peek, peek_front
+from mesh.wire.streams import Stream
 
 DTYPES = list(Dtype)
 SPECS = (TensorSpec("x", Dtype.FP32, (-1, 2)), TensorSpec("t", Dtype.BYTES, (-1,), optional=True))
@@ -81,7 +89,108 @@ def fuzz_override(data: bytes) -> None:
         overridden(MODEL, data.decode("utf-8", "replace"))
 
 
+class _Answers:
+    """A receiver that answers what it hears, so that both halves of a connection are at work."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def headers(self, stream: Stream, block: Block, end: bool) -> None:
+        request_head(block)
+        answer_head(block)
+        self.data(stream, b"", end)
+
+    def data(self, stream: Stream, data: bytes, end: bool) -> None:
+        self.connection.consumed(stream, len(data))
+        if end:
+            self.connection.answer(stream, ANSWER, bytes(len(data)), OK_TRAILERS)
+
+    def reset(self, stream: Stream, code: int) -> None:
+        """Nothing to stop."""
+
+    def drained(self, stream: Stream) -> None:
+        """Nothing waits."""
+
+
+def _accepted(connection: Connection, stream: Stream, block: Block, end: bool) -> _Answers:
+    receiver = _Answers(connection)
+    receiver.headers(stream, block, end)
+    return receiver
+
+
+def _converse(side: Connection, data: bytes) -> None:
+    """Give `data` to a connection in pieces, whose sizes its first bytes choose; check what must hold in the end."""
+    sizes, rest = data[:2], data[2:]
+    position = 0
+    while position < len(rest):
+        size = 1 + sizes[position % len(sizes)]
+        side.receive(rest[position : position + size], position / 1000)
+        position += size
+        side.out.clear()
+        side.make_room(1 << 18)
+    assert len(side.streams) <= side.bounds.max_streams
+    assert side.waiting_bytes <= len(data) + (1 << 16)
+    if side.broken is None:
+        for stream in side.streams.values():
+            assert 0 <= stream.recv_window + stream.unacked <= stream.window
+
+
+def fuzz_server_connection(data: bytes) -> None:
+    """What a client may say, after its greeting or from the first byte."""
+    side = Connection(Bounds(), accept=_accepted)
+    if data[:1] > b"\x40":
+        side.receive(PREFACE + settings({}), 0.0)
+    _converse(side, data[1:])
+
+
+def fuzz_client_connection(data: bytes) -> None:
+    """What a server may say to a client with two calls on their way."""
+    side = Connection(Bounds())
+    side.greet()
+    for body in (b"", bytes(70_000)):
+        side.call(request_block("/a/B", "x", "http"), _Answers(side), body)
+    if data[:1] > b"\x40":
+        side.receive(settings({}), 0.0)
+    _converse(side, data[1:])
+
+
+def fuzz_headers(data: bytes) -> None:
+    """HPACK, with a table and without."""
+    for first in (b"", b"\x20"):
+        reader = HeaderReader(4096)
+        with suppress(ConnectionFault):
+            if first:
+                reader.read(first)
+            for block in data.split(b"\xfe\xfe"):
+                read = reader.read(block)
+                request_head(read)
+                answer_head(read)
+
+
+def fuzz_messages(data: bytes) -> None:
+    """A body of gRPC messages, cut where its first byte says."""
+    deframer = Deframer(1000, compression=31 if data[:1] > b"\x80" else 0)
+    cut = data[0] if data else 0
+    with suppress(MeshError):
+        for part in (data[1:cut], data[max(1, cut) :]):
+            assert all(len(message) <= 1000 for message in deframer.feed(part))
+
+
+def fuzz_front(data: bytes) -> None:
+    """The router's faster scan of a request: what it reads of a whole one, `peek` reads too."""
+    with suppress(PeekError):
+        read = peek_front(data, 0, whole=True)
+        assert read == peek(data)
+    with suppress(PeekError):
+        peek_front(data, 0, whole=False)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
+    "server_connection": fuzz_server_connection,
+    "client_connection": fuzz_client_connection,
+    "headers": fuzz_headers,
+    "messages": fuzz_messages,
+    "front": fuzz_front,
     "peek": fuzz_peek,
     "request": fuzz_request,
     "tensor": fuzz_tensor,
