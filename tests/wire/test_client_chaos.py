@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 
 from mesh.core.errors import Code, RemoteError
 from mesh.wire import frames as f
 from mesh.wire.client import WireChannel
+from mesh.wire.endpoint import Endpoint
 from mesh.wire.header_cache import encode_all
 from tests.wire import engines as e
 from tests.wire.raw_server import HEAD, HELLO, OK, Accepted, Script, message, raw_server
@@ -53,6 +55,10 @@ async def echoing(accepted: Accepted) -> None:
     await accepted.greet()
     while True:
         accepted.answer(await accepted.call(), b"fine")
+
+
+def all_going(links: list[Endpoint]) -> bool:
+    return all(link.connection.going_away for link in links)
 
 
 async def test_a_server_that_says_nothing_costs_the_deadline_and_no_more() -> None:
@@ -119,7 +125,7 @@ async def test_a_goaway_sends_the_next_call_over_another_connection() -> None:
         for number in range(1, 4):
             assert (await channel.unary(e.ECHO, b"", metadata=(), timeout_s=60)).message == b"fine"
             going = [link for link in channel.links._links if link.connection.next_id > 1]
-            await until(lambda going=going: all(link.connection.going_away for link in going), "the GOAWAY was read")
+            await until(partial(all_going, going), "the GOAWAY was read")
             assert served == number
 
 
@@ -242,7 +248,7 @@ async def test_a_channel_finds_a_server_that_came_back_on_its_port() -> None:
                 try:
                     reply = await channel.unary(e.ECHO, b"", metadata=(), timeout_s=60)
                 except RemoteError as error:
-                    assert error.unsent
+                    assert error.unsent  # noqa: PT017
                     await asyncio.sleep(0.02)
                 else:
                     answers.append(reply.message)
