@@ -14,9 +14,8 @@ from mesh.wire.endpoint import Flusher
 from mesh.wire.fields import Block
 from mesh.wire.flow import Bounds
 from mesh.wire.frames import ErrorCode
-from mesh.wire.grpc_framing import Deframer, code_of_reset, framed, timeout_text
-from mesh.wire.header_cache import encode
-from mesh.wire.heads import AnswerHead, answer_head, metadata_block, request_block
+from mesh.wire.grpc_framing import Deframer, code_of_reset, framed
+from mesh.wire.heads import AnswerHead, answer_head, metadata_block, request_block, timeout_field
 from mesh.wire.pool import Links
 from mesh.wire.streams import State, Stream
 from mesh.wire.tls import client_context
@@ -66,7 +65,7 @@ class WireChannel:
         try:
             connection = await call.connect()
             if timeout_s is not None:
-                block += encode(b"grpc-timeout", timeout_text(call.left_s()))
+                block += timeout_field(call.left_s())
             if metadata:
                 block += metadata_block(metadata)
             call.begin(connection, connection.call(block, call, framed(message)))
@@ -299,7 +298,7 @@ class WireDuplex:
             connection = await self._call.connect()
             block = self._channel.block(self._method)
             if self._timed:
-                block += encode(b"grpc-timeout", timeout_text(self._call.left_s()))
+                block += timeout_field(self._call.left_s())
             self._call.begin(connection, connection.open(block + metadata_block(self._metadata), self._call))
 
     async def send(self, message: bytes) -> None:
