@@ -152,7 +152,7 @@ def test_a_header_list_that_is_far_above_the_limit_ends_the_connection() -> None
 def test_a_goaway_shows_the_peer_nothing_of_our_memory() -> None:
     served = greeted()
     last = served.hear(frame(HEADERS, END_HEADERS, 1, b"\xff" * 21))[-1]
-    assert (GOAWAY, ErrorCode.COMPRESSION_ERROR) == (last.kind, u32(last.payload, 4))
+    assert (last.kind, u32(last.payload, 4)) == (GOAWAY, ErrorCode.COMPRESSION_ERROR)
     assert b"0x" not in last.payload
 
 
