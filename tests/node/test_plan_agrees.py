@@ -173,9 +173,6 @@ def test_tensors_hidden_in_a_field_that_nobody_knows_are_not_learned_for_the_rea
     assert plan is None or plan.read(message) is None
 
 
-TEXT = TensorSpec("t", Dtype.BYTES, (1,))
-
-
 @pytest.mark.parametrize(
     "request_",
     [
