@@ -81,14 +81,22 @@ class Connection:
         """Bytes of a DATA frame that were counted and are still to come."""
         self._unacked = 0
         self._headers: CallBytes
+        self._run = run
+        self._table_bytes = -1
         self.socket = socket.create_connection((host, int(port)), timeout=SILENCE_S)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.sendall(h2.opening())
         while self._settings is None:
             self.read()
         self.socket.settimeout(0)
-        table_bytes = self._settings.get(h2.HEADER_TABLE_SIZE, h2.TABLE_BYTES)
-        self._headers = CallBytes(run.job, run.ids, table_bytes=table_bytes)
+        self._use_table()
+
+    def _use_table(self) -> None:
+        """Write headers for the table that the server has, which its later SETTINGS may change (RFC 7541 §4.2)."""
+        table_bytes = (self._settings or {}).get(h2.HEADER_TABLE_SIZE, h2.TABLE_BYTES)
+        if table_bytes != self._table_bytes:
+            self._table_bytes = table_bytes
+            self._headers = CallBytes(self._run.job, self._run.ids, table_bytes=table_bytes)
 
     def begin(self) -> None:
         """Start the first calls."""
@@ -198,6 +206,8 @@ class Connection:
                 call.room += room - self._first_room
             self._first_room = room
             self.out.append(h2.frame(h2.SETTINGS, h2.ACK, 0))
+            if self._table_bytes >= 0:
+                self._use_table()
         elif kind == h2.PING and not flags & h2.ACK:
             self.out.append(h2.frame(h2.PING, h2.ACK, 0, payload))
         elif kind == h2.GOAWAY or (kind == h2.RST_STREAM and stream in self.calls):

@@ -24,9 +24,8 @@ from mesh.wire.connection import STOPPED, Connection
 from mesh.wire.deadlines import Bucket, drop
 from mesh.wire.fields import Block
 from mesh.wire.frames import ErrorCode
-from mesh.wire.grpc_framing import PREFIX_BYTES, timeout_text, unpack_prefix
-from mesh.wire.header_cache import encode
-from mesh.wire.heads import ANSWER, trailers
+from mesh.wire.grpc_framing import PREFIX_BYTES, unpack_prefix
+from mesh.wire.heads import ANSWER, timeout_field, trailers
 from mesh.wire.peek import Peeked, PeekError, peek_front
 from mesh.wire.server_call import Origin, TaskUnary, refuse, status_of, stop_sending
 from mesh.wire.streams import Stream
@@ -196,7 +195,7 @@ class Hop:
             left_s = self._deadline_s - now_s - MARGIN_S
             if left_s <= 0:
                 raise DeadlineExceeded("the deadline passed before a node could be asked")
-            block += encode(b"grpc-timeout", timeout_text(left_s))
+            block += timeout_field(left_s)
         dispatch = self._dispatch
         known = self._passed
         trace = known.trace

@@ -27,9 +27,8 @@ from mesh.router.streams import WINDOW, Streams, in_turn
 from mesh.router.target import Target, passed
 from mesh.wire.client import WireChannel
 from mesh.wire.connection import Connection
-from mesh.wire.grpc_framing import PREFIX_BYTES, Deframer, framed, timeout_text
-from mesh.wire.header_cache import encode
-from mesh.wire.heads import ANSWER, OK_TRAILERS
+from mesh.wire.grpc_framing import PREFIX_BYTES, Deframer, framed
+from mesh.wire.heads import ANSWER, OK_TRAILERS, timeout_field
 from mesh.wire.peek import Peeked, PeekError, peek, peek_front
 from mesh.wire.server_call import STREAM_BUFFER, Origin, ServerCall, stop_sending
 from mesh.wire.streams import Stream
@@ -231,7 +230,7 @@ class HopStream(ServerCall):
             left_s = self.deadline_s - now_s - MARGIN_S
             if left_s <= 0:
                 return None
-            block += encode(b"grpc-timeout", timeout_text(left_s))
+            block += timeout_field(left_s)
         up = Up(self, connection, located)
         trace = self._passed.trace
         if not trace and self._streams.dispatch.tracing.on:

@@ -14,9 +14,8 @@ from mesh.wire.endpoint import Flusher
 from mesh.wire.fields import Block
 from mesh.wire.flow import Bounds
 from mesh.wire.frames import ErrorCode
-from mesh.wire.grpc_framing import Deframer, code_of_reset, framed, timeout_text
-from mesh.wire.header_cache import encode
-from mesh.wire.heads import AnswerHead, answer_head, metadata_block, request_block
+from mesh.wire.grpc_framing import Deframer, code_of_reset, framed
+from mesh.wire.heads import AnswerHead, answer_head, metadata_block, request_block, timeout_field
 from mesh.wire.pool import Links
 from mesh.wire.streams import State, Stream
 from mesh.wire.tls import client_context
@@ -66,7 +65,7 @@ class WireChannel:
         try:
             connection = await call.connect()
             if timeout_s is not None:
-                block += encode(b"grpc-timeout", timeout_text(call.left_s()))
+                block += timeout_field(call.left_s())
             if metadata:
                 block += metadata_block(metadata)
             call.begin(connection, connection.call(block, call, framed(message)))
@@ -118,18 +117,18 @@ class _Call:
         return max(0.0, (self._deadline_s or 0.0) - time.monotonic())
 
     async def connect(self) -> Connection:
-        """Return a connection to call on, within the deadline."""
-        ready = self._channel.links.ready()
-        if ready is not None:
-            return ready
-        if self._deadline_s is None:
-            return await self._channel.links.connection()
-        try:
-            async with asyncio.timeout_at(self._deadline_s):
-                return await self._channel.links.connection()
-        except TimeoutError:
-            text = f"the deadline passed while connecting to {self._channel.address}"
-            raise RemoteError(Code.DEADLINE_EXCEEDED, text, unsent=True) from None
+        """Return a connection to call on, within the deadline. Raises `RemoteError` when the call is over before."""
+        connection = self._channel.links.ready()
+        if connection is None:
+            try:
+                async with asyncio.timeout_at(self._deadline_s):
+                    connection = await self._channel.links.connection()
+            except TimeoutError:
+                text = f"the deadline passed while connecting to {self._channel.address}"
+                raise RemoteError(Code.DEADLINE_EXCEEDED, text, unsent=True) from None
+        if isinstance(self._end, RemoteError):
+            raise self._end
+        return connection
 
     def begin(self, connection: Connection, stream: Stream) -> None:
         """Note what the call runs on."""
@@ -202,11 +201,15 @@ class _Call:
     def expired(self) -> None:
         """End the call: its deadline passed."""
         self._bucket = None
-        if self._end is False and self.stream is not None:
-            self._stop(RemoteError(Code.DEADLINE_EXCEEDED, "Deadline Exceeded"))
+        if self._end is False:
+            self._stop(RemoteError(Code.DEADLINE_EXCEEDED, "Deadline Exceeded", unsent=self.stream is None))
 
     def _stop(self, error: RemoteError) -> None:
         self._finish(error)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Close the stream where the peer ended its side first: what still waits to be sent is for nobody."""
         if self._connection is not None and self.stream is not None and self.stream.state is not State.CLOSED:
             self._connection.reset(self.stream, ErrorCode.CANCEL)
 
@@ -215,8 +218,10 @@ class _Call:
         if self._bucket is not None:
             self._bucket.pop(self, None)
             self._bucket = None
-        if self._end is False and self.stream is not None:
-            self._stop(RemoteError(Code.CANCELLED, "the caller cancelled this call"))
+        if self._end is False:
+            self._stop(RemoteError(Code.CANCELLED, "the caller cancelled this call", unsent=self.stream is None))
+        else:
+            self._let_go()
 
     def failed(self, code: Code, text: str, *, transport_failed: bool = False) -> RemoteError:
         """Return an error that this side found."""
@@ -246,9 +251,10 @@ class _Call:
     async def next(self) -> bytes | None:
         """Return the next message, None after the last of a call that ended OK. Raises `RemoteError`."""
         while not self._messages:
-            if self._end is True:
-                return None
             if self._end is not False:
+                self._let_go()
+                if self._end is True:
+                    return None
                 raise self._end
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
@@ -257,15 +263,19 @@ class _Call:
             self._give_back()
         return message
 
+    def _check_open(self) -> None:
+        if self._end is not False:
+            raise RemoteError(Code.CANCELLED, "the peer has ended this stream")
+
     async def send(self, data: bytes, *, end: bool) -> None:
         """Send a piece; waits while much waits for the peer. Raises `RemoteError` when the call is over."""
         assert self._connection is not None
         assert self.stream is not None
-        if self._end is not False:
-            raise RemoteError(Code.CANCELLED, "the peer has ended this stream")
+        self._check_open()
         if not self._connection.send_data(self.stream, data, end=end) and self.stream.pending_bytes > SEND_BUFFER:
             self._room = asyncio.get_running_loop().create_future()
             await self._room
+            self._check_open()
 
 
 class WireDuplex:
@@ -288,7 +298,7 @@ class WireDuplex:
             connection = await self._call.connect()
             block = self._channel.block(self._method)
             if self._timed:
-                block += encode(b"grpc-timeout", timeout_text(self._call.left_s()))
+                block += timeout_field(self._call.left_s())
             self._call.begin(connection, connection.open(block + metadata_block(self._metadata), self._call))
 
     async def send(self, message: bytes) -> None:

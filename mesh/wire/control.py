@@ -79,7 +79,7 @@ class Control(Windows):
         self.ended = False
         """Our last GOAWAY is out: streams opened from now on are not answered."""
         self.on_settings: Callable[[], None] | None = None
-        """Called once, when the peer's first SETTINGS came."""
+        """Called when SETTINGS of the peer came: it says how many calls it takes."""
         self.broken: ConnectionFault | None = None
         self.now_s = 0.0
         self.pings_unanswered = 0
@@ -219,8 +219,7 @@ class Control(Windows):
         if self.peer_stream_window > window:
             self.pump_all()
         if self.on_settings is not None:
-            heard, self.on_settings = self.on_settings, None
-            heard()
+            self.on_settings()
 
     def _setting(self, key: int, value: int) -> None:
         if key == HEADER_TABLE_SIZE:

@@ -85,8 +85,8 @@ class HeaderReader:
             pairs = decoder.decode(data, raw=True)
         except (HPACKError, IndexError, ValueError, TypeError) as error:
             # Not hpack's words: they go to the peer, and some show addresses in our memory.
-            kind = error.__class__.__name__
-            raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, f"cannot decode headers: {kind}") from error
+            why = f"cannot decode headers: {error.__class__.__name__}"
+            raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, why) from error
         if decoder.header_table_size == 0:
             self.stands_alone = True
             self._decoder = None

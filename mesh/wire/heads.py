@@ -19,6 +19,7 @@ from mesh.wire.grpc_framing import (
     percent_decoded,
     percent_encoded,
     timeout_s,
+    timeout_text,
 )
 from mesh.wire.header_cache import encode
 from mesh.wire.transport import Metadata
@@ -274,6 +275,15 @@ def trailers(code: int, message: str = "", metadata: Metadata = ()) -> bytes:
     if message:
         block += encode(b"grpc-message", percent_encoded(message))
     return block + metadata_block(metadata) if metadata else block
+
+
+_TIMEOUT_NAME: Final = encode(b"grpc-timeout", b"")[:-1]
+
+
+def timeout_field(seconds: float) -> bytes:
+    """Return the HPACK bytes of a grpc-timeout, which differs from call to call: its name, its length, its text."""
+    text = timeout_text(seconds)
+    return _TIMEOUT_NAME + bytes((len(text),)) + text
 
 
 def request_block(path: str, authority: str, scheme: str) -> bytes:

@@ -125,6 +125,8 @@ class Links:
         def on_settings() -> None:
             if not greeted.done():
                 greeted.set_result(None)
+            else:
+                self.freed()  # The peer may take more calls than before.
 
         endpoint.connection.on_settings = on_settings
         try:
@@ -136,6 +138,9 @@ class Links:
         except (OSError, TimeoutError, ssl.SSLError) as error:
             endpoint.abort()
             self._failed(str(error) or type(error).__name__)
+        except asyncio.CancelledError:
+            endpoint.abort()
+            raise
         else:
             if not endpoint.is_open or endpoint.connection.broken is not None:
                 self._failed("the peer closed the connection at once")

@@ -93,6 +93,7 @@ def test_a_router_told_to_end_under_load_loses_no_call_that_it_began(mesh: Mesh)
     with ExitStack() as stack:
         channel = stack.enter_context(raw.channel_to(mesh.router.grpc))
         for model in ("gate", "iris"):
+            raw.wait_known(channel, model)
             request = m.RepositoryModelLoadRequest(model_name=model)
             raw.ask(channel, "RepositoryModelLoad", request, m.RepositoryModelLoadResponse)
         infer: Any = service.unary(channel, MODEL_INFER, m.ModelInferRequest, m.ModelInferResponse)

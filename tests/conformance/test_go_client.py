@@ -86,6 +86,7 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Targets]:
 def load(router: Process) -> None:
     with raw.channel_to(router.grpc) as channel:
         for model in ("iris", "echo", "gate"):
+            raw.wait_known(channel, model)
             request = m.RepositoryModelLoadRequest(model_name=model)
             raw.ask(channel, "RepositoryModelLoad", request, m.RepositoryModelLoadResponse)
 
