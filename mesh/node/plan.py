@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from mesh.api.messages import ModelInferRequest, ModelInferResponse
 from mesh.api.tensors import NUMPY
@@ -158,6 +159,11 @@ class Plans:
         behind = b"".join([_RAW_INPUT_TAG + varint(len(raw)) + raw for raw in request.raw_input_contents])
         front = message[: -len(behind)]
         if not message.endswith(behind) or not front or len(front) > MAX_FRONT_BYTES:
+            return
+        try:
+            ModelInferRequest.FromString(front)
+        except DecodeError:
+            # What looks like the tensors stands inside a field that nobody knows; the real ones are in the front.
             return
         if len(self._plans) >= MAX_PLANS:
             self._plans.clear()

@@ -27,6 +27,10 @@ _UNITS: Final = {0x48: 3600.0, 0x4D: 60.0, 0x53: 1.0, 0x6D: 1e-3, 0x75: 1e-6, 0x
 """H, M, S, m, u, n."""
 
 
+SMALL: Final = 1024
+"""Pieces below this are copied together while they wait."""
+
+
 class BadMessage(MeshError):
     """The bytes are no gRPC message."""
 
@@ -43,7 +47,7 @@ class Deframer:
         """What of the prefix is left out of messages: for one who passes them on, nothing."""
         self._max_bytes = max_message_bytes
         self._compression = compression
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | bytearray] = []
         self._held = 0
         self._flag = 0
         self._left = -1
@@ -100,7 +104,14 @@ class Deframer:
             self._check(self._flag, self._left)
             self._parts, self._held = [], PREFIX_BYTES
         body = data[taken : taken + self._left] if taken or len(data) > self._left else data
-        self._parts.append(body)
+        if len(body) < SMALL and self._parts:
+            # An object for each of many tiny pieces would cost many times what it holds.
+            last = self._parts[-1]
+            if last.__class__ is not bytearray:
+                self._parts.append(last := bytearray())
+            last += body
+        else:
+            self._parts.append(body)
         self._held += len(body)
         self._left -= len(body)
         if self._left == 0:

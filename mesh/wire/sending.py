@@ -21,6 +21,9 @@ from mesh.wire.streams import MAY_RECEIVE, MAY_SEND, Happening, Receiver, State,
 
 _LAST: Final = END_HEADERS | END_STREAM
 
+_TOGETHER: Final = 1024
+"""Pieces that wait are put together up to here: an object for each byte would cost 200 times what it holds."""
+
 
 class Sending(Control):
     """The half of a connection that its calls send with."""
@@ -140,7 +143,10 @@ class Sending(Control):
             self.waiting[stream.id] = stream
         if data or end:
             # A view: what is cut off the front must not be copied each time.
-            stream.pending.append(memoryview(data))
+            if stream.pending and len(stream.pending[-1]) + len(data) <= _TOGETHER:
+                stream.pending[-1] = memoryview(bytes(stream.pending[-1]) + data)
+            else:
+                stream.pending.append(memoryview(data))
             stream.pending_bytes += len(data)
         if end:
             stream.ending = b""

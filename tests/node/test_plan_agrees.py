@@ -159,7 +159,18 @@ def test_any_bytes_learned_by_accident_are_read_alike(tail: bytes) -> None:
     check_as_the_long_way(plans, MESSAGE)
 
 
-TEXT = TensorSpec("t", Dtype.BYTES, (1,))
+def test_tensors_hidden_in_a_field_that_nobody_knows_are_not_learned_for_the_real_ones() -> None:
+    specs = [TensorSpec("t", Dtype.INT8, (3,))]
+    served = served_of(specs, [TensorSpec("y", Dtype.FP32, (-1,))])
+    request = request_of(specs, 1)
+    request.raw_input_contents[0] = b"abc"
+    # Field 2 with 8 bytes, which protobuf leaves alone: the last five of them look like the tensor.
+    hidden = b"\x11...\x3a\x03"
+    plans = learned(request.SerializeToString() + hidden + b"abc", served)
+    message = request.SerializeToString() + hidden + b"xyz"
+    plan = plans.find(message)
+    assert list(ModelInferRequest.FromString(message).raw_input_contents) == [b"abc"]
+    assert plan is None or plan.read(message) is None
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,22 @@ def test_data_that_waits_goes_as_far_as_new_settings_let_it() -> None:
     assert (receiver.drains, connection.waiting_bytes, connection.waiting) == (1, 0, {})
 
 
+def test_tiny_pieces_that_wait_are_put_together_and_arrive_in_order() -> None:
+    connection = client(peer={INITIAL_WINDOW_SIZE: 3})
+    stream = connection.open(REQUEST, Recorder(connection))
+    body = bytes(range(250)) * 40
+    for byte in body:
+        connection.send_data(stream, bytes((byte,)))
+    assert stream.pending is not None
+    assert len(stream.pending) <= 2 + len(body) // 500
+    sent = [each.payload for each in told(connection) if each.kind == DATA]
+    connection.send_data(stream, b"x" * 5000, end=True)
+    connection.receive(window_update(1, 50_000), 1.0)
+    last = told(connection)
+    assert body + b"x" * 5000 == b"".join([*sent, *[each.payload for each in last]])
+    assert last[-1].flags == END_STREAM
+
+
 def test_data_waits_while_the_socket_takes_no_more() -> None:
     connection = client()
     stream = connection.open(REQUEST, Recorder(connection))

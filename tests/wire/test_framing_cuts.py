@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import gzip
 import math
+import sys
 import zlib
 from contextlib import suppress
 
@@ -63,6 +64,16 @@ def test_what_is_held_is_what_came_of_a_message_that_is_not_whole(message: bytes
     deframer = Deframer(LIMIT)
     whole = deframer.feed(data[:cut])
     assert (0 if whole else len(data[:cut])) == deframer.held
+
+
+def test_a_message_that_comes_in_tiny_pieces_is_not_kept_as_tiny_objects() -> None:
+    deframer = Deframer(100_000)
+    message = bytes(range(250)) * 200
+    data = framed(message)
+    for start in range(0, len(data) - 2, 2):
+        assert deframer.feed(data[start : start + 2]) == []
+        assert sum(map(sys.getsizeof, deframer._parts)) <= 2 * deframer.held + 4096
+    assert [message] == deframer.feed(data[start + 2 :])
 
 
 @pytest.mark.parametrize("cut", [5, 4, 1])

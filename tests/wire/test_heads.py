@@ -9,8 +9,17 @@ from hypothesis import strategies as st
 
 from mesh.core.errors import Code, InvalidRequest
 from mesh.wire.fields import Block
-from mesh.wire.header_cache import HeaderReader, encode_all
-from mesh.wire.heads import RequestHead, answer_head, metadata_block, request_block, request_head, trailers
+from mesh.wire.grpc_framing import timeout_text
+from mesh.wire.header_cache import HeaderReader, encode, encode_all
+from mesh.wire.heads import (
+    RequestHead,
+    answer_head,
+    metadata_block,
+    request_block,
+    request_head,
+    timeout_field,
+    trailers,
+)
 
 Pairs = list[tuple[bytes, bytes]]
 
@@ -182,3 +191,10 @@ def test_an_answer_has_the_status_that_grpcs_mapping_gives(pairs: Pairs, status:
 def test_any_fields_make_a_request_head_and_an_answer_head(pairs: Pairs) -> None:
     assert isinstance(request_head(block_of(pairs)), RequestHead)
     assert isinstance(answer_head(block_of(pairs)).metadata, tuple)
+
+
+@given(st.floats(1e-6, 1e9, allow_nan=False))
+def test_a_timeouts_field_is_what_hpack_would_write(seconds: float) -> None:
+    written = timeout_field(seconds)
+    assert encode(b"grpc-timeout", timeout_text(seconds)) == written
+    assert [field.name for field in HeaderReader(1000).read(written).fields] == [b"grpc-timeout"]
