@@ -47,6 +47,12 @@ TlsCa = Annotated[Path | None, typer.Option(help="PEM roots that clients must ch
 Drain = Annotated[float, typer.Option(min=0, help="Seconds for calls in flight at the end.", rich_help_panel=TUNING)]
 NoHttp = Annotated[bool, typer.Option("--no-http", help="No HTTP port.")]
 MaxMessageBytes = Annotated[int, typer.Option(min=1, help="Largest message taken in.", rich_help_panel=TUNING)]
+MaxConnectionAge = Annotated[
+    float,
+    typer.Option(
+        min=0, help="Seconds after which clients are asked to connect anew; 0: never.", rich_help_panel=TUNING
+    ),
+]
 LogLevel = Annotated[str, typer.Option(metavar="|".join(LEVELS), help="Least level to log.", rich_help_panel=TELEMETRY)]
 LogJson = Annotated[bool, typer.Option("--log-json", help="Log JSON lines.", rich_help_panel=TELEMETRY)]
 TraceSample = Annotated[
@@ -127,9 +133,9 @@ def server_tls(cert: Path | None, key: Path | None, ca: Path | None) -> TlsConfi
     return tls_config(cert, key, ca, "--tls")
 
 
-def limits(max_message_bytes: int) -> Limits:
+def limits(max_message_bytes: int, max_connection_age_s: float = 0.0) -> Limits:
     """Return the bounds every engine enforces."""
-    return Limits(max_message_bytes=max_message_bytes)
+    return Limits(max_message_bytes=max_message_bytes, max_connection_age_s=max_connection_age_s)
 
 
 def engine(name: str) -> Engine:

@@ -68,6 +68,7 @@ def router(  # noqa: PLR0917 - typer calls it by name
     drain_s: flags.Drain = DEFAULT.drain_s,
     settle_s: Settle = DEFAULT.settle_s,
     max_message_bytes: flags.MaxMessageBytes = DEFAULT.limits.max_message_bytes,
+    max_connection_age_s: flags.MaxConnectionAge = DEFAULT.limits.max_connection_age_s,
     workers: WorkerCount = 1,
     loop: flags.Loop = "auto",
     wire: flags.Wire = DEFAULT.wire,
@@ -95,7 +96,7 @@ def router(  # noqa: PLR0917 - typer calls it by name
         settle_s=settle_s,
         wire=flags.engine(wire),
         reuse_port=reuse_port,
-        limits=flags.limits(max_message_bytes),
+        limits=flags.limits(max_message_bytes, max_connection_age_s),
         tls=flags.server_tls(tls_cert, tls_key, tls_ca),
         node_tls=flags.tls_config(node_tls_cert, node_tls_key, node_tls_ca, "--node-tls") if to_nodes else None,
     )

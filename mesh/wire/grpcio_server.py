@@ -21,6 +21,10 @@ KEEPALIVE_MIN_S = 10
 """Common clients ping every 20 s or more often under load tests; a stricter server answers too_many_pings."""
 
 
+NEVER_MS = 2**31 - 1
+"""What grpc takes for no limit."""
+
+
 class GrpcioServer:
     """A `transport.Server` on grpc.aio. Construct it, then `start`."""
 
@@ -82,6 +86,7 @@ class GrpcioServer:
             ("grpc.keepalive_permit_without_calls", 1),
             # Two processes on one port would share the calls silently: a second one must fail, unless it is meant.
             ("grpc.so_reuseport", int(self._reuse_port)),
+            ("grpc.max_connection_age_ms", int(self._limits.max_connection_age_s * 1000) or NEVER_MS),
         ]
 
     def __repr__(self) -> str:

@@ -172,6 +172,11 @@ class Links:
             if not waiter.done():
                 waiter.set_result(connection)
 
+    @property
+    def connections(self) -> list[Connection]:
+        """The connections that are open."""
+        return [link.connection for link in self._links]
+
     def freed(self) -> None:
         """Hear that a call ended: somebody may wait for its room."""
         if self._waiters:
