@@ -15,7 +15,7 @@ _TIMEOUT_US, _TIMEOUTS = 29_000_000, 999_983
 """The shortest grpc-timeout and how many there are, a microsecond apart: eight digits are the most that it may have."""
 _VARYING = (
     ("grpc-timeout", "00000000u", b"%08du"),
-    ("traceparent", f"00-{'0' * 32}-{'0' * 16}-01", b"00-%b-%016x-01"),
+    ("traceparent", f"00-{'0' * 32}-{'0' * 16}-01", b"00-%b-%016x-%b"),
     ("x-request-id", "0" * 32, b"%b"),
 )
 """Name, a value of the length that all values have, and the place for the value."""
@@ -48,6 +48,10 @@ class Job:
     def answer_start(self) -> bytes:
         """Return the first bytes of an answer of the right size that is not compressed."""
         return struct.pack(">BL", 0, self.answer_bytes)
+
+
+_SAMPLED = 100
+"""One call in so many belongs to a trace that is recorded, as the router does of calls without one."""
 
 
 class Ids:
@@ -86,7 +90,8 @@ class CallBytes:
             return template % stream
         number, bits = self._ids.next()
         name = b"%032x" % bits
-        return template % (stream, _TIMEOUT_US + number % _TIMEOUTS, name, bits & _SPAN, name)
+        sampled = b"01" if number % _SAMPLED == 0 else b"00"
+        return template % (stream, _TIMEOUT_US + number % _TIMEOUTS, name, bits & _SPAN, sampled, name)
 
 
 def _template(block: bytes, *, unique: bool) -> bytes:

@@ -17,6 +17,12 @@ from benchmarks.peers.base import SERVERS, Peer, Process
 COMMAND = (sys.executable, "-m", "mesh.cli.main")
 
 
+TRACED = 0.01
+"""The share of requests that router and node record spans of, as one does in production."""
+TRACES = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
+"""Where spans go: nobody listens there, so that no collector takes CPU; batching and sending are tried all the same."""
+
+
 class Mesh:
     """The processes. `engine` is what carries HTTP/2 in them, given as --wire; "" leaves the flag out."""
 
@@ -32,6 +38,7 @@ class Mesh:
         write_repository(repository, cases)
         registry = self._start(folder, "registry", [sys.executable, str(SERVERS / "registry.py")], core=LOAD_CORE)
         common = ["--registry", registry.line().strip(), "--grpc-port", "0", "--http-port", "0", "--json-ready"]
+        common += ["--trace-sample", str(TRACED)]
         node = [*COMMAND, "node", "--id", "n1", "--models", str(repository), *common, *self._wire]
         router = [*COMMAND, "router", *common, *self._wire]
         self.node_address, self.node_pid = _ready(self._start(folder, "node", node, core=SERVER_CORE))
@@ -49,7 +56,7 @@ class Mesh:
         pin(self.node_pid, core)
 
     def _start(self, folder: Path, name: str, command: list[str], *, core: int) -> Process:
-        process = Process(folder / f"{name}.log", command, core=core, says=True)
+        process = Process(folder / f"{name}.log", command, core=core, env=TRACES, says=True)
         self._processes.append(process)
         return process
 

@@ -92,13 +92,40 @@ def _request_head(block: Block) -> RequestHead:
     if draft.__class__ is not _Draft:
         draft = stem.meaning = _Draft(stem.fields)
     assert isinstance(draft, _Draft)
-    return _completed(draft.and_more(block.fields[len(stem.fields) :]))
+    more = block.fields[len(stem.fields) :]
+    return _extended(draft, more) or _completed(draft.and_more(more))
+
+
+def _extended(draft: _Draft, fields: Sequence[Field]) -> RequestHead | None:
+    """Return the head that a stem and a few fields of the usual kinds make; None where another has to look."""
+    if draft.whole is None:
+        draft.whole = _completed(draft.and_more(()))
+    base = draft.whole
+    if base.malformed or not draft.regular:
+        return None
+    head = RequestHead.__new__(RequestHead)
+    head.path, head.authority, head.http_error = base.path, base.authority, base.http_error
+    head.compression, head.content_length = base.compression, base.content_length
+    head.malformed, head.refused, head.timeout_s = "", base.refused, base.timeout_s
+    head._metadata = head.memo = None  # noqa: SLF001 - this is its own module
+    head.own = own = base.own.copy()
+    for field in fields:
+        if field.role == Role.METADATA:
+            own.append(field)
+        elif field.role == Role.TIMEOUT:
+            try:
+                head.timeout_s = timeout_s(field.value)
+            except InvalidRequest:
+                return None
+        else:
+            return None
+    return head
 
 
 class _Draft:
     """What the fields so far say of a request."""
 
-    __slots__ = ("content_type", "head", "pseudo", "regular")
+    __slots__ = ("content_type", "head", "pseudo", "regular", "whole")
 
     def __init__(self, fields: Sequence[Field]) -> None:
         self.head = RequestHead()
@@ -106,6 +133,8 @@ class _Draft:
         self.content_type = b""
         self.regular = False
         """Whether a regular field came: no pseudo-header may follow it."""
+        self.whole: RequestHead | None = None
+        """The head that these fields make alone; kept on a stem's."""
         self.read(fields)
 
     def and_more(self, fields: Sequence[Field]) -> _Draft:
