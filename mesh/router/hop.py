@@ -31,9 +31,10 @@ from mesh.wire.server_call import Origin, TaskUnary, refuse, status_of, stop_sen
 from mesh.wire.streams import Stream
 from mesh.wire.transport import MODEL_INFER, Direct
 
+LOOKS: Final = 32
+"""Pieces in which the routing fields may come, as each look begins anew. Clients send them in one or two."""
 KEPT_BYTES: Final = 128 * 1024
-"""How much of a message is kept for another attempt. A longer one is gone once it has left: 128 KiB in flight per
-request is what a router of thousands of requests can hold."""
+"""Of a message kept for another attempt, a longer one for none: what a router can hold for thousands of requests."""
 
 
 class Hop:
@@ -41,8 +42,8 @@ class Hop:
 
     __slots__ = (
         "_answered", "_attempts", "_bucket", "_deadline_s", "_dispatch", "_down", "_down_connection", "_ended",
-        "_first", "_held", "_kept", "_located", "_node", "_origin", "_over", "_owed_down", "_owed_up", "_passed",
-        "_picked_s", "_size", "_span", "_started_s", "_target", "_tried", "_up", "_up_connection",
+        "_first", "_held", "_kept", "_located", "_looks", "_node", "_origin", "_over", "_owed_down", "_owed_up",
+        "_passed", "_picked_s", "_size", "_span", "_started_s", "_target", "_tried", "_up", "_up_connection",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, stream: Stream, origin: Origin, dispatch: Dispatch) -> None:
@@ -60,9 +61,10 @@ class Hop:
             self._bucket = origin.deadlines.add(self._deadline_s, self)
         self._first = b""
         """What came before the routing fields were whole."""
-        self._kept: list[bytes] | None = []
+        self._kept: bytearray | None = bytearray()
         """The message so far, for another attempt; None once it is longer than `KEPT_BYTES`."""
         self._size = 0
+        self._looks = 0
         self._ended = False
         """Whether the caller's message is whole."""
         self._held: bytes | None = None
@@ -150,6 +152,7 @@ class Hop:
 
     def _peek(self, data: bytes, *, end: bool) -> Peeked | None:
         """Return the routing fields, None when they are not all here. Raises `PeekError` in uncommon cases."""
+        self._looks += 1
         if len(data) < PREFIX_BYTES:
             if end:
                 raise PeekError("no message")
@@ -158,8 +161,8 @@ class Hop:
         if length > self._origin.max_message_bytes:
             raise TooLarge(f"a message of {length} bytes, at most {self._origin.max_message_bytes} are taken")
         self._size = PREFIX_BYTES + length
-        if flag or len(data) > self._size or (end and len(data) != self._size) or len(data) > KEPT_BYTES:
-            raise PeekError("compressed, or not one message")
+        if flag or len(data) > min(self._size, KEPT_BYTES) or (end and len(data) != self._size) or self._looks > LOOKS:
+            raise PeekError("compressed, in many pieces, or not one message")
         return peek_front(data, PREFIX_BYTES, whole=len(data) == self._size)
 
     def _route(self, request: Peeked) -> bool:
@@ -221,8 +224,7 @@ class Hop:
             self._pass_on(data, end=False)
 
     def _pass_on(self, data: bytes, *, end: bool) -> None:
-        size = len(data)
-        self._size -= size
+        self._size -= len(data)
         self._ended = self._ended or end
         if self._size < 0 or (end and self._size):
             error = RemoteError(Code.INTERNAL, "the call ended before its message was whole, or had more than one")
@@ -230,8 +232,8 @@ class Hop:
             self._refuse(error)
             return
         if self._kept is not None:
-            self._kept.append(data)
-            if sum(map(len, self._kept)) > KEPT_BYTES:
+            self._kept += data
+            if len(self._kept) > KEPT_BYTES:
                 self._kept = None
         assert self._up is not None
         assert self._up_connection is not None
@@ -338,7 +340,7 @@ class Hop:
         """Ask another copy, with all that came so far."""
         data = self._first
         if self._kept:
-            data, self._kept = b"".join(self._kept), []
+            data, self._kept = bytes(self._kept), bytearray()
         self._front(data, end=self._ended)
 
     def _hand_over(self, data: bytes) -> None:
