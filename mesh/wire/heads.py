@@ -201,6 +201,8 @@ def _reserved(head: RequestHead, role: int, value: bytes) -> None:
         elif role == Role.CONTENT_LENGTH:
             if not value.isdigit() or len(value) > MAX_DIGITS:
                 raise InvalidRequest("content-length is no number")
+            if head.content_length not in {-1, int(value)}:
+                raise InvalidRequest("two content-lengths that differ")
             head.content_length = int(value)
     except MeshError as error:
         if role == Role.CONTENT_LENGTH:

@@ -12,7 +12,8 @@ from mesh.wire import frames as f
 from mesh.wire.connection import LOST, Connection
 from mesh.wire.fields import Block
 from mesh.wire.flow import Bounds
-from mesh.wire.heads import ANSWER, OK_TRAILERS, request_block
+from mesh.wire.header_cache import encode
+from mesh.wire.heads import ANSWER, OK_TRAILERS, request_block, request_head
 from mesh.wire.streams import Stream
 
 REQUEST = request_block("/a/B", "x", "http")
@@ -258,3 +259,11 @@ def test_any_bytes_end_in_a_fault_or_in_silence(parts: list[bytes], after_hello:
         for part in parts:
             side.receive(part, 0.0)
         assert len(side.streams) <= side.bounds.max_streams
+
+
+def test_two_content_lengths_that_differ_are_malformed() -> None:
+    pair = Pair()
+    block = REQUEST + encode(b"content-length", b"1") + encode(b"content-length", b"2")
+    stream = pair.client.open(block, Recorder(pair.client))
+    pair.move()
+    assert request_head(pair.accepted[stream.id].blocks[0]).malformed == "two content-lengths that differ"
