@@ -14,13 +14,14 @@ BENCH_ARGS ?=
 RUN_STAMP := $(VENV)/.stamp-run
 DEV_STAMP := $(VENV)/.stamp-dev
 
-.PHONY: help setup demo test check format proto models bench clean
+.PHONY: help setup demo test test-grpcio check format proto models bench clean
 .PHONY: lint lint-format lint-style lint-types lint-imports lint-generated
 
 help:
 	@echo 'make demo     try the mesh: install it into .venv, start it, run the demo models'
 	@echo 'make setup    install it with everything that development needs into .venv'
 	@echo 'make test     run the tests (PYTEST_ARGS="tests/core -x" for some of them)'
+	@echo 'make test-grpcio   the end-to-end tests with --wire grpcio'
 	@echo 'make check    what a change must pass: lint, generated files up to date, tests'
 	@echo 'make lint     formatting, ruff, mypy and generated files only'
 	@echo 'make format   rewrite the formatting'
@@ -58,6 +59,10 @@ demo: $(RUN_STAMP)
 
 test: $(DEV_STAMP)
 	@$(PYTHON) -m pytest $(PYTEST_ARGS)
+
+# The same end-to-end tests with every process on the other engine.
+test-grpcio: $(DEV_STAMP)
+	@MESH_TEST_WIRE=grpcio $(PYTHON) -m pytest tests/e2e tests/conformance $(PYTEST_ARGS)
 
 # Apart from each other, so that `make --keep-going lint` shows all that is wrong.
 lint: lint-format lint-style lint-types lint-imports lint-generated
