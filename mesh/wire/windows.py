@@ -67,8 +67,6 @@ class Windows:
             self.recv_window += self.unacked
             self.write(window_update(0, self.unacked))
             self.unacked = 0
-        self.assembling = 0
-        """Bytes of messages that are not whole yet, over all calls: their receivers count them here."""
 
     def make_room(self, size: int) -> None:
         """Hear that the socket takes `size` more bytes; 0 or less: no DATA goes to `out` until it does."""

@@ -260,3 +260,25 @@ async def test_unfinished_messages_of_one_connection_are_bounded_together() -> N
         assert b"grpc-status\x018" in block
     await until(lambda: listening.streams == 0, "its calls are forgotten")
     await listening.stop(0)
+
+
+async def test_what_is_given_back_to_the_windows_does_not_hide_unfinished_messages() -> None:
+    listening = WireServer("127.0.0.1", 0, e.HOT, [], limits=e.LIMITS, bounds=Bounds(max_assembling=1_100_000))
+    await listening.start()
+    async with peer(listening) as greedy:
+        unread = REQUEST.replace(e.ECHO.encode(), e.HOLD.encode())
+        part = bytes(15_000)
+        for number in range(1, 80, 4):
+            greedy.send(f.headers(REQUEST, number, end=False, max_frame=16_384))
+            greedy.send(f.frame(f.DATA, 0, number, struct.pack(">BI", 0, 1_000_000)))
+            for _ in range(4):
+                greedy.send(f.frame(f.DATA, 0, number, part))
+            # What nobody read is given back when its call is reset.
+            greedy.send(f.headers(unread, number + 2, end=False, max_frame=16_384))
+            greedy.send(f.frame(f.DATA, 0, number + 2, struct.pack(">BI", 0, 1) + b"x"))
+            greedy.send(f.rst_stream(number + 2, f.ErrorCode.CANCEL))
+        (_, _, number, block) = (await asyncio.wait_for(first(greedy, f.HEADERS), 60))[0]
+        assert number == 4 * 18 + 1, "eighteen times 60 KB fit"
+        assert b"grpc-status\x018" in block
+    await until(lambda: listening.streams == 0, "its calls are forgotten")
+    await listening.stop(0)
