@@ -11,6 +11,8 @@ import pytest
 
 from tests.fixtures.mesh import ROOT
 
+PARTS = {"mesh/__init__.py", "mesh/api", "mesh/core", "mesh/wire"}
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -26,10 +28,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_the_wheel_holds_the_client_and_the_messages_alone(wheel: Path) -> None:
+def test_the_wheel_holds_the_client_the_messages_and_the_wire_alone(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     packages = {"/".join(name.split("/")[:2]) for name in names if name.endswith(".py")}
-    assert {each for each in packages if each.startswith("mesh/")} == {"mesh/__init__.py", "mesh/api", "mesh/core"}
+    assert {each for each in packages if each.startswith("mesh/")} == PARTS
     assert [name for name in names if name.startswith("mesh/core/")] == [
         "mesh/core/__init__.py",
         "mesh/core/errors.py",
@@ -45,6 +47,7 @@ def test_it_imports_without_the_rest_of_the_mesh(wheel: Path, tmp_path: Path) ->
         f"assert mesh.__file__.startswith({str(tmp_path)!r}), mesh.__file__\n"
         "from mesh_client._values import request_of\n"
         "assert request_of('m', {'x': numpy.zeros(2, 'f4')}).inputs[0].datatype == 'FP32'\n"
+        "mesh_client.AsyncClient('localhost:1', transport='wire')\n"
         "foreign = {'msgspec', 'uvloop', 'onnxruntime', 'starlette', 'typer', 'yaml'} & set(sys.modules)\n"
         "assert not foreign, foreign\n"
     )
