@@ -85,6 +85,35 @@ class Device:
     free_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceRoom:
+    """What is free on one device of a node, and what more room there would cost."""
+
+    device: str
+    """Such as "cpu:0": `Copy.device`."""
+    free_bytes: int
+    """Neither held by a copy nor reserved for a load."""
+    curve: tuple[tuple[int, float], ...] = ()
+    """(bytes, loss), both growing: evicting the idle copies that are worth least until `bytes` more are free gives up
+    `loss` requests per second, by the node's own estimate. At most a few points; the last is all that may go."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """What changes all the time on a node, under a key of its own so that the node's record stays as it is."""
+
+    node: NodeId
+    devices: tuple[DeviceRoom, ...] = ()
+    loading: int = 0
+    """Loads that go on or wait for their turn."""
+    load_wait_s: float = 0.0
+    """Seconds, as the node expects, until a load asked for now would begin."""
+    busy: float = 0.0
+    """Share of its compute in use, 0 to 1."""
+    failing: str = ""
+    """Why it should get no more models, when it fails to load what others can load; empty: it works."""
+
+
 class CopyState(StrEnum):
     """Where a copy stands, said by its node and never guessed from time."""
 
@@ -144,6 +173,38 @@ class Tuning:
     max_queue_delay_us: int = 0
     max_queue_size: int = 0
     parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+class ScaleToZero(StrEnum):
+    """When the last copy of a model goes."""
+
+    PRESSURE = "pressure"
+    """When its memory is needed for another."""
+    IDLE = "idle"
+    """When nobody has asked for it during `Scaling.idle_s`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """How many copies a model has. Names and meanings are those of Knative's autoscaler, a copy being its pod."""
+
+    min_copies: int = 0
+    """Never fewer, wanted or not, as far as there are nodes that can hold them."""
+    max_copies: int = 0
+    """Never more; 0: as many as there are nodes."""
+    target: float = 4.0
+    """Requests in flight per copy that are right for it."""
+    target_utilization: float = 0.7
+    """Share of `target` at which another copy is added, so that it is there before it is needed."""
+    window_s: float = 60.0
+    """Over how long concurrency is averaged."""
+    panic_window_s: float = 6.0
+    """Over how long it is averaged to notice a burst."""
+    panic_threshold: float = 2.0
+    """How many times what the copies are meant to carry makes a burst: then copies are only added."""
+    scale_to_zero: ScaleToZero = ScaleToZero.PRESSURE
+    idle_s: float = 600.0
+    """With `ScaleToZero.IDLE`: after how long without a request the last copy goes."""
 
 
 @dataclass(frozen=True, slots=True)
