@@ -80,6 +80,12 @@ class NoCapacity(MeshError):
     code = Code.RESOURCE_EXHAUSTED
 
 
+class Churn(MeshError):
+    """Every copy that could make room is in use: loading this model would push out one that others are waiting for."""
+
+    code = Code.RESOURCE_EXHAUSTED
+
+
 class NotReady(MeshError):
     """The model or server is not ready to take this call; it was not run."""
 

@@ -83,35 +83,16 @@ class Device:
     name: str
     total_bytes: int
     free_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceRoom:
-    """What is free on one device of a node, and what more room there would cost."""
-
-    device: str
-    """Such as "cpu:0": `Copy.device`."""
-    free_bytes: int
     """Neither held by a copy nor reserved for a load."""
     curve: tuple[tuple[int, float], ...] = ()
     """(bytes, loss), both growing: evicting the idle copies that are worth least until `bytes` more are free gives up
-    `loss` requests per second, by the node's own estimate. At most a few points; the last is all that may go."""
+    `loss`, in seconds of callers' waiting per second by the node's own estimate (`mesh.core.placement.evict`). At most
+    a few points; the last is all that may go."""
 
-
-@dataclass(frozen=True, slots=True)
-class NodeStatus:
-    """What changes all the time on a node, under a key of its own so that the node's record stays as it is."""
-
-    node: NodeId
-    devices: tuple[DeviceRoom, ...] = ()
-    loading: int = 0
-    """Loads that go on or wait for their turn."""
-    load_wait_s: float = 0.0
-    """Seconds, as the node expects, until a load asked for now would begin."""
-    busy: float = 0.0
-    """Share of its compute in use, 0 to 1."""
-    failing: str = ""
-    """Why it should get no more models, when it fails to load what others can load; empty: it works."""
+    @property
+    def label(self) -> str:
+        """Return such as "cpu:0", which is `Copy.device`."""
+        return f"{self.kind.value}:{self.index}"
 
 
 class CopyState(StrEnum):
@@ -144,6 +125,8 @@ class Copy:
     one. (The placement's own clock, so that clocks of nodes and routers are never compared.)"""
     digest: str = ""
     """The digest of the files that were loaded: differs from the model record's when the files changed since."""
+    failures: int = 0
+    """Loads of these files that failed here one after another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +146,14 @@ class Node:
     draining: bool = False
     repositories: tuple[str, ...] = ()
     """The model repositories it can read, as absolute ``file://`` URLs."""
+    loading: int = 0
+    """Loads that go on or wait for their turn."""
+    load_wait_s: float = 0.0
+    """Seconds, as the node expects, until a load asked for now would begin."""
+    busy: float = 0.0
+    """Share of its compute in use, 0 to 1."""
+    failing: str = ""
+    """Why it should get no more models, when it fails to load what others can load; empty: it works."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +237,10 @@ class ModelVersion:
     """Passed to the runtime and shown in ModelConfig."""
     files_digest: str = ""
     """The digest without overrides: what the repository holds. Empty in records of earlier versions: `digest`."""
+    loaded_bytes: int = 0
+    """Bytes that a copy was measured to take in memory; 0: no node has loaded it yet."""
+    load_s: float = 0.0
+    """Seconds that its load took; 0: no node has loaded it yet."""
     original: Tuning | None = None
     """What the files say, while a load request overrides it; None when nothing is overridden."""
 
@@ -261,3 +256,8 @@ class Placement:
     """An operator unloaded it: requests do not load it again until a RepositoryModelLoad."""
     requested_s: float = 0.0
     """Seconds since 1970-01-01 UTC of the latest request to load: a node tries again what failed for an earlier one."""
+    heat: float = 0.0
+    """Its requests' decayed count as of `last_s`, left here by the last node that evicted it
+    (`mesh.core.placement.forecast.History`): a model that comes back is not a stranger."""
+    last_s: float = 0.0
+    """Seconds since 1970-01-01 UTC of its last request as of then."""

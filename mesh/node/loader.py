@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from mesh.core.errors import LoadFailed, MeshError
-from mesh.core.placement.ledger import Idle, predicted_bytes
+from mesh.core.placement.forecast import History
+from mesh.core.placement.ledger import predicted_bytes
 from mesh.core.reconcile import Load, Unload, desired_of, reconcile
 from mesh.core.types import Copy, CopyState, ModelName, ModelVersion, NodeId, Version
 from mesh.core.view import ClusterView, VersionKey, version_order
 from mesh.node.capacity import Account, choose, used_bytes
+from mesh.node.memory import Memory, NoRoom
 from mesh.node.publish import Publisher
 from mesh.node.repository import labels_of
 from mesh.node.runtimes.base import Loaded, LoadSpec, Runtime
@@ -39,6 +41,9 @@ LOADS_AT_ONCE = 2
 """Loads read disks and allocate memory: more at once make each slower and their measured bytes wrong."""
 
 EVICT_TRIES = 5
+
+FAR_OFF_BYTES = 8 * 1024 * 1024
+"""A record of a size in memory may be this far off, or by half, before it is written again."""
 
 DESCRIBE_AGAIN_S = 0.2
 """How long to wait for the view to show a signature that was written, before writing it again."""
@@ -66,13 +71,12 @@ class Loader:
         self._store = store
         self._publisher = publisher
         self._runtimes = runtimes
-        self._accounts = accounts
+        self.memory = Memory(node, accounts, mirror, evictable=self._evictable, evict=self._evict)
         self._metrics = metrics
         self._executor = executor
         self._default_queue_size = default_queue_size
         self._drain_s = drain_s
         self._loading = asyncio.Semaphore(LOADS_AT_ONCE)
-        self._making_room = asyncio.Lock()
         self._wake = asyncio.Event()
         self._copies: dict[VersionKey, Copy] = {}
         self._served: dict[VersionKey, Served] = {}
@@ -122,7 +126,7 @@ class Loader:
                     case _:
                         pass  # Busy with this version: looked at again when that ends.
             for key, served in self._served.items():
-                if self._is_free(key) and _lacks_signature(view, served.model):
+                if self._is_free(key) and _lacks(view, served.model):
                     self._start(key, self._describe(served.model, served.loaded))
             moved = asyncio.ensure_future(self._mirror.next(view))
             woken = asyncio.ensure_future(self._wake.wait())
@@ -161,16 +165,22 @@ class Loader:
     async def _load(self, model: ModelVersion, requested_s: float) -> None:
         key = (model.name, model.version)
         copy = Copy(model.name, model.version, CopyState.LOADING, requested_s=requested_s, digest=model.digest)
-        old = self._served.get(key)
+        old, before = self._served.get(key), self._copies.get(key)
         if old is None:
             self._set(copy)
         started_s = time.monotonic()
         try:
             async with self._loading:
-                account = choose(model, self._accounts, gpu_runs=model.runtime == "onnx" and has_cuda())
+                account = choose(model, self.memory.accounts, gpu_runs=model.runtime == "onnx" and has_cuda())
                 labels = await asyncio.to_thread(labels_of, _folder(model))
                 copy = replace(copy, device=account.name)
+                loading_s = time.monotonic()
                 loaded, measured = await self._load_into(model, account)
+                load_s = time.monotonic() - loading_s
+        except NoRoom as error:
+            log.warning("gave a load up", model=model.name, version=model.version, why=error.message)
+            await self._give_up(key, kept=old is not None)
+            return
         except Exception as error:  # noqa: BLE001 - whatever goes wrong, the copy must not stay "loading"
             self._metrics.load_done(model.name, model.version, False, time.monotonic() - started_s)  # noqa: FBT003 - a fact
             text = error.message if isinstance(error, MeshError) else f"failed to load '{model.name}', {error!r}"
@@ -178,18 +188,21 @@ class Loader:
             # While older files serve, they go on serving; the record says what went wrong with the new ones.
             state = CopyState.FAILED if old is None else CopyState.READY
             held = 0 if old is None else old.bytes
-            self._set(replace(copy, state=state, error=text, bytes=held))
+            failures = 1 if before is None or before.digest != model.digest else before.failures + 1
+            self._set(replace(copy, state=state, error=text, bytes=held, failures=failures))
             return
         seconds = time.monotonic() - started_s
         self._metrics.load_done(model.name, model.version, True, seconds)  # noqa: FBT003 - a fact
         executor = ThreadPoolExecutor(STREAMS) if model.decoupled else self._executor
         self._latest.clear()
         self._served[key] = Served(
-            model,
+            replace(model, loaded_bytes=measured, load_s=round(load_s, 4)),
             loaded,
             executor,
             bytes_held=measured,
             default_queue_size=self._default_queue_size,
+            load_s=load_s,
+            history=self._remembered(key) if old is None else old.history,
             labels=labels,
         )
         self._set(replace(copy, state=CopyState.READY, bytes=measured))
@@ -203,8 +216,7 @@ class Loader:
         runtime = self._runtimes.get(model.runtime)
         if runtime is None:
             raise LoadFailed(f"failed to load '{model.name}', this node has no runtime '{model.runtime}'")
-        size = predicted_bytes(model.size_bytes)
-        await self._make_room(model, account, size)
+        await self.memory.reserve(model, account, predicted_bytes(model))
         committed = False
         try:
             before = used_bytes(account.device)
@@ -219,62 +231,64 @@ class Loader:
             if not committed:
                 account.ledger.cancel(key)
 
-    async def _make_room(self, model: ModelVersion, account: Account, size: int) -> None:
-        """Reserve `size` bytes, evicting idle copies that were used longest ago. Raises `LoadFailed`."""
-        key = (model.name, model.version)
-        async with self._making_room:
-            if account.ledger.reserve(key, size):
-                return
-            idle = [
-                Idle(each, served.bytes, served.last_used_s)
-                for each, served in self._served.items()
-                if served.is_idle and each not in self._tasks and self._copies[each].device == account.name
-            ]
-            victims = account.ledger.victims(size, idle)
-            for victim in victims or ():
-                await self._evict(victim)
-            if not account.ledger.reserve(key, size):
-                ledger = account.ledger
-                raise LoadFailed(
-                    f"failed to load '{model.name}', it needs {size} bytes on {account.name} of node '{self._node}', "
-                    f"which has {ledger.free} of {ledger.capacity} free and holds {len(self._served)} models, "
-                    f"{len(idle)} of them idle"
-                )
+    def _evictable(self, device: str) -> Iterator[tuple[VersionKey, Served]]:
+        for key, served in self._served.items():
+            if served.is_idle and self._is_free(key) and self._copies[key].device == device:
+                yield key, served
+
+    def _remembered(self, key: VersionKey) -> History:
+        """Return what the last node that evicted a version left of its history."""
+        placement, now_s = self._mirror.view.placements.get(key), time.time()
+        if placement is None:
+            return History(last_s=now_s)
+        return History(History(placement.heat, placement.last_s).at(now_s), now_s)
+
+    async def _give_up(self, key: VersionKey, *, kept: bool) -> None:
+        """Leave a load that finds no room here to other nodes."""
+        try:
+            await self._leave(key)
+        except MeshError as error:
+            log.warning("could not give a load up", model=key[0], error=error.message)
+        if not kept:
+            del self._copies[key]
+            self.on_change()
 
     async def _evict(self, key: VersionKey) -> None:
         """Take this node out of a version's placement and drop the copy. Raises `RegistryUnavailable`."""
         # The loop sees the placement change before this is done with it, and must not unload the copy as well.
         self._evicting.add(key)
         try:
-            path = placement_key(*key)
-            for _ in range(EVICT_TRIES):
-                entry = await self._store.get(path)
-                if entry is None:
-                    break
-                placement = records.decode_placement(entry.value)
-                nodes = tuple(node for node in placement.nodes if node != self._node)
-                value = records.encode(replace(placement, nodes=nodes))
-                if await self._store.replace(path, value, expected=entry.mod_revision) is not None:
-                    break
+            await self._leave(key)
             log.info("evicted", model=key[0], version=key[1])
             await self._unload(key)
         finally:
             self._evicting.discard(key)
             self._wake.set()
 
+    async def _leave(self, key: VersionKey) -> None:
+        """Take this node out of a version's placement, with what is known of its requests."""
+        path, served = placement_key(*key), self._served.get(key)
+        for _ in range(EVICT_TRIES):
+            entry = await self._store.get(path)
+            if entry is None:
+                return
+            placement = records.decode_placement(entry.value)
+            nodes = tuple(node for node in placement.nodes if node != self._node)
+            left = replace(placement, nodes=nodes)
+            if served is not None:
+                left = replace(left, heat=round(served.history.heat, 3), last_s=round(served.history.last_s, 3))
+            if await self._store.replace(path, records.encode(left), expected=entry.mod_revision) is not None:
+                return
+
     async def _unload(self, key: VersionKey) -> None:
         served = self._served.pop(key, None)
         if served is not None:
             self._set(replace(self._copies[key], state=CopyState.DRAINING))
             await self._close(served)
-            self._release(key)
+            self.memory.release(key)
             log.info("unloaded", model=key[0], version=key[1])
         del self._copies[key]
         self.on_change()
-
-    def _release(self, key: VersionKey) -> None:
-        for account in self._accounts:
-            account.ledger.release(key)
 
     async def _close(self, served: Served) -> None:
         """Wait for what is in flight, then close."""
@@ -320,7 +334,13 @@ async def _check_batch_axis(model: ModelVersion, loaded: Loaded) -> None:
         )
 
 
-def _lacks_signature(view: ClusterView, model: ModelVersion) -> bool:
-    """Tell whether the record of these very files does not say what goes in and out, which their load found out."""
+def _lacks(view: ClusterView, model: ModelVersion) -> bool:
+    """Tell whether the record of these very files does not say what a load found out: signature and size in memory.
+
+    A size is corrected when it is far off: measurements differ a little from load to load.
+    """
     record = view.models.get(model.name, {}).get(model.version)
-    return record is not None and record.digest == model.digest and not (record.inputs and record.outputs)
+    if record is None or record.digest != model.digest:
+        return False
+    off = abs(record.loaded_bytes - model.loaded_bytes) > max(FAR_OFF_BYTES, record.loaded_bytes // 2)
+    return not (record.inputs and record.outputs and record.loaded_bytes) or off

@@ -86,15 +86,27 @@ class Publisher:
     async def describe(
         self, model: ModelVersion, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
     ) -> None:
-        """Write the signature that a load found into the record that had none."""
+        """Write what a load of these files found out into their record: signature, bytes in memory, seconds.
+
+        `model` is the version as loaded, with its `loaded_bytes` and `load_s`.
+        """
         path = model_key(model.name, model.version)
         entry = await self._store.get(path)
         if entry is None:
             return
         latest = records.decode_model(entry.value)
-        if latest.digest == model.digest and not (latest.inputs and latest.outputs):
-            value = records.encode(replace(latest, inputs=inputs, outputs=outputs))
-            await self._store.replace(path, value, expected=entry.mod_revision)
+        if latest.digest != model.digest:
+            return
+        known = bool(latest.inputs and latest.outputs)
+        found = replace(
+            latest,
+            inputs=latest.inputs if known else inputs,
+            outputs=latest.outputs if known else outputs,
+            loaded_bytes=model.loaded_bytes,
+            load_s=model.load_s,
+        )
+        if found != latest:
+            await self._store.replace(path, records.encode(found), expected=entry.mod_revision)
 
     async def _write(self, key: VersionKey, known: ModelVersion | None, found: ModelVersion, done: Changes) -> None:
         if known is not None and _files(known) == _files(found):

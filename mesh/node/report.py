@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
-from mesh.core.types import Copy, Node, NodeId
-from mesh.node.capacity import Account
+from mesh.core.types import Copy, CopyState, Device, Node, NodeId
 from mesh.registry import records
 from mesh.registry.lease import Presence
 from mesh.telemetry import logs
 
 log = logs.get(__name__)
 
-REFRESH_S = 5.0
-"""How often last uses and a GPU's free bytes are told when nothing else changed: placement needs no finer."""
+REFRESH_S = 1.0
+"""How often last uses, what is idle and a GPU's free bytes are told when nothing else changed."""
 
 
 class Report:
@@ -28,13 +27,13 @@ class Report:
         *,
         labels: Mapping[str, str],
         repositories: tuple[str, ...],
-        accounts: Sequence[Account],
+        devices: Callable[[], tuple[Device, ...]],
         copies: Callable[[], tuple[Copy, ...]],
     ) -> None:
         self._node = node
         self._labels = dict(labels)
         self._repositories = repositories
-        self._accounts = accounts
+        self._devices = devices
         self._copies = copies
         self._incarnation = secrets.token_hex(8)
         self._started_s = time.time()
@@ -46,16 +45,18 @@ class Report:
 
     def record(self) -> Node:
         """Return what this node is at this moment."""
+        copies = self._copies()
         return Node(
             id=self._node,
             address=self.address,
             incarnation=self._incarnation,
             started_s=self._started_s,
             labels=self._labels,
-            devices=tuple(account.now() for account in self._accounts),
-            copies=self._copies(),
+            devices=self._devices(),
+            copies=copies,
             draining=self.draining,
             repositories=self._repositories,
+            loading=sum(copy.state is CopyState.LOADING for copy in copies),
         )
 
     def is_mine(self, value: bytes) -> bool:

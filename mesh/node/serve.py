@@ -96,7 +96,9 @@ def _build(
         default_queue_size=config.default_queue_size,
         drain_s=config.drain_s,
     )
-    report = Report(node, labels=config.labels, repositories=scanner.urls(), accounts=accounts, copies=loader.copies)
+    report = Report(
+        node, labels=config.labels, repositories=scanner.urls(), devices=loader.memory.devices, copies=loader.copies
+    )
     presence = Presence(
         store,
         node_key(node),

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any, TypeVar
 
+from mesh.core.placement.forecast import History
 from mesh.core.types import ModelVersion, TensorSpec
 from mesh.node.batcher import Batcher
 from mesh.node.runtimes.base import Loaded
@@ -27,12 +28,16 @@ class Served:
         *,
         bytes_held: int,
         default_queue_size: int,
+        load_s: float = 0.0,
+        history: History | None = None,
         labels: tuple[str, ...] = (),
     ) -> None:
         self.model = model
         self.loaded = loaded
         self.executor = executor
         self.bytes = bytes_held
+        self.load_s = load_s
+        """Seconds that its load took."""
         self.labels = labels
         self.statistics = Statistics()
         self.batcher = Batcher(model, loaded, executor, self.statistics, default_queue_size=default_queue_size)
@@ -43,6 +48,16 @@ class Served:
         self.idle = asyncio.Event()
         self.idle.set()
         self.last_used_s = 0.0
+        self._history = History(last_s=time.time()) if history is None else history
+        self._uses = 0
+
+    @property
+    def history(self) -> History:
+        """Return its requests, those before it was last evicted and those since. A copy just loaded was asked for."""
+        if self._uses:
+            self._history = self._history.asked(self._uses, self.last_used_s)
+            self._uses = 0
+        return self._history
 
     def enter(self) -> None:
         """Count a request in."""
@@ -53,6 +68,7 @@ class Served:
         """Count it out."""
         self.in_flight -= 1
         self.last_used_s = time.time()
+        self._uses += 1
         if not self.in_flight:
             self.idle.set()
 

@@ -18,8 +18,8 @@ from mesh.registry.keys import NODES, split_node_key
 from mesh.registry.records import BadRecord, decode_node
 from mesh.registry.store import Entry, Store
 
-_SPACING_S: Final = 0.1
-"""Least time between two writes of the value: a burst of publishes costs at most ten writes a second."""
+_SPACING_S: Final = 0.02
+"""Least time between two writes of the value: a burst of publishes costs at most fifty writes a second."""
 _POLL_S: Final = 0.2
 """How often a key that somebody else holds is looked at."""
 _PREDECESSOR_S: Final = 2.0

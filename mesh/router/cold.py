@@ -36,6 +36,7 @@ class _Drive:
     waiting: int = 0
     why: str = "it is being placed"
     left_s: float = field(default_factory=time.monotonic)
+    since_s: float = field(default_factory=time.time)
 
 
 class Cold:
@@ -120,7 +121,9 @@ class Cold:
             raise NotReady("this router is shutting down") from None
 
     def _step(self, view: ClusterView, model: ModelVersion, placement: Placement | None, *, forced: bool) -> Step:
-        return cold_step(view, model, placement, avoid=self._avoided(view), now_s=time.time(), forced=forced)
+        since_s = self._drives[model.name, model.version].since_s
+        avoid = self._avoided(view)
+        return cold_step(view, model, placement, avoid=avoid, now_s=time.time(), since_s=since_s, forced=forced)
 
     async def _place(self, view: ClusterView, model: ModelVersion, *, forced: bool) -> bool:
         """Decide again on the registry's own placement and write it; tell whether it was written.

@@ -13,6 +13,7 @@ import grpc
 import pytest
 
 from mesh.api import messages as m
+from mesh.core.placement.cold import CHURN_AFTER_S
 from mesh_client import Client
 from tests.fixtures import raw
 from tests.fixtures.etcd import EtcdServer
@@ -169,17 +170,22 @@ def test_a_model_that_can_never_fit_is_refused_with_the_numbers(mesh: Mesh) -> N
     client.close()
 
 
-def test_a_model_in_use_is_not_evicted(mesh: Mesh) -> None:
+@pytest.mark.parametrize("busy_s", [1, 12], ids=["for a moment", "for long"])
+def test_a_model_in_use_is_not_evicted(mesh: Mesh, busy_s: int) -> None:
     write_model(mesh.repository, "busy", 1, ballast=30 * MIB)
     write_model(mesh.repository, "other", 2, ballast=30 * MIB)
     client = mesh.start("--memory-bytes", str(80 * MIB))
     assert mesh.ask("busy") == 1.0
     answers: list[float] = []
-    caller = threading.Thread(target=lambda: answers.append(mesh.ask("busy", sleep_s=3)))
+    caller = threading.Thread(target=lambda: answers.append(mesh.ask("busy", sleep_s=busy_s)))
     caller.start()
     until(lambda: _outstanding(mesh) == 1, what="the busy model is in use")
-    with pytest.raises(grpc.RpcError, match="1 models, 0 of them idle"):
-        mesh.ask("other")
+    if busy_s > 2 * CHURN_AFTER_S:
+        with pytest.raises(grpc.RpcError, match=r"cannot be loaded now, all memory .* is in use") as refused:
+            mesh.ask("other")
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    else:
+        assert mesh.ask("other") == 2.0
     caller.join()
     assert answers == [1.0]
     client.close()

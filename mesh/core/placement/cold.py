@@ -6,17 +6,19 @@ any restart. The shell (`mesh.router.cold`) performs it and asks again at the ne
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
-from mesh.core.errors import LoadFailed, MeshError, NoCapacity
-from mesh.core.placement.choose import choose
-from mesh.core.placement.filters import Asked
-from mesh.core.types import CopyState, ModelVersion, NodeId, Placement
+from mesh.core.errors import Churn, LoadFailed, MeshError, NoCapacity
+from mesh.core.placement.asked import Asked
+from mesh.core.placement.choose import Choice, choose
+from mesh.core.placement.filters import retry_after_s
+from mesh.core.types import Copy, CopyState, ModelVersion, Node, NodeId, Placement
 from mesh.core.view import ClusterView
 
-RETRY_FAILED_S = 10.0
-"""How long a failed load is not tried again for mere requests: a broken model must not be loaded over and over."""
+CHURN_AFTER_S = 3.0
+"""How long requests wait for a copy in use to become idle. A mesh whose every copy is in use has no room for more;
+taking turns would make all of them slow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +59,12 @@ def cold_step(
     *,
     avoid: Collection[NodeId],
     now_s: float,
+    since_s: float,
     forced: bool = False,
 ) -> Step:
     """Return the next step for `model`. `placement` is the latest one known, `avoid` the nodes that just failed.
+
+    `since_s` is when requests began to wait for it: with all memory in use, they wait a moment and are then refused.
 
     `forced` (an operator's load) tries a load again that failed, at once. O(nodes x copies per node).
     """
@@ -67,33 +72,62 @@ def cold_step(
     if not forced and any(each.node.id not in avoid for each in view.serving.get(key, ())):
         return Serving()
     held = placement or Placement(model.name, model.version)
-    failed = _failures(view, model, since_s=now_s if forced else held.requested_s)
+    failed = {} if forced else _failures(view, model, held)
     present = [node for node in held.nodes if node in view.nodes and not view.nodes[node].draining]
     loading = tuple(node for node in present if node not in avoid and node not in failed)
+    failed = {node: copy for node, copy in failed.items() if now_s - copy.requested_s < retry_after_s(copy.failures)}
     if loading and not forced and not held.off:
         return Waiting(loading, f"loading on {', '.join(loading)}")
-    if failed and now_s - held.requested_s >= RETRY_FAILED_S:
-        failed = {}
-    # While failures count, the request that they answer keeps its time, and the failed nodes stay in the placement: a
-    # node forgets the failure of a version that is no longer placed on it, and would be chosen again.
-    requested_s = held.requested_s if failed else now_s
-    choice = choose(Asked(model, requested_s, avoid), view.nodes.values(), model.min_copies)
+    choice = where(view, model, avoid=avoid, now_s=now_s, forced_s=now_s if forced else 0.0)
     if choice.nodes:
-        kept = tuple(node for node in present if node in failed)
-        return Place(Placement(model.name, model.version, kept + choice.nodes, off=False, requested_s=requested_s))
+        # While failures count, the request that they answer keeps its time, and the failed nodes stay in the placement:
+        # a node forgets the failure of a version that is no longer placed on it, and would be chosen again. A node
+        # whose own failure is over loads again only for a request that is newer.
+        again = any(each.node.id in choice.nodes for each in view.copies.get(key, ()))
+        kept = () if again else tuple(node for node in present if node in failed)
+        requested_s = held.requested_s if kept else now_s
+        return Place(replace(held, nodes=kept + choice.nodes, off=False, requested_s=requested_s))
     if failed:
-        return Refused(LoadFailed(next(iter(failed.values()))))
+        return Refused(LoadFailed(_told(next(iter(failed.values())))))
+    return _without_a_node(model, choice, waited_s=now_s - since_s)
+
+
+def _without_a_node(model: ModelVersion, choice: Choice, *, waited_s: float) -> Step:
+    """Return what becomes of requests for a version that no node can take now."""
+    what = f"model '{model.name}' version {model.version}"
+    if choice.in_use and waited_s > CHURN_AFTER_S:
+        told = f"{what} cannot be loaded now, all memory that it could go to is in use: {choice.why_none()}"
+        return Refused(Churn(told))
     if choice.soon:
         return Waiting((), choice.why_none())
-    return Refused(NoCapacity(f"no node can hold model '{model.name}' version {model.version}: {choice.why_none()}"))
+    return Refused(NoCapacity(f"no node can hold {what}: {choice.why_none()}"))
 
 
-def _failures(view: ClusterView, model: ModelVersion, *, since_s: float) -> dict[NodeId, str]:
-    """Return what went wrong where, for the request of `since_s` and for these very files."""
-    found = {}
-    for each in view.copies.get((model.name, model.version), ()):
-        copy = each.copy
-        if copy.state is CopyState.FAILED and copy.requested_s >= since_s and copy.digest in ("", model.digest):
-            named = copy.error.startswith("failed to load")
-            found[each.node.id] = copy.error if named else f"failed to load '{model.name}', {copy.error}"
-    return found
+def where(
+    view: ClusterView, model: ModelVersion, *, avoid: Collection[NodeId], now_s: float, forced_s: float = 0.0
+) -> Choice:
+    """Return the nodes to load `model` on, as many as it asks for at once, among those that have no copy of it."""
+    copies: dict[NodeId, Copy] = {each.node.id: each.copy for each in view.copies.get((model.name, model.version), ())}
+    asked = Asked(model, now_s, copies, avoid=avoid, forced_s=forced_s)
+    return choose(asked, roster(view), model.min_copies)
+
+
+def _failures(view: ClusterView, model: ModelVersion, held: Placement) -> dict[NodeId, Copy]:
+    """Return the copies of these very files whose load failed for the request at hand or a later one."""
+    return {
+        each.node.id: each.copy
+        for each in view.copies.get((model.name, model.version), ())
+        if each.copy.state is CopyState.FAILED
+        and each.copy.requested_s >= held.requested_s
+        and each.copy.digest in ("", model.digest)
+    }
+
+
+def _told(copy: Copy) -> str:
+    named = copy.error.startswith("failed to load")
+    return copy.error if named else f"failed to load '{copy.model}', {copy.error}"
+
+
+def roster(view: ClusterView) -> Sequence[Node]:
+    """Return the nodes in the order of their ids."""
+    return [view.nodes[id_] for id_ in sorted(view.nodes)]

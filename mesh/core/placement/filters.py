@@ -1,4 +1,4 @@
-"""Which nodes can hold a version at all. One small function each; the tuple `FILTERS` is the order they are asked in.
+"""Which nodes can hold a version at all. One small function each; `FILTERS` names them in the order they are asked in.
 
 A filter answers `Pass` or `Refuse` with a reason and the numbers it compared, so that an explanation only prints what
 the decision recorded. (The shape of the kube-scheduler's filter plugins.)
@@ -6,11 +6,20 @@ the decision recorded. (The shape of the kube-scheduler's filter plugins.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
-from mesh.core.placement.ledger import predicted_bytes
-from mesh.core.types import CopyState, ModelVersion, Node, NodeId
+from mesh.core.placement.asked import Asked
+from mesh.core.types import CopyState, Node
+
+MAX_LOADING: Final = 64
+"""Loads that go on or wait on one node; more would only wait longer there than elsewhere."""
+
+RETRY_FAILED_S: Final = 10.0
+"""How long a node is not asked again to load what it failed to load; twice that after the second failure, and so on."""
+
+RETRY_FAILED_MAX_S: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,71 +37,112 @@ class Refuse:
 
 
 Verdict = Pass | Refuse
+_PASS: Final = Pass()
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What is to be placed, and since when it is asked for."""
-
-    model: ModelVersion
-    requested_s: float
-    """Failures that a node reported for an earlier request do not count."""
-    avoid: Collection[NodeId] = ()
-    """Nodes whose connection failed a moment ago."""
-
-
-def not_draining(asked: Asked, node: Node) -> Verdict:  # noqa: ARG001 - every filter has this signature
+def not_draining(_: Asked, on: Node) -> Verdict:
     """Refuse a node on its way out."""
-    return Refuse("it is draining", passing=True) if node.draining else Pass()
+    return Refuse("it is draining", passing=True) if on.draining else _PASS
 
 
-def reachable(asked: Asked, node: Node) -> Verdict:
+def reachable(asked: Asked, on: Node) -> Verdict:
     """Refuse a node that did not answer a moment ago."""
-    return Refuse("its connection failed a moment ago", passing=True) if node.id in asked.avoid else Pass()
+    return Refuse("its connection failed a moment ago", passing=True) if on.id in asked.avoid else _PASS
 
 
-def has_files(asked: Asked, node: Node) -> Verdict:
+def works(_: Asked, on: Node) -> Verdict:
+    """Refuse a node that fails to load what others can."""
+    return Refuse(f"it takes no more models: {on.failing}") if on.failing else _PASS
+
+
+def has_files(asked: Asked, on: Node) -> Verdict:
     """Refuse a node that does not read the repository the version is in."""
-    if any(asked.model.source.startswith(root.rstrip("/") + "/") for root in node.repositories):
-        return Pass()
-    return Refuse(f"it reads {', '.join(node.repositories) or 'no repository'}, not {asked.model.source}")
+    source = asked.model.source
+    for root in on.repositories:
+        if source.startswith(root) and (root.endswith("/") or source[len(root) :].startswith("/")):
+            return _PASS
+    return Refuse(f"it reads {', '.join(on.repositories) or 'no repository'}, not {source}")
 
 
-def has_labels(asked: Asked, node: Node) -> Verdict:
+def has_labels(asked: Asked, on: Node) -> Verdict:
     """Refuse a node without the labels the model asks for."""
-    missing = {key: value for key, value in asked.model.node_labels.items() if node.labels.get(key) != value}
-    return Refuse(f"it lacks the labels {missing}") if missing else Pass()
+    wanted = asked.model.node_labels
+    if not wanted:
+        return _PASS
+    missing = {key: value for key, value in wanted.items() if on.labels.get(key) != value}
+    return Refuse(f"it lacks the labels {missing}") if missing else _PASS
 
 
-def has_device(asked: Asked, node: Node) -> Verdict:
+def has_device(asked: Asked, on: Node) -> Verdict:
     """Refuse a node without the kind of device the model asks for."""
-    if asked.model.device == "auto" or any(device.kind.value == asked.model.device for device in node.devices):
-        return Pass()
-    return Refuse(f"it has no {asked.model.device}")
+    kind = asked.model.device
+    if kind == "auto" or any(device.kind.value == kind for device in on.devices):
+        return _PASS
+    return Refuse(f"it has no {kind}")
 
 
-def fits_in_total(asked: Asked, node: Node) -> Verdict:
+def fits_in_total(asked: Asked, on: Node) -> Verdict:
     """Refuse a node on which the version would not fit even if all else were evicted."""
-    needs = predicted_bytes(asked.model.size_bytes)
-    largest = max((device.total_bytes for device in node.devices), default=0)
-    return Pass() if needs <= largest else Refuse(f"it needs {needs} bytes and its largest device has {largest}")
+    largest = 0
+    kind = asked.model.device
+    for device in on.devices:
+        if device.total_bytes > largest and kind in ("auto", device.kind.value):
+            largest = device.total_bytes
+    if asked.needs <= largest:
+        return _PASS
+    return Refuse(f"it needs {asked.needs} bytes and its largest device has {largest}")
 
 
-def did_not_fail(asked: Asked, node: Node) -> Verdict:
-    """Refuse a node that failed to load this version for the request at hand."""
-    for copy in node.copies:
-        same = copy.model == asked.model.name and copy.version == asked.model.version
-        if same and copy.state is CopyState.FAILED and copy.requested_s >= asked.requested_s:
-            return Refuse(f"its load failed: {copy.error}")
-    return Pass()
+def has_no_copy(asked: Asked, on: Node) -> Verdict:
+    """Refuse a node that holds or loads this version: a second copy goes elsewhere."""
+    copy = asked.copies.get(on.id)
+    if copy is None or copy.state is CopyState.FAILED:
+        return _PASS
+    return Refuse(f"it has a copy, {copy.state.value}", passing=copy.state is CopyState.DRAINING)
 
 
-FILTERS: tuple[Callable[[Asked, Node], Verdict], ...] = (
-    not_draining,
-    reachable,
-    has_files,
-    has_labels,
-    has_device,
-    fits_in_total,
-    did_not_fail,
+def did_not_fail(asked: Asked, on: Node) -> Verdict:
+    """Refuse a node that failed to load this version, for a time that grows with each failure."""
+    copy = asked.copies.get(on.id)
+    if copy is None or copy.state is not CopyState.FAILED or copy.digest not in ("", asked.model.digest):
+        return _PASS
+    left_s = copy.requested_s + retry_after_s(copy.failures) - asked.now_s
+    if copy.requested_s >= asked.forced_s and left_s > 0:
+        return Refuse(f"its load failed and is not tried again for {left_s:.0f} s: {copy.error}")
+    return _PASS
+
+
+def few_loads(_: Asked, on: Node) -> Verdict:
+    """Refuse a node with a long queue of loads."""
+    if on.loading < MAX_LOADING:
+        return _PASS
+    return Refuse(f"{on.loading} loads wait on it", passing=True)
+
+
+def no_room(asked: Asked, on: Node) -> Refuse:
+    """Return why a node on which what is free and what is idle together are not enough says no."""
+    free = max((device.free_bytes for device in on.devices), default=0)
+    idle = max((device.curve[-1][0] for device in on.devices if device.curve), default=0)
+    return Refuse(f"it needs {asked.needs} bytes; {free} are free and {idle} idle, the rest is in use", passing=True)
+
+
+def retry_after_s(failures: int) -> float:
+    """Return how long after a request a failed load is not tried again: 10 s, 20 s, 40 s ... 600 s."""
+    return float(min(RETRY_FAILED_MAX_S, RETRY_FAILED_S * 2.0 ** max(0, min(failures, 30) - 1)))
+
+
+FILTERS: Final[tuple[tuple[str, Callable[[Asked, Node], Verdict]], ...]] = (
+    ("draining", not_draining),
+    ("reachable", reachable),
+    ("works", works),
+    ("files", has_files),
+    ("labels", has_labels),
+    ("device", has_device),
+    ("total memory", fits_in_total),
+    ("copy", has_no_copy),
+    ("failed load", did_not_fail),
+    ("load queue", few_loads),
 )
+"""(name, function). The room that is needed comes after them, as it is a number as well: `Asked.room_on`."""
+
+ROOM: Final = "room"

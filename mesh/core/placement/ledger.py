@@ -6,9 +6,7 @@ may push `held` above capacity (a copy turned out larger than predicted): then `
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-
+from mesh.core.types import ModelVersion
 from mesh.core.view import VersionKey
 
 MIN_BYTES = 1024 * 1024
@@ -18,18 +16,9 @@ LOADED_FACTOR = 2
 """Predicted bytes in memory per byte of file: weights plus workspace, before anything was measured."""
 
 
-def predicted_bytes(size_bytes: int) -> int:
-    """Return what files of `size_bytes` are expected to take in memory."""
-    return max(MIN_BYTES, size_bytes * LOADED_FACTOR)
-
-
-@dataclass(frozen=True, slots=True)
-class Idle:
-    """A copy that may be evicted: nothing in flight."""
-
-    key: VersionKey
-    bytes: int
-    last_used_s: float
+def predicted_bytes(model: ModelVersion) -> int:
+    """Return what a copy is expected to take in memory: what one took before, or a multiple of its files."""
+    return max(MIN_BYTES, model.loaded_bytes or model.size_bytes * LOADED_FACTOR)
 
 
 class Ledger:
@@ -49,6 +38,10 @@ class Ledger:
     def reserved(self) -> int:
         """Bytes promised to loads that go on."""
         return sum(self._reserved.values())
+
+    def bytes_of(self, key: VersionKey) -> int:
+        """Return what a copy holds; 0 when it holds nothing."""
+        return self._held.get(key, 0)
 
     @property
     def free(self) -> int:
@@ -74,28 +67,6 @@ class Ledger:
     def release(self, key: VersionKey) -> None:
         """Take a closed copy out of the account."""
         self._held.pop(key, None)
-
-    def victims(self, size: int, idle: Iterable[Idle]) -> list[VersionKey] | None:
-        """Return the idle copies to evict so that `size` bytes are free, least recently used first.
-
-        Empty when they are free already, None when evicting all would not do. O(idle log idle).
-        """
-        missing = size - self.free
-        chosen: list[Idle] = []
-        for each in sorted(idle, key=lambda copy: (copy.last_used_s, copy.key)):
-            if missing <= 0:
-                break
-            chosen.append(each)
-            missing -= each.bytes
-        if missing > 0:
-            return None
-        # A small old copy is spared where the larger ones that had to go make room enough without it.
-        spare = -missing
-        for each in list(chosen):
-            if each.bytes <= spare:
-                chosen.remove(each)
-                spare -= each.bytes
-        return [each.key for each in chosen]
 
     def __repr__(self) -> str:
         """Show the sums."""

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-from mesh.core.errors import LoadFailed, NoCapacity
+from mesh.core.errors import Churn, LoadFailed, NoCapacity
 from mesh.core.fold import Change, NodeChange, fold
-from mesh.core.placement.cold import RETRY_FAILED_S, Place, Refused, Serving, Waiting, cold_step
+from mesh.core.placement.cold import Place, Refused, Serving, Waiting, cold_step
+from mesh.core.placement.filters import RETRY_FAILED_S
 from mesh.core.types import (
     Copy,
     CopyState,
@@ -44,39 +45,41 @@ def placed(*names: str, requested_s: float = NOW_S - 1) -> Placement:
 
 def test_a_ready_copy_needs_nothing() -> None:
     view = view_of(node("a", copy(CopyState.READY)))
-    assert cold_step(view, MODEL, None, avoid=(), now_s=NOW_S) == Serving()
+    assert cold_step(view, MODEL, None, avoid=(), now_s=NOW_S, since_s=NOW_S) == Serving()
 
 
 def test_a_cold_model_goes_where_most_is_free() -> None:
-    step = cold_step(view_of(node("a", free=300), node("b", free=900)), MODEL, None, avoid=(), now_s=NOW_S)
+    step = cold_step(
+        view_of(node("a", free=300), node("b", free=900)), MODEL, None, avoid=(), now_s=NOW_S, since_s=NOW_S
+    )
     assert step == Place(placed("b", requested_s=NOW_S))
 
 
 def test_a_load_in_progress_is_waited_for() -> None:
-    step = cold_step(view_of(node("a"), node("b")), MODEL, placed("a"), avoid=(), now_s=NOW_S)
+    step = cold_step(view_of(node("a"), node("b")), MODEL, placed("a"), avoid=(), now_s=NOW_S, since_s=NOW_S)
     assert step == Waiting((NodeId("a"),), "loading on a")
 
 
 def test_a_dead_node_in_the_placement_does_not_count() -> None:
-    step = cold_step(view_of(node("b")), MODEL, placed("a"), avoid=(), now_s=NOW_S)
+    step = cold_step(view_of(node("b")), MODEL, placed("a"), avoid=(), now_s=NOW_S, since_s=NOW_S)
     assert step == Place(placed("b", requested_s=NOW_S))
 
 
 def test_a_node_that_just_failed_is_passed_over_though_it_is_still_registered() -> None:
     view = view_of(node("a", copy(CopyState.READY)), node("b"))
-    step = cold_step(view, MODEL, placed("a"), avoid={NodeId("a")}, now_s=NOW_S)
+    step = cold_step(view, MODEL, placed("a"), avoid={NodeId("a")}, now_s=NOW_S, since_s=NOW_S)
     assert step == Place(placed("b", requested_s=NOW_S))
 
 
 def test_a_failed_load_is_tried_on_another_node_and_the_first_stays_excluded() -> None:
     failed = node("a", copy(CopyState.FAILED, requested_s=NOW_S - 1, error="boom"))
-    step = cold_step(view_of(failed, node("b")), MODEL, placed("a"), avoid=(), now_s=NOW_S)
+    step = cold_step(view_of(failed, node("b")), MODEL, placed("a"), avoid=(), now_s=NOW_S, since_s=NOW_S)
     assert step == Place(placed("a", "b"))
 
 
 def test_a_load_that_failed_everywhere_is_refused_with_the_error() -> None:
     failed = [node(name, copy(CopyState.FAILED, requested_s=NOW_S - 1, error="boom")) for name in "ab"]
-    step = cold_step(view_of(*failed), MODEL, placed("a", "b"), avoid=(), now_s=NOW_S)
+    step = cold_step(view_of(*failed), MODEL, placed("a", "b"), avoid=(), now_s=NOW_S, since_s=NOW_S)
     assert isinstance(step, Refused)
     assert isinstance(step.error, LoadFailed)
     assert step.error.message == "failed to load 'm', boom"
@@ -85,28 +88,36 @@ def test_a_load_that_failed_everywhere_is_refused_with_the_error() -> None:
 def test_a_failed_load_is_tried_again_after_a_while() -> None:
     old_s = NOW_S - RETRY_FAILED_S
     failed = node("a", copy(CopyState.FAILED, requested_s=old_s, error="boom"))
-    step = cold_step(view_of(failed), MODEL, placed("a", requested_s=old_s), avoid=(), now_s=NOW_S)
+    step = cold_step(view_of(failed), MODEL, placed("a", requested_s=old_s), avoid=(), now_s=NOW_S, since_s=NOW_S)
     assert step == Place(placed("a", requested_s=NOW_S))
 
 
 def test_an_operators_load_tries_again_at_once() -> None:
     failed = node("a", copy(CopyState.FAILED, requested_s=NOW_S - 1, error="boom"))
-    step = cold_step(view_of(failed), MODEL, placed("a"), avoid=(), now_s=NOW_S, forced=True)
+    step = cold_step(view_of(failed), MODEL, placed("a"), avoid=(), now_s=NOW_S, since_s=NOW_S, forced=True)
     assert step == Place(placed("a", requested_s=NOW_S))
 
 
 def test_no_node_yet_is_waited_for() -> None:
-    step = cold_step(view_of(), MODEL, None, avoid=(), now_s=NOW_S)
+    step = cold_step(view_of(), MODEL, None, avoid=(), now_s=NOW_S, since_s=NOW_S)
     assert step == Waiting((), "no node is registered")
 
 
 def test_nodes_that_can_never_hold_it_are_named_in_the_refusal() -> None:
-    step = cold_step(view_of(node("a", root="file:///other")), MODEL, None, avoid=(), now_s=NOW_S)
+    step = cold_step(view_of(node("a", root="file:///other")), MODEL, None, avoid=(), now_s=NOW_S, since_s=NOW_S)
     assert isinstance(step, Refused)
     assert isinstance(step.error, NoCapacity)
     assert "node 'a': it reads file:///other, not file:///models/m/1" in step.error.message
 
 
 def test_a_draining_node_gets_nothing_new() -> None:
-    step = cold_step(view_of(node("a", draining=True), node("b")), MODEL, None, avoid=(), now_s=NOW_S)
+    step = cold_step(view_of(node("a", draining=True), node("b")), MODEL, None, avoid=(), now_s=NOW_S, since_s=NOW_S)
     assert step == Place(placed("b", requested_s=NOW_S))
+
+
+def test_memory_that_is_all_in_use_is_waited_for_a_moment_and_then_refused() -> None:
+    view = view_of(node("a", free=0))
+    assert isinstance(cold_step(view, MODEL, None, avoid=(), now_s=NOW_S, since_s=NOW_S - 1), Waiting)
+    step = cold_step(view, MODEL, None, avoid=(), now_s=NOW_S, since_s=NOW_S - 60)
+    assert isinstance(step, Refused)
+    assert isinstance(step.error, Churn)

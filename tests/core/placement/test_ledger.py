@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from mesh.core.placement.ledger import MIN_BYTES, Idle, Ledger, predicted_bytes
-from mesh.core.types import ModelName, Version
+from mesh.core.placement.ledger import MIN_BYTES, Ledger, predicted_bytes
+from mesh.core.types import ModelName, ModelVersion, Version
 
 CAPACITY = 100
 
@@ -61,38 +60,15 @@ class Account(RuleBasedStateMachine):
 
 TestAccount = Account.TestCase
 
-idles = st.lists(
-    st.builds(Idle, key=st.integers(0, 1000).map(key), bytes=st.integers(1, 40), last_used_s=st.floats(0, 10)),
-    max_size=6,
-    unique_by=lambda idle: idle.key,
-)
-
-
-@given(idles, st.integers(0, 200))
-def test_victims_make_room_and_none_of_them_is_needless(idle: list[Idle], size: int) -> None:
-    ledger = Ledger(sum(each.bytes for each in idle))
-    for each in idle:
-        assert ledger.reserve(each.key, each.bytes)
-        ledger.commit(each.key, each.bytes)
-    victims = ledger.victims(size, idle)
-    sizes = {each.key: each.bytes for each in idle}
-    if victims is None:
-        assert size > ledger.capacity
-        return
-    freed = sum(sizes[victim] for victim in victims)
-    assert freed >= size
-    assert all(freed - sizes[victim] < size for victim in victims)
-
-
-def test_the_least_recently_used_goes_first() -> None:
-    ledger = Ledger(20)
-    idle = [Idle(key(1), 10, last_used_s=5.0), Idle(key(2), 10, last_used_s=1.0)]
-    for each in idle:
-        ledger.reserve(each.key, each.bytes)
-        ledger.commit(each.key, each.bytes)
-    assert ledger.victims(10, idle) == [key(2)]
-
 
 def test_small_files_are_predicted_to_take_a_session_at_least() -> None:
-    assert predicted_bytes(10) == MIN_BYTES
-    assert predicted_bytes(10 * MIN_BYTES) == 20 * MIN_BYTES
+    assert predicted_bytes(version(size_bytes=10)) == MIN_BYTES
+    assert predicted_bytes(version(size_bytes=10 * MIN_BYTES)) == 20 * MIN_BYTES
+
+
+def test_what_a_copy_took_is_expected_again() -> None:
+    assert predicted_bytes(version(size_bytes=10 * MIN_BYTES, loaded_bytes=13 * MIN_BYTES)) == 13 * MIN_BYTES
+
+
+def version(*, size_bytes: int, loaded_bytes: int = 0) -> ModelVersion:
+    return ModelVersion(*key(0), "onnx", "file:///r/m/1", "d", size_bytes, loaded_bytes=loaded_bytes)

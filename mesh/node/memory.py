@@ -1,0 +1,122 @@
+"""The memory of this node's devices: room for a load, which copies go for it, and what is told of it.
+
+The node has the last word: it evicts its own idle copies that are worth least, or refuses, and never overcommits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
+
+from mesh.core.errors import LoadFailed, NotReady
+from mesh.core.placement.evict import Idle, curve, in_order, victims
+from mesh.core.placement.forecast import SUPPOSED, Forecast
+from mesh.core.types import Device, ModelVersion, NodeId
+from mesh.core.view import VersionKey
+from mesh.node.capacity import Account
+from mesh.node.served import Served
+from mesh.registry.mirror import Mirror
+
+IN_USE_S = 0.25
+"""A copy that was used this recently is in use: callers who ask one after another must not lose it in between."""
+
+WAIT_S = 2.0
+"""How long a load waits for copies in use to become idle before this node gives it up to others."""
+
+LOOK_S = 0.02
+
+SPARE = 0.1
+"""What a copy is worth that others of its model stand in for, of what it would be worth alone."""
+
+LEAST_LOAD_S = 0.1
+"""What a caller waits for a load at least: registry, queue and a measurement that is mostly noise below this."""
+
+
+class NoRoom(NotReady):
+    """What is not in use on this node is not enough for the load, for now."""
+
+
+class Memory:
+    """The accounts of one node. `evictable` lists a device's copies with nothing in flight, `evict` drops one."""
+
+    def __init__(
+        self,
+        node: NodeId,
+        accounts: Sequence[Account],
+        mirror: Mirror,
+        *,
+        evictable: Callable[[str], Iterable[tuple[VersionKey, Served]]],
+        evict: Callable[[VersionKey], Awaitable[None]],
+    ) -> None:
+        self._node = node
+        self.accounts = accounts
+        self._mirror = mirror
+        self._evictable = evictable
+        self._evict = evict
+        self._making_room = asyncio.Lock()
+        self.forecast: Forecast = SUPPOSED
+
+    async def reserve(self, model: ModelVersion, account: Account, size: int) -> None:
+        """Reserve `size` bytes for a load, evicting what is worth least; wait a moment for what is in use.
+
+        Raises `LoadFailed` when the device is too small for it, `NoRoom` when too much of it stays in use.
+        """
+        ledger = account.ledger
+        if size > ledger.capacity:
+            raise LoadFailed(
+                f"failed to load '{model.name}', it needs {size} bytes and {account.name} of node '{self._node}' has "
+                f"{ledger.capacity} in all"
+            )
+        until_s = time.monotonic() + WAIT_S
+        while not await self._try_to_reserve((model.name, model.version), account, size):
+            if time.monotonic() > until_s:
+                raise NoRoom(
+                    f"it needs {size} bytes on {account.name} of node '{self._node}', which has {ledger.free} of "
+                    f"{ledger.capacity} free; the other copies there are in use"
+                )
+            await asyncio.sleep(LOOK_S)
+
+    def devices(self) -> tuple[Device, ...]:
+        """Return the devices with what is free on each, and what more room would cost there. O(copies log copies)."""
+        return tuple(replace(account.now(), curve=_rounded(curve(self._order(account)))) for account in self.accounts)
+
+    def release(self, key: VersionKey) -> None:
+        """Take a closed copy out of its account."""
+        for account in self.accounts:
+            account.ledger.release(key)
+
+    async def _try_to_reserve(self, key: VersionKey, account: Account, size: int) -> bool:
+        async with self._making_room:
+            if account.ledger.reserve(key, size):
+                return True
+            going = victims(size - account.ledger.free, self._order(account))
+            for each in going or ():
+                await self._evict(each.key)
+            return account.ledger.reserve(key, size)
+
+    def _order(self, account: Account) -> list[Idle]:
+        """Return the copies on a device that may go, in the order in which they go."""
+        now_s, view = time.time(), self._mirror.view
+        found = []
+        for key, served in self._evictable(account.name):
+            history = served.history
+            if now_s - history.last_s < IN_USE_S:
+                continue
+            model = served.model
+            others = sum(each.node.id != self._node for each in view.serving.get(key, ()))
+            if others + 1 <= model.min_copies - (model.min_copies == 1):
+                continue
+            loss = self.forecast.rate(history, now_s) * max(LEAST_LOAD_S, served.load_s)
+            found.append(Idle(key, served.bytes, loss * SPARE if others else loss, history.last_s))
+        return in_order(found)
+
+    def __repr__(self) -> str:
+        """Show the accounts."""
+        return f"<Memory {' '.join(f'{account.name}={account.ledger!r}' for account in self.accounts)}>"
+
+
+def _rounded(points: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
+    """Return a curve whose losses have three digits: more say nothing, and would make every record a new one."""
+    return tuple((size, float(f"{loss:.3g}")) for size, loss in points)
