@@ -10,6 +10,7 @@ import typer
 from mesh.cli import client, node, router, up
 from mesh.cli.bench import bench
 from mesh.cli.demo import demo
+from mesh.cli.explain import explain
 
 app = typer.Typer(
     name="mesh",
@@ -25,6 +26,7 @@ app.command("node")(node.node)
 app.command("infer")(client.infer)
 app.command("models")(client.models)
 app.command("nodes")(client.nodes)
+app.command("explain")(explain)
 app.command("demo")(demo)
 app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Collection
 
 from mesh.api import messages as m
-from mesh.api.describe import copy_message
 from mesh.api.messages import control
 from mesh.core.errors import Conflict, DeadlineExceeded, LoadFailed, UnknownModel
 from mesh.core.types import CopyState, ModelName, ModelVersion, Placement
@@ -20,6 +19,7 @@ from mesh.registry.keys import model_key, placement_key
 from mesh.registry.mirror import Mirror
 from mesh.registry.store import Store
 from mesh.router.cold import Cold
+from mesh.router.describe import model_message
 from mesh.router.override import overridden, restored
 
 WRITE_TRIES = 10
@@ -50,7 +50,9 @@ class Repository:
             raise UnknownModel(f"Request for unknown model: '{name}' is not found")
         names = [ModelName(name)] if name else sorted(view.models)
         return [
-            _described(view, view.models[each][version]) for each in names for version in reversed(view.versions(each))
+            model_message(view, view.models[each][version])
+            for each in names
+            for version in reversed(view.versions(each))
         ]
 
     async def load(self, name: str, deadline_s: float, config: str = "") -> None:
@@ -136,31 +138,3 @@ _TRITON_STATE = {
     "unloaded": ("UNAVAILABLE", "unloaded"),
     "failed": ("UNAVAILABLE", ""),
 }
-
-
-def _described(view: ClusterView, model: ModelVersion) -> control.Model:
-    key = (model.name, model.version)
-    copies = view.copies.get(key, ())
-    states = {each.copy.state for each in copies}
-    reason = ""
-    if view.is_off(key):
-        state = "unloaded"
-    elif view.serving.get(key):
-        state = "ready"
-    elif CopyState.LOADING in states:
-        state = "loading"
-    elif CopyState.FAILED in states:
-        state = "failed"
-        reason = "; ".join(sorted({each.copy.error for each in copies if each.copy.error}))
-    else:
-        state = "cold"
-    return control.Model(
-        name=model.name,
-        version=model.version,
-        runtime=model.runtime,
-        state=state,
-        size_bytes=model.size_bytes,
-        digest=model.digest,
-        reason=reason,
-        copies=[copy_message(each.copy, each.node.id) for each in copies],
-    )

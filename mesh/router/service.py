@@ -14,8 +14,12 @@ from mesh.api.describe import node_message
 from mesh.api.messages import control
 from mesh.api.status import status_of
 from mesh.core.errors import InvalidRequest, LoadFailed, MeshError, Unimplemented
+from mesh.core.placement.explain import explain, without_node
+from mesh.core.traffic.route import resolve
+from mesh.core.types import NodeId
 from mesh.registry.mirror import Mirror
 from mesh.router.catalog import Catalog
+from mesh.router.describe import explanation
 from mesh.router.override import check_file_path
 from mesh.router.repository import Repository
 from mesh.router.settings import Settings
@@ -137,6 +141,22 @@ class ControlService:
         return await told(
             context, _later(lambda: control.ListModelsResponse(models=self._repository.list(request.name)))
         )
+
+    async def Explain(self, request: control.ExplainRequest, context: Any) -> Any:
+        return await told(context, _later(lambda: self._explain(request)))
+
+    def _explain(self, request: control.ExplainRequest) -> control.ExplainResponse:
+        view, gone = self._mirror.view, NodeId(request.remove_node)
+        if gone and gone not in view.nodes:
+            raise InvalidRequest(f"expected a node of this mesh in remove_node, got '{gone}'; see ListNodes")
+        if not request.name and not gone:
+            raise InvalidRequest("expected the name of a model, or remove_node, got neither")
+        if request.name:
+            model = resolve(view, request.name, request.version)
+            found = [explain(view, model, now_s=time.time(), without=gone or None)]
+        else:
+            found = without_node(view, gone, now_s=time.time())
+        return control.ExplainResponse(models=[explanation(view, each) for each in found])
 
 
 async def told(context: Any, answer: Awaitable[Any]) -> Any:

@@ -49,6 +49,7 @@ LOAD = _inference("RepositoryModelLoad", m.RepositoryModelLoadResponse)
 UNLOAD = _inference("RepositoryModelUnload", m.RepositoryModelUnloadResponse)
 LIST_NODES = Method("/mesh.v1.MeshControl/ListNodes", m.control.ListNodesResponse)
 LIST_MODELS = Method("/mesh.v1.MeshControl/ListModels", m.control.ListModelsResponse)
+EXPLAIN = Method("/mesh.v1.MeshControl/Explain", m.control.ExplainResponse)
 HEALTH_CHECK = Method("/grpc.health.v1.Health/Check", health.HealthCheckResponse)
 
 HealthCheckRequest = health.HealthCheckRequest

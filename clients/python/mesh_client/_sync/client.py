@@ -131,6 +131,16 @@ class Client:
         answer = self._call(c.LIST_NODES, m.control.ListNodesRequest(), timeout_s)
         return list(answer.nodes)
 
+    def explain(
+        self, name: str = "", version: str = "", *, remove_node: str = "", timeout_s: float | None = None
+    ) -> list[m.control.Explanation]:
+        """Return where `name` would be loaded now, node by node, with the reasons.
+
+        With `remove_node`, as if that node were not there; without `name` then, every model that only that node serves.
+        """
+        request = m.control.ExplainRequest(name=name, version=version, remove_node=remove_node)
+        return list((self._call(c.EXPLAIN, request, timeout_s)).models)
+
     def health(self, service: str = "", *, timeout_s: float | None = None) -> bool:
         """Tell whether `service` (a model's name, or the whole server) is SERVING; False for an unknown one."""
         try:

@@ -107,3 +107,69 @@ class Model(_message.Message):
     digest: str
     reason: str
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., runtime: _Optional[str] = ..., state: _Optional[str] = ..., size_bytes: _Optional[int] = ..., copies: _Optional[_Iterable[_Union[Copy, _Mapping[str, _Any]]]] = ..., digest: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ExplainRequest(_message.Message):
+    __slots__ = ("name", "version", "remove_node")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    REMOVE_NODE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    remove_node: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., remove_node: _Optional[str] = ...) -> None: ...
+
+class ExplainResponse(_message.Message):
+    __slots__ = ("models",)
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[Explanation]
+    def __init__(self, models: _Optional[_Iterable[_Union[Explanation, _Mapping[str, _Any]]]] = ...) -> None: ...
+
+class Explanation(_message.Message):
+    __slots__ = ("name", "version", "state", "needs_bytes", "node", "why_none", "verdicts")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    NEEDS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    WHY_NONE_FIELD_NUMBER: _ClassVar[int]
+    VERDICTS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    state: str
+    needs_bytes: int
+    node: str
+    why_none: str
+    verdicts: _containers.RepeatedCompositeFieldContainer[Verdict]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[str] = ..., needs_bytes: _Optional[int] = ..., node: _Optional[str] = ..., why_none: _Optional[str] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping[str, _Any]]]] = ...) -> None: ...
+
+class Verdict(_message.Message):
+    __slots__ = ("node", "refused_by", "reason", "device", "evicts_bytes", "loss", "scores", "total", "copy")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_BY_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    EVICTS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    COPY_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    refused_by: str
+    reason: str
+    device: str
+    evicts_bytes: int
+    loss: float
+    scores: _containers.RepeatedCompositeFieldContainer[Score]
+    total: float
+    copy: str
+    def __init__(self, node: _Optional[str] = ..., refused_by: _Optional[str] = ..., reason: _Optional[str] = ..., device: _Optional[str] = ..., evicts_bytes: _Optional[int] = ..., loss: _Optional[float] = ..., scores: _Optional[_Iterable[_Union[Score, _Mapping[str, _Any]]]] = ..., total: _Optional[float] = ..., copy: _Optional[str] = ...) -> None: ...
+
+class Score(_message.Message):
+    __slots__ = ("name", "value", "weight")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    value: float
+    weight: float
+    def __init__(self, name: _Optional[str] = ..., value: _Optional[float] = ..., weight: _Optional[float] = ...) -> None: ...

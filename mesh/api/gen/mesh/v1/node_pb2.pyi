@@ -50,3 +50,33 @@ class DrainRequest(_message.Message):
 class DrainResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class UsageRequest(_message.Message):
+    __slots__ = ("since_s",)
+    SINCE_S_FIELD_NUMBER: _ClassVar[int]
+    since_s: float
+    def __init__(self, since_s: _Optional[float] = ...) -> None: ...
+
+class UsageResponse(_message.Message):
+    __slots__ = ("now_s", "copies")
+    NOW_S_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
+    now_s: float
+    copies: _containers.RepeatedCompositeFieldContainer[CopyUsage]
+    def __init__(self, now_s: _Optional[float] = ..., copies: _Optional[_Iterable[_Union[CopyUsage, _Mapping[str, _Any]]]] = ...) -> None: ...
+
+class CopyUsage(_message.Message):
+    __slots__ = ("model", "version", "requests", "busy_s", "in_flight", "idle_s")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    BUSY_S_FIELD_NUMBER: _ClassVar[int]
+    IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    IDLE_S_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: str
+    requests: int
+    busy_s: float
+    in_flight: int
+    idle_s: float
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., requests: _Optional[int] = ..., busy_s: _Optional[float] = ..., in_flight: _Optional[int] = ..., idle_s: _Optional[float] = ...) -> None: ...
