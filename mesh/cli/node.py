@@ -30,6 +30,10 @@ RepositoryPoll = Annotated[
     float, typer.Option(min=0, help="Seconds between scans of the folders; 0: on request.", rich_help_panel=TUNING)
 ]
 QueueSize = Annotated[int, typer.Option(min=1, help="Requests that may wait per copy.", rich_help_panel=TUNING)]
+Move = Annotated[
+    float,
+    typer.Option(min=0.0, help="Seconds to wait, when stopping, for models in demand to move elsewhere."),
+]
 Settle = Annotated[
     float, typer.Option(min=0, help="Seconds to keep answering after leaving the registry.", rich_help_panel=TUNING)
 ]
@@ -58,6 +62,7 @@ def node(  # noqa: PLR0917 - typer calls it by name
     repository_poll_s: RepositoryPoll = DEFAULT.repository_poll_s,
     default_queue_size: QueueSize = DEFAULT.default_queue_size,
     drain_s: flags.Drain = DEFAULT.drain_s,
+    move_s: Move = DEFAULT.move_s,
     settle_s: Settle = DEFAULT.settle_s,
     max_message_bytes: flags.MaxMessageBytes = DEFAULT.limits.max_message_bytes,
     loop: flags.Loop = "auto",
@@ -85,6 +90,7 @@ def node(  # noqa: PLR0917 - typer calls it by name
         repository_poll_s=repository_poll_s,
         default_queue_size=default_queue_size,
         drain_s=drain_s,
+        move_s=move_s,
         settle_s=settle_s,
         wire=flags.engine(wire),
         limits=flags.limits(max_message_bytes),

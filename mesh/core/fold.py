@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from mesh.core.placement.forecast import SUPPOSED, Forecast
 from mesh.core.types import ModelVersion, Node, NodeId, Placement, Version
 from mesh.core.view import ClusterView, Located, VersionKey, may_serve
 
@@ -43,7 +44,14 @@ class PlacementChange:
     placement: Placement | None
 
 
-Change = NodeChange | ModelChange | PlacementChange
+@dataclass(frozen=True, slots=True)
+class ForecastChange:
+    """The leader told its forecast anew, or (None) it went."""
+
+    forecast: Forecast | None
+
+
+Change = NodeChange | ModelChange | PlacementChange | ForecastChange
 
 
 def fold(view: ClusterView, changes: Iterable[Change], revision: int) -> ClusterView:
@@ -51,6 +59,7 @@ def fold(view: ClusterView, changes: Iterable[Change], revision: int) -> Cluster
     nodes = dict(view.nodes)
     models = dict(view.models)
     placements = dict(view.placements)
+    forecast = view.forecast
     touched: set[VersionKey] = set()
     for change in changes:
         match change:
@@ -64,8 +73,10 @@ def fold(view: ClusterView, changes: Iterable[Change], revision: int) -> Cluster
                 _set(models, name, held or None)
             case PlacementChange(key, placement):
                 _set(placements, key, placement)
+            case ForecastChange(told):
+                forecast = told or SUPPOSED
     if not touched:
-        return ClusterView(revision, nodes, models, placements, view.copies, view.serving)
+        return ClusterView(revision, nodes, models, placements, view.copies, view.serving, forecast)
     copies, serving = dict(view.copies), dict(view.serving)
     found: dict[VersionKey, list[Located]] = {key: [] for key in touched}
     for id_ in sorted(nodes):
@@ -78,7 +89,7 @@ def fold(view: ClusterView, changes: Iterable[Change], revision: int) -> Cluster
     for key, located in found.items():
         _set(copies, key, tuple(located) or None)
         _set(serving, key, tuple(each for each in located if may_serve(each.node, each.copy)) or None)
-    return ClusterView(revision, nodes, models, placements, copies, serving)
+    return ClusterView(revision, nodes, models, placements, copies, serving, forecast)
 
 
 def _set(mapping: dict[K, V], key: K, value: V | None) -> None:

@@ -144,6 +144,9 @@ class Node:
     devices: tuple[Device, ...] = ()
     copies: tuple[Copy, ...] = ()
     draining: bool = False
+    """It takes no new work."""
+    leaving: bool = False
+    """It still serves, and its models are being moved before it drains; nothing new is placed on it."""
     repositories: tuple[str, ...] = ()
     """The model repositories it can read, as absolute ``file://`` URLs."""
     loading: int = 0
@@ -225,8 +228,8 @@ class ModelVersion:
     max_queue_delay_us: int = 0
     max_queue_size: int = 0
     """Requests that may wait per copy; 0: the node's default."""
-    min_copies: int = 1
-    """Copies to load when it is asked for, on as many nodes, as far as there are nodes for them."""
+    scaling: Scaling = field(default_factory=Scaling)
+    """How many copies it has."""
     decoupled: bool = False
     """One request may have any number of responses: streams only."""
     node_labels: Mapping[str, str] = field(default_factory=dict)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from mesh.core.placement.forecast import SUPPOSED, Forecast
 from mesh.core.types import Copy, CopyState, ModelName, ModelVersion, Node, NodeId, Placement, Version
 
 VersionKey = tuple[ModelName, Version]
@@ -33,6 +34,8 @@ class ClusterView:
     """Every copy in every state, index of `nodes`."""
     serving: Mapping[VersionKey, tuple[Located, ...]] = field(default_factory=dict)
     """The copies that may take new work: ready, on a node that is not draining. Subset of `copies`."""
+    forecast: Forecast = SUPPOSED
+    """What the leader learned of the demand."""
 
     def versions(self, name: ModelName) -> tuple[Version, ...]:
         """Return the versions of `name`, the latest first; empty for an unknown model. O(versions)."""

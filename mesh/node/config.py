@@ -39,6 +39,8 @@ class NodeConfig:
     """Requests that may wait per copy when model.yaml says nothing: at 1 ms a request, about a second of work."""
     drain_s: float = 30.0
     """How long a stopping node waits for calls in flight."""
+    move_s: float = 20.0
+    """How long a leaving node waits for its models in demand to serve elsewhere."""
     settle_s: float = 1.0
     """How long a stopping node keeps answering after it left the registry, so that routers hear of it first."""
     wire: Engine = "mesh"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -80,7 +81,8 @@ def _whole(served: Served) -> Any:
 class NodeControlService:
     """mesh.v1.NodeControl."""
 
-    def __init__(self, report: Report, publisher: Publisher, infer: Infer, stop: asyncio.Event) -> None:
+    def __init__(self, loader: Loader, report: Report, publisher: Publisher, infer: Infer, stop: asyncio.Event) -> None:
+        self._loader = loader
         self._report = report
         self._publisher = publisher
         self._infer = infer
@@ -99,6 +101,23 @@ class NodeControlService:
         return node_control.ScanRepositoryResponse(
             added=done.added, changed=done.changed, removed=done.removed, refused=done.refused
         )
+
+    async def Usage(self, request: node_control.UsageRequest, context: Any) -> node_control.UsageResponse:
+        now_s = time.time()
+        answer = node_control.UsageResponse()
+        since_s = now_s - request.within_s if request.within_s else 0.0
+        for served in self._loader.served():
+            if served.last_used_s >= since_s or served.in_flight:
+                done, failed = served.statistics.success, served.statistics.fail
+                answer.copies.add(
+                    model=served.model.name,
+                    version=served.model.version,
+                    requests=done.count + failed.count,
+                    busy_s=(done.ns + failed.ns) / 1e9,
+                    in_flight=served.in_flight,
+                    idle_s=0.0 if served.in_flight else max(0.0, now_s - served.last_used_s),
+                )
+        return answer
 
     async def Drain(self, request: Any, context: Any) -> node_control.DrainResponse:
         self._stop.set()

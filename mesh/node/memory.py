@@ -12,7 +12,6 @@ from dataclasses import replace
 
 from mesh.core.errors import LoadFailed, NotReady
 from mesh.core.placement.evict import Idle, curve, in_order, victims
-from mesh.core.placement.forecast import SUPPOSED, Forecast
 from mesh.core.types import Device, ModelVersion, NodeId
 from mesh.core.view import VersionKey
 from mesh.node.capacity import Account
@@ -56,7 +55,6 @@ class Memory:
         self._evictable = evictable
         self._evict = evict
         self._making_room = asyncio.Lock()
-        self.forecast: Forecast = SUPPOSED
 
     async def reserve(self, model: ModelVersion, account: Account, size: int) -> None:
         """Reserve `size` bytes for a load, evicting what is worth least; wait a moment for what is in use.
@@ -106,9 +104,9 @@ class Memory:
                 continue
             model = served.model
             others = sum(each.node.id != self._node for each in view.serving.get(key, ()))
-            if others + 1 <= model.min_copies - (model.min_copies == 1):
+            if others < model.scaling.min_copies:
                 continue
-            loss = self.forecast.rate(history, now_s) * max(LEAST_LOAD_S, served.load_s)
+            loss = view.forecast.rate(history, now_s) * max(LEAST_LOAD_S, served.load_s)
             found.append(Idle(key, served.bytes, loss * SPARE if others else loss, history.last_s))
         return in_order(found)
 

@@ -109,13 +109,16 @@ class Publisher:
             await self._store.replace(path, records.encode(found), expected=entry.mod_revision)
 
     async def _write(self, key: VersionKey, known: ModelVersion | None, found: ModelVersion, done: Changes) -> None:
-        if known is not None and _files(known) == _files(found):
+        if known is not None and _same(known, found):
             return
         path = model_key(*key)
         entry = await self._store.get(path)
         latest = records.decode_model(entry.value) if entry else None
-        if latest is not None and _files(latest) == _files(found):
+        if latest is not None and _same(latest, found):
             return
+        if latest is not None and _files(latest) == _files(found):
+            # Only what no copy is loaded for changed; what loads found out and an operator said stays.
+            found = replace(latest, scaling=found.scaling)
         if latest is not None and not self._is_ours(latest):
             done.refused[found.source] = f"'{key[0]}' version {key[1]} is published from {latest.source} already"
             return
@@ -142,3 +145,7 @@ def _is_under(model: ModelVersion, folders: Iterable[str]) -> bool:
 def _files(model: ModelVersion) -> str:
     """Return the digest of what the repository holds: an override by a load request does not make files differ."""
     return model.files_digest or model.digest
+
+
+def _same(one: ModelVersion, other: ModelVersion) -> bool:
+    return _files(one) == _files(other) and one.scaling == other.scaling

@@ -41,6 +41,7 @@ class Report:
         self._published = b""
         self.address = ""
         """host:port that routers reach this node at; set when it listens."""
+        self.leaving = False
         self.draining = False
 
     def record(self) -> Node:
@@ -55,6 +56,7 @@ class Report:
             devices=self._devices(),
             copies=copies,
             draining=self.draining,
+            leaving=self.leaving,
             repositories=self._repositories,
             loading=sum(copy.state is CopyState.LOADING for copy in copies),
         )

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
-from mesh.core.types import Dtype, ModelName, ModelVersion, TensorSpec, Version
+from mesh.core.types import Dtype, ModelName, ModelVersion, Scaling, TensorSpec, Version
 from mesh.core.view import VersionKey
 from mesh.node.runtimes import onnx, python
 
@@ -42,7 +42,9 @@ class ModelYaml(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_batch_size: int = 0
     max_queue_delay_us: int = 0
     max_queue_size: int = 0
-    min_copies: int = 1
+    min_copies: int = 0
+    scaling: dict[str, Any] = {}
+    """The fields of `Scaling`."""
     inputs: tuple[TensorYaml, ...] = ()
     outputs: tuple[TensorYaml, ...] = ()
     decoupled: bool = False
@@ -116,27 +118,29 @@ class Scanner:
         if not versions:
             raise BadFolder("it has no version: expected a folder named by a number, such as 1/")
         config = _config(config_bytes)
+        # How many copies there are changes nothing about them: they are not loaded again for it.
+        said = msgspec.json.encode(msgspec.structs.replace(config, scaling={}, min_copies=0))
         labels = folder / LABELS
         if labels.is_file():
-            config_bytes += b"\0" + labels.read_bytes()
+            said += b"\0" + labels.read_bytes()
         found: list[ModelVersion] = []
         bad: dict[str, str] = {}
         for path in versions:
             try:
-                found.append(self._version(folder.name, config, config_bytes, path, seen))
+                found.append(self._version(folder.name, config, said, path, seen))
             except (BadFolder, OSError) as error:
                 bad[str(path)] = str(error)
         return found, bad
 
     def _version(
-        self, name: str, config: ModelYaml, config_bytes: bytes, path: Path, seen: dict[tuple[str, int, int], bytes]
+        self, name: str, config: ModelYaml, said: bytes, path: Path, seen: dict[tuple[str, int, int], bytes]
     ) -> ModelVersion:
         runtime: str = config.runtime or next(
             (each for each, file in RUNTIME_FILES.items() if (path / file).is_file()), ""
         )
         if not runtime:
             raise BadFolder(f"version {path.name} has none of {', '.join(RUNTIME_FILES.values())}")
-        digest = hashlib.sha256(config_bytes)
+        digest = hashlib.sha256(said)
         size = 0
         for file in sorted(each for each in path.rglob("*") if each.is_file() and "__pycache__" not in each.parts):
             size += file.stat().st_size
@@ -155,7 +159,7 @@ class Scanner:
             max_batch_size=config.max_batch_size,
             max_queue_delay_us=config.max_queue_delay_us,
             max_queue_size=config.max_queue_size,
-            min_copies=config.min_copies,
+            scaling=_scaling(config),
             decoupled=config.decoupled,
             node_labels=config.node_labels,
             device=config.device,
@@ -190,8 +194,6 @@ def _config(data: bytes) -> ModelYaml:
         raise BadFolder(f"{CONFIG}: {error}") from error
     if config.max_batch_size < 0 or config.max_queue_delay_us < 0 or config.max_queue_size < 0:
         raise BadFolder(f"{CONFIG}: max_batch_size, max_queue_delay_us and max_queue_size must not be negative")
-    if config.min_copies < 1:
-        raise BadFolder(f"{CONFIG}: min_copies must be at least 1, got {config.min_copies}")
     for each in (*config.inputs, *config.outputs):
         if any(size < -1 for size in each.shape):
             raise BadFolder(f"{CONFIG}: '{each.name}' has shape {list(each.shape)}; a size is -1 (any) or 0 and more")
@@ -199,4 +201,52 @@ def _config(data: bytes) -> ModelYaml:
             raise BadFolder(
                 f"{CONFIG}: '{each.name}' has shape {list(each.shape)}; with max_batch_size it starts with -1"
             )
+    _scaling(config)
     return config
+
+
+def _scaling(config: ModelYaml) -> Scaling:
+    """Return how many copies the model has. Raises `BadFolder` for what cannot be meant."""
+    known = {each.name for each in fields(Scaling)}
+    if unknown := sorted(config.scaling.keys() - known):
+        raise BadFolder(f"{CONFIG}: scaling has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+    try:
+        scaling = msgspec.convert(config.scaling, Scaling)
+    except msgspec.ValidationError as error:
+        raise BadFolder(f"{CONFIG}: scaling: {error}") from error
+    least = config.min_copies
+    if least and scaling.min_copies and least != scaling.min_copies:
+        raise BadFolder(
+            f"{CONFIG}: min_copies is {least} and scaling.min_copies {scaling.min_copies}; give one of them"
+        )
+    scaling = replace(scaling, min_copies=least or scaling.min_copies)
+    checks = (
+        (scaling.min_copies >= 0, "min_copies", "0 or more", scaling.min_copies),
+        (scaling.max_copies >= 0, "scaling.max_copies", "0 (no limit) or more", scaling.max_copies),
+        (
+            not scaling.max_copies or scaling.max_copies >= scaling.min_copies,
+            "scaling.max_copies",
+            f"0 (no limit) or at least min_copies, {scaling.min_copies}",
+            scaling.max_copies,
+        ),
+        (scaling.target > 0, "scaling.target", "more than 0", scaling.target),
+        (
+            0 < scaling.target_utilization <= 1,
+            "scaling.target_utilization",
+            "more than 0 and at most 1",
+            scaling.target_utilization,
+        ),
+        (scaling.window_s > 0, "scaling.window_s", "more than 0", scaling.window_s),
+        (
+            0 < scaling.panic_window_s <= scaling.window_s,
+            "scaling.panic_window_s",
+            f"more than 0 and at most window_s, {scaling.window_s}",
+            scaling.panic_window_s,
+        ),
+        (scaling.panic_threshold > 1, "scaling.panic_threshold", "more than 1", scaling.panic_threshold),
+        (scaling.idle_s > 0, "scaling.idle_s", "more than 0", scaling.idle_s),
+    )
+    for right, name, expected, came in checks:
+        if not right:
+            raise BadFolder(f"{CONFIG}: {name} must be {expected}, got {came}")
+    return scaling

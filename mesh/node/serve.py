@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from mesh.api.messages import INFERENCE_SERVICE, NODE_CONTROL_SERVICE
 from mesh.api.service import generic_handler
+from mesh.core.placement.duties import HOT_RATE
 from mesh.core.types import NodeId
+from mesh.core.view import ClusterView
 from mesh.gateway.http import HttpServer
 from mesh.node import capacity, direct
 from mesh.node.config import NodeConfig
@@ -111,7 +114,7 @@ def _build(
     health = NodeHealth(loader, report)
     services = [
         generic_handler(INFERENCE_SERVICE, NodeInferenceService(loader, report)),
-        generic_handler(NODE_CONTROL_SERVICE, NodeControlService(report, publisher, infer, stop)),
+        generic_handler(NODE_CONTROL_SERVICE, NodeControlService(loader, report, publisher, infer, stop)),
         *health_handlers(health),
         *reflection_handlers([INFERENCE_SERVICE.full_name, NODE_CONTROL_SERVICE.full_name]),
     ]
@@ -159,6 +162,7 @@ async def _serve(
             log.info("node serving", id=config.id, grpc=parts.server.address, http=http_address)
             on_started(parts.server.address, http_address)
             await stop.wait()
+            await _moved(config, parts)
             log.info("node draining", id=config.id, settle_s=config.settle_s, drain_s=config.drain_s)
             report.draining = True
             changed()
@@ -173,6 +177,33 @@ async def _serve(
                 await parts.http.stop()
             await loader.close()
     log.info("node stopped", id=config.id)
+
+
+async def _moved(config: NodeConfig, parts: _Parts) -> None:
+    """Say that this node is leaving, and wait until the models in demand serve elsewhere; `config.move_s` at most.
+
+    While it waits it serves. Nothing is waited for when no other node stays.
+    """
+    report, loader, mirror = parts.report, parts.loader, parts.mirror
+    report.leaving = True
+    report.changed()
+
+    def moved(view: ClusterView) -> bool:
+        others = {id_ for id_, node in view.nodes.items() if id_ != config.id and not (node.leaving or node.draining)}
+        if not others:
+            return True
+        now_s = time.time()
+        return all(
+            any(each.node.id in others for each in view.serving.get((served.model.name, served.model.version), ()))
+            for served in loader.served()
+            if view.forecast.rate(served.history, now_s) >= HOT_RATE
+        )
+
+    try:
+        async with asyncio.timeout(config.move_s):
+            await mirror.wait_for(moved)
+    except TimeoutError:
+        log.warning("not all models in demand were moved in time", waited_s=config.move_s)
 
 
 def _advertised(config: NodeConfig, listening: str) -> str:

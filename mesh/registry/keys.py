@@ -13,6 +13,7 @@ ROOT = "/mesh/v1/"
 NODES = ROOT + "nodes/"
 MODELS = ROOT + "models/"
 PLACEMENTS = ROOT + "placements/"
+FORECAST = ROOT + "forecast"
 LEADER = ROOT + "leader/placement"
 
 

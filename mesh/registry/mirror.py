@@ -15,10 +15,11 @@ from contextlib import aclosing
 from typing import Final
 
 from mesh.core.errors import RegistryUnavailable
-from mesh.core.fold import Change, ModelChange, NodeChange, PlacementChange, fold
+from mesh.core.fold import Change, ForecastChange, ModelChange, NodeChange, PlacementChange, fold
 from mesh.core.grace import Grace
 from mesh.core.view import ClusterView
 from mesh.registry.keys import (
+    FORECAST,
     MODELS,
     NODES,
     PLACEMENTS,
@@ -29,7 +30,7 @@ from mesh.registry.keys import (
     split_model_key,
     split_node_key,
 )
-from mesh.registry.records import BadRecord, decode_model, decode_node, decode_placement
+from mesh.registry.records import BadRecord, decode_forecast, decode_model, decode_node, decode_placement
 from mesh.registry.store import Batch, Event, Store
 
 _log: Final = logging.getLogger(__name__)
@@ -173,6 +174,8 @@ def _decode(event: Event) -> Change | None:
         named = split_model_key(key, PLACEMENTS)
         _agree(key, placement_key(*(named if placement is None else (placement.model, placement.version))))
         return PlacementChange(named, placement)
+    if key == FORECAST:
+        return ForecastChange(decode_forecast(value) if value is not None else None)
     return None
 
 

@@ -10,13 +10,15 @@ from typing import Final
 
 import msgspec
 
+from mesh.core.placement.forecast import AGES, LEVELS, Forecast
 from mesh.core.types import ModelVersion, Node, Placement
 
-Record = Node | ModelVersion | Placement
+Record = Node | ModelVersion | Placement | Forecast
 
 _NODE: Final = msgspec.json.Decoder(Node)
 _MODEL: Final = msgspec.json.Decoder(ModelVersion)
 _PLACEMENT: Final = msgspec.json.Decoder(Placement)
+_FORECAST: Final = msgspec.json.Decoder(Forecast)
 
 
 class BadRecord(ValueError):
@@ -50,6 +52,19 @@ def decode_placement(value: bytes) -> Placement:
         return _PLACEMENT.decode(value)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise _bad("a placement", value, error) from error
+
+
+def decode_forecast(value: bytes) -> Forecast:
+    """Return the forecast record in `value`. Raises `BadRecord`."""
+    try:
+        found = _FORECAST.decode(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise _bad("a forecast", value, error) from error
+    if [len(row) for row in found.rates] != [AGES] * LEVELS:
+        raise BadRecord(
+            f"expected a forecast of {LEVELS} x {AGES} rates, got rows of {[len(row) for row in found.rates]}"
+        )
+    return found
 
 
 def _bad(what: str, value: bytes, error: Exception) -> BadRecord:

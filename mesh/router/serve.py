@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from mesh.router.health import RouterHealth
 from mesh.router.repository import Repository
 from mesh.router.service import ControlService, InferenceService
 from mesh.router.settings import Settings
+from mesh.router.steward import Steward
 from mesh.router.streams import Streams
 from mesh.telemetry import logs
 from mesh.telemetry.metrics import RouterMetrics
@@ -68,6 +71,7 @@ class _Parts:
     balancer: Balancer
     channels: Channels
     cold: Cold
+    steward: Steward
     health: RouterHealth
     server: Server
     http: HttpServer | None
@@ -122,7 +126,8 @@ def _build(config: RouterConfig, store: EtcdClient, tracing: Tracing) -> _Parts:
     http = None
     if config.http_port is not None:
         http = HttpServer(config.host, config.http_port, metrics.registry, health.is_ready)
-    return _Parts(mirror, metrics, balancer, channels, cold, health, server, http)
+    steward = Steward(mirror, store, channels, f"{socket.gethostname()}-{os.getpid()}")
+    return _Parts(mirror, metrics, balancer, channels, cold, steward, health, server, http)
 
 
 async def _serve(
@@ -132,6 +137,7 @@ async def _serve(
         following = tasks.create_task(parts.mirror.run())
         await parts.mirror.wait_synced()
         tidying = tasks.create_task(_tidy(parts))
+        leading = tasks.create_task(parts.steward.run())
         try:
             await parts.server.start()
             if parts.http is not None:
@@ -142,6 +148,7 @@ async def _serve(
             await stop.wait()
             log.info("router draining", settle_s=config.settle_s, drain_s=config.drain_s)
             parts.health.drain()
+            leading.cancel()
             # Balancers that watch health need this long to hear of it and send their calls elsewhere.
             await asyncio.sleep(config.settle_s)
         finally:
@@ -151,6 +158,7 @@ async def _serve(
             await parts.cold.close()
             following.cancel()
             tidying.cancel()
+            leading.cancel()
             await parts.channels.close()
     log.info("router stopped")
 

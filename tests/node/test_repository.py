@@ -47,7 +47,14 @@ def test_model_yaml_says_the_rest(tmp_path: Path) -> None:
         ("max_batchsize: 4", "max_batchsize"),
         ("runtime: torch", "runtime"),
         ("max_batch_size: -1", "must not be negative"),
-        ("min_copies: 0", "min_copies must be at least 1"),
+        ("min_copies: -1", "min_copies must be 0 or more, got -1"),
+        ("min_copies: 1\nscaling: {min_copies: 2}", "min_copies is 1 and scaling.min_copies 2; give one of them"),
+        ("scaling: {min_copies: 3, max_copies: 2}", "max_copies must be 0 (no limit) or at least min_copies, 3, got 2"),
+        ("scaling: {target: 0}", "scaling.target must be more than 0, got 0"),
+        ("scaling: {target_utilization: 70}", "must be more than 0 and at most 1, got 70"),
+        ("scaling: {window_s: 5}", "panic_window_s must be more than 0 and at most window_s, 5"),
+        ("scaling: {maxCopies: 2}", "scaling has no maxCopies; it has idle_s, max_copies"),
+        ("scaling: {scale_to_zero: never}", "scaling: Invalid enum value 'never'"),
         ("inputs: [{name: x, dtype: FLOAT, shape: [1]}]", "dtype"),
         ("inputs: [{name: x, dtype: FP32, shape: [-2]}]", "a size is -1 (any) or 0 and more"),
         ("max_batch_size: 2\ninputs: [{name: x, dtype: FP32, shape: [2]}]", "with max_batch_size it starts with -1"),
@@ -110,8 +117,11 @@ def test_the_digest_changes_with_files_and_configuration_only(tmp_path: Path) ->
     assert digest() == first
     (folder / "model.onnx").write_bytes(b"changed!")
     second = digest()
-    (tmp_path / "m" / "model.yaml").write_text("min_copies: 2")
-    assert len({first, second, digest()}) == 3
+    (tmp_path / "m" / "model.yaml").write_text("max_queue_size: 2")
+    third = digest()
+    assert len({first, second, third}) == 3
+    (tmp_path / "m" / "model.yaml").write_text("max_queue_size: 2\nscaling: {min_copies: 2, max_copies: 4}")
+    assert digest() == third, "copies are not loaded again when there are to be more of them"
 
 
 def test_labels_are_read_and_part_of_what_a_model_is(tmp_path: Path) -> None:

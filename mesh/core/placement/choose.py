@@ -8,7 +8,7 @@ models at different ones. (The kube-scheduler's percentageOfNodesToScore, withou
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Final
 
@@ -30,6 +30,19 @@ class Scored:
     scores: tuple[float, ...]
     """One per entry of `SCORES`, weighted."""
     total: float
+
+    def without_room(self, asked: Asked) -> Node:
+        """Return the node as it will be when it has begun this load, for decisions made before it says so itself."""
+        room, devices = self.room, []
+        for device in self.on.devices:
+            if device == room.device:
+                free = max(0, device.free_bytes + room.evicts_bytes - asked.needs)
+                left = [point for point in device.curve if point[0] > room.evicts_bytes]
+                curve = tuple((size - room.evicts_bytes, max(0.0, loss - room.loss)) for size, loss in left)
+                devices.append(replace(device, free_bytes=free, curve=curve))
+            else:
+                devices.append(device)
+        return replace(self.on, devices=tuple(devices), loading=self.on.loading + 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ enough of them, and keeps what each filter and score said.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mesh.core.placement.asked import Asked, zone_of
 from mesh.core.placement.choose import Choice, choose
@@ -48,7 +48,7 @@ def without_node(view: ClusterView, gone: NodeId, *, now_s: float) -> list[Expla
         found.append(decided)
         if decided.choice.nodes:
             taken = decided.choice.scored[0]
-            nodes = [_less(node, decided) if node.id == taken.on.id else node for node in nodes]
+            nodes = [taken.without_room(decided.asked) if node.id == taken.on.id else node for node in nodes]
     return found
 
 
@@ -59,19 +59,3 @@ def _decide(
     copies = {each.node.id: each.copy for each in located}
     asked = Asked(model, now_s, copies, zones={zone_of(each.node) for each in located})
     return Explained(asked, choose(asked, nodes, 1, enough=max(1, len(nodes))))
-
-
-def _less(node: Node, decided: Explained) -> Node:
-    """Return `node` with the room that the decision takes gone."""
-    room, needs = decided.choice.scored[0].room, decided.asked.needs
-    devices = []
-    for device in node.devices:
-        if device == room.device:
-            free = device.free_bytes + room.evicts_bytes - needs
-            curve = tuple(
-                (size - room.evicts_bytes, loss - room.loss) for size, loss in device.curve if size > room.evicts_bytes
-            )
-            devices.append(replace(device, free_bytes=max(0, free), curve=curve))
-        else:
-            devices.append(device)
-    return replace(node, devices=tuple(devices))

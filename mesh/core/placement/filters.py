@@ -42,7 +42,7 @@ _PASS: Final = Pass()
 
 def not_draining(_: Asked, on: Node) -> Verdict:
     """Refuse a node on its way out."""
-    return Refuse("it is draining", passing=True) if on.draining else _PASS
+    return Refuse("it is draining", passing=True) if on.draining or on.leaving else _PASS
 
 
 def reachable(asked: Asked, on: Node) -> Verdict:

@@ -16,7 +16,7 @@ _sym_db = _symbol_database.Default()
 from mesh.api.gen.mesh.v1 import control_pb2 as mesh_dot_v1_dot_control__pb2
 
 
-DESCRIPTOR = _pool.POOL.AddSerializedFile(b'\n\x12mesh/v1/node.proto\x12\x07mesh.v1\x1a\x15mesh/v1/control.proto\"\x11\n\x0f\x44\x65scribeRequest\"D\n\x10\x44\x65scribeResponse\x12\x1b\n\x04node\x18\x01 \x01(\x0b\x32\r.mesh.v1.Node\x12\x13\n\x0boutstanding\x18\x02 \x01(\r\"\x17\n\x15ScanRepositoryRequest\"\xb8\x01\n\x16ScanRepositoryResponse\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x01 \x03(\t\x12\x0f\n\x07\x63hanged\x18\x02 \x03(\t\x12\x0f\n\x07removed\x18\x03 \x03(\t\x12=\n\x07refused\x18\x04 \x03(\x0b\x32,.mesh.v1.ScanRepositoryResponse.RefusedEntry\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x0e\n\x0c\x44rainRequest\"\x0f\n\rDrainResponse\"\x1f\n\x0cUsageRequest\x12\x0f\n\x07since_s\x18\x01 \x01(\x01\"B\n\rUsageResponse\x12\r\n\x05now_s\x18\x01 \x01(\x01\x12\"\n\x06\x63opies\x18\x02 \x03(\x0b\x32\x12.mesh.v1.CopyUsage\"p\n\tCopyUsage\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08requests\x18\x03 \x01(\x04\x12\x0e\n\x06\x62usy_s\x18\x04 \x01(\x01\x12\x11\n\tin_flight\x18\x05 \x01(\r\x12\x0e\n\x06idle_s\x18\x06 \x01(\x01\x32\x91\x02\n\x0bNodeControl\x12?\n\x08\x44\x65scribe\x12\x18.mesh.v1.DescribeRequest\x1a\x19.mesh.v1.DescribeResponse\x12Q\n\x0eScanRepository\x12\x1e.mesh.v1.ScanRepositoryRequest\x1a\x1f.mesh.v1.ScanRepositoryResponse\x12\x36\n\x05Usage\x12\x15.mesh.v1.UsageRequest\x1a\x16.mesh.v1.UsageResponse\x12\x36\n\x05\x44rain\x12\x15.mesh.v1.DrainRequest\x1a\x16.mesh.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _pool.POOL.AddSerializedFile(b'\n\x12mesh/v1/node.proto\x12\x07mesh.v1\x1a\x15mesh/v1/control.proto\"\x11\n\x0f\x44\x65scribeRequest\"D\n\x10\x44\x65scribeResponse\x12\x1b\n\x04node\x18\x01 \x01(\x0b\x32\r.mesh.v1.Node\x12\x13\n\x0boutstanding\x18\x02 \x01(\r\"\x17\n\x15ScanRepositoryRequest\"\xb8\x01\n\x16ScanRepositoryResponse\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x01 \x03(\t\x12\x0f\n\x07\x63hanged\x18\x02 \x03(\t\x12\x0f\n\x07removed\x18\x03 \x03(\t\x12=\n\x07refused\x18\x04 \x03(\x0b\x32,.mesh.v1.ScanRepositoryResponse.RefusedEntry\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x0e\n\x0c\x44rainRequest\"\x0f\n\rDrainResponse\" \n\x0cUsageRequest\x12\x10\n\x08within_s\x18\x01 \x01(\x01\"3\n\rUsageResponse\x12\"\n\x06\x63opies\x18\x01 \x03(\x0b\x32\x12.mesh.v1.CopyUsage\"p\n\tCopyUsage\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08requests\x18\x03 \x01(\x04\x12\x0e\n\x06\x62usy_s\x18\x04 \x01(\x01\x12\x11\n\tin_flight\x18\x05 \x01(\r\x12\x0e\n\x06idle_s\x18\x06 \x01(\x01\x32\x91\x02\n\x0bNodeControl\x12?\n\x08\x44\x65scribe\x12\x18.mesh.v1.DescribeRequest\x1a\x19.mesh.v1.DescribeResponse\x12Q\n\x0eScanRepository\x12\x1e.mesh.v1.ScanRepositoryRequest\x1a\x1f.mesh.v1.ScanRepositoryResponse\x12\x36\n\x05Usage\x12\x15.mesh.v1.UsageRequest\x1a\x16.mesh.v1.UsageResponse\x12\x36\n\x05\x44rain\x12\x15.mesh.v1.DrainRequest\x1a\x16.mesh.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,11 +40,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DRAINRESPONSE']._serialized_start=371
   _globals['_DRAINRESPONSE']._serialized_end=386
   _globals['_USAGEREQUEST']._serialized_start=388
-  _globals['_USAGEREQUEST']._serialized_end=419
-  _globals['_USAGERESPONSE']._serialized_start=421
-  _globals['_USAGERESPONSE']._serialized_end=487
-  _globals['_COPYUSAGE']._serialized_start=489
-  _globals['_COPYUSAGE']._serialized_end=601
-  _globals['_NODECONTROL']._serialized_start=604
-  _globals['_NODECONTROL']._serialized_end=877
+  _globals['_USAGEREQUEST']._serialized_end=420
+  _globals['_USAGERESPONSE']._serialized_start=422
+  _globals['_USAGERESPONSE']._serialized_end=473
+  _globals['_COPYUSAGE']._serialized_start=475
+  _globals['_COPYUSAGE']._serialized_end=587
+  _globals['_NODECONTROL']._serialized_start=590
+  _globals['_NODECONTROL']._serialized_end=863
 # @@protoc_insertion_point(module_scope)

@@ -52,18 +52,16 @@ class DrainResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class UsageRequest(_message.Message):
-    __slots__ = ("since_s",)
-    SINCE_S_FIELD_NUMBER: _ClassVar[int]
-    since_s: float
-    def __init__(self, since_s: _Optional[float] = ...) -> None: ...
+    __slots__ = ("within_s",)
+    WITHIN_S_FIELD_NUMBER: _ClassVar[int]
+    within_s: float
+    def __init__(self, within_s: _Optional[float] = ...) -> None: ...
 
 class UsageResponse(_message.Message):
-    __slots__ = ("now_s", "copies")
-    NOW_S_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("copies",)
     COPIES_FIELD_NUMBER: _ClassVar[int]
-    now_s: float
     copies: _containers.RepeatedCompositeFieldContainer[CopyUsage]
-    def __init__(self, now_s: _Optional[float] = ..., copies: _Optional[_Iterable[_Union[CopyUsage, _Mapping[str, _Any]]]] = ...) -> None: ...
+    def __init__(self, copies: _Optional[_Iterable[_Union[CopyUsage, _Mapping[str, _Any]]]] = ...) -> None: ...
 
 class CopyUsage(_message.Message):
     __slots__ = ("model", "version", "requests", "busy_s", "in_flight", "idle_s")

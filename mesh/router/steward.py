@@ -1,0 +1,156 @@
+"""The leader's work: learn what is asked for, tell the nodes what it means, keep as many copies as there should be.
+
+Every router is a candidate; one leads. It reads the nodes' usage, `mesh.core.placement.duties` decides, and placements
+are written by compare-and-swap, so that two leaders at a time (one that does not know yet that it is none) do no harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+from mesh.api.messages import node_control
+from mesh.core.errors import MeshError
+from mesh.core.placement.demand import Demand, Usage
+from mesh.core.placement.duties import Duty, Pass
+from mesh.core.types import ModelName, Node, NodeId, Version
+from mesh.core.view import ClusterView
+from mesh.registry import records
+from mesh.registry.keys import FORECAST, LEADER, placement_key
+from mesh.registry.leader import Election
+from mesh.registry.mirror import Mirror
+from mesh.registry.store import Store
+from mesh.router.channels import Channels
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+READ_S: Final = 1.0
+"""How often the nodes' usage is read and copies in use are looked at."""
+
+WHOLE_S: Final = 5.0
+"""How often every placement is looked at, whatever happened; at once when a node came, went or is leaving."""
+
+TELL_S: Final = 20.0
+"""How often the forecast is written for the nodes."""
+
+LEASE_S: Final = 5
+USAGE: Final = "/mesh.v1.NodeControl/Usage"
+USAGE_TIMEOUT_S: Final = 2.0
+
+
+class Steward:
+    """Campaigns, and while it leads, does the slow duties. One per router process."""
+
+    def __init__(self, mirror: Mirror, store: Store, channels: Channels, candidate: str) -> None:
+        self._mirror = mirror
+        self._store = store
+        self._channels = channels
+        self._election = Election(store, LEADER, candidate, LEASE_S, on_change=self._changed)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this router does the duties now."""
+        return self._election.is_leader
+
+    async def run(self) -> None:
+        """Campaign and lead, for ever. Cancelled, it steps down at once."""
+        campaign = asyncio.create_task(self._election.run())
+        try:
+            while True:
+                await self._election.wait_for(leader=True)
+                await self._lead()
+        finally:
+            # The next leader need not wait for the lease: no more than a moment, or the registry is away anyway.
+            try:
+                async with asyncio.timeout(1.0):
+                    await self._election.resign()
+            except TimeoutError:
+                campaign.cancel()
+            await asyncio.gather(campaign, return_exceptions=True)
+
+    async def _lead(self) -> None:
+        demand, begun_s = self._remembered(), time.time()
+        read_s = looked_s = told_s = begun_s
+        seen: object = None
+        while self._election.is_leader:
+            await asyncio.sleep(max(0.0, read_s + READ_S - time.time()))
+            now_s, view = time.time(), self._mirror.view
+            told = await self._usage(view, since_s=read_s)
+            demand.read(told, read_s, now_s)
+            read_s = now_s
+            whole = seen != (seen := _members(view)) or now_s - looked_s >= WHOLE_S
+            looked_s = now_s if whole else looked_s
+            work = Pass(view, demand, now_s=now_s, begun_s=begun_s)
+            try:
+                for duty in work.duties(None if whole else list(demand.scalers), fill=whole):
+                    await self._do(duty)
+                if now_s - told_s >= TELL_S:
+                    told_s = now_s
+                    demand.forecast = demand.learner.forecast()
+                    await self._store.put(FORECAST, records.encode(demand.forecast))
+            except MeshError as error:
+                log.warning("the leader could not do its duties", error=error.message)
+            except Exception:
+                # Requests go on being served whatever is wrong here; the next pass looks at things anew.
+                log.exception("the leader's duties failed")
+
+    def _remembered(self) -> Demand:
+        """Return the demand as far as placements tell it: what nodes left there when they evicted."""
+        demand = Demand()
+        demand.forecast = self._mirror.view.forecast
+        for key, placement in self._mirror.view.placements.items():
+            demand.remembered(key, placement.heat, placement.last_s)
+        return demand
+
+    async def _usage(self, view: ClusterView, *, since_s: float) -> list[tuple[NodeId, Usage]]:
+        """Return what the nodes tell; one that does not answer tells nothing, and is asked again the next time."""
+        idle_s = time.time() - since_s + 2 * READ_S
+        answers = await asyncio.gather(*(self._ask(node, idle_s) for node in view.nodes.values()))
+        return [each for answer in answers for each in answer]
+
+    async def _ask(self, node: Node, idle_s: float) -> list[tuple[NodeId, Usage]]:
+        request = node_control.UsageRequest(within_s=idle_s).SerializeToString()
+        try:
+            channel = self._channels.to(node.address)
+            reply = await channel.unary(USAGE, request, metadata=(), timeout_s=USAGE_TIMEOUT_S)
+            answer = node_control.UsageResponse.FromString(reply.message)
+        except (MeshError, ValueError):
+            return []
+        return [
+            (
+                node.id,
+                Usage(
+                    (ModelName(each.model), Version(each.version)),
+                    each.requests,
+                    each.busy_s,
+                    each.in_flight,
+                    each.idle_s,
+                ),
+            )
+            for each in answer.copies
+        ]
+
+    async def _do(self, duty: Duty) -> None:
+        """Write a placement if it still is what the decision was made from. Raises `RegistryUnavailable`."""
+        after = duty.after
+        path = placement_key(after.model, after.version)
+        entry = await self._store.get(path)
+        latest = records.decode_placement(entry.value) if entry else None
+        if (latest.nodes if latest else ()) != (duty.before.nodes if duty.before else ()) or (latest and latest.off):
+            return
+        expected = entry.mod_revision if entry else 0
+        if await self._store.replace(path, records.encode(after), expected=expected) is not None:
+            log.info("changed copies", model=after.model, version=after.version, why=duty.why)
+
+    def _changed(self, leading: bool) -> None:
+        log.info("leads the placement" if leading else "no longer leads the placement")
+
+    def __repr__(self) -> str:
+        """Show whether it leads."""
+        return f"<Steward {self._election!r}>"
+
+
+def _members(view: ClusterView) -> list[tuple[NodeId, str, bool]]:
+    return [(node.id, node.incarnation, node.leaving or node.draining) for node in view.nodes.values()]
