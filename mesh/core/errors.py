@@ -93,6 +93,10 @@ class NotReady(MeshError):
     retry_safe = True
 
 
+class NotHere(NotReady):
+    """This node holds no ready copy of the model: whoever asked it looked at a list that was true a moment ago."""
+
+
 class Overloaded(MeshError):
     """A queue is full or a request waited too long in it; it was not run."""
 

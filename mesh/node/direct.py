@@ -108,7 +108,8 @@ class DirectUnary(UnaryCall):
     def fail(self, error: BaseException, metadata: tuple[tuple[str, str | bytes], ...] = ()) -> None:
         """Send the status with the load, and whether the request was run."""
         load = (LOAD_TRAILER, str(self._infer.outstanding - 1))
-        super().fail(error, (*metadata, (NOT_RUN_TRAILER, "1"), load) if not_run(error) else (*metadata, load))
+        said = not_run(error)
+        super().fail(error, (*metadata, (NOT_RUN_TRAILER, said), load) if said else (*metadata, load))
 
 
 class DirectStream(ServerCall):

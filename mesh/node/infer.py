@@ -66,8 +66,8 @@ class Infer:
         try:
             return await self._one(_asked(call), message)
         except MeshError as error:
-            if not_run(error):
-                call.trailers.append((NOT_RUN_TRAILER, "1"))
+            if said := not_run(error):
+                call.trailers.append((NOT_RUN_TRAILER, said))
             raise
         finally:
             call.trailers.append((LOAD_TRAILER, str(self.outstanding)))

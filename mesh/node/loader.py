@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from mesh.core.errors import LoadFailed, MeshError
 from mesh.core.placement.forecast import History
-from mesh.core.placement.ledger import predicted_bytes
+from mesh.core.placement.ledger import MIN_BYTES, predicted_bytes
 from mesh.core.reconcile import Load, Unload, desired_of, reconcile
 from mesh.core.types import Copy, CopyState, ModelName, ModelVersion, NodeId, Version
 from mesh.core.view import ClusterView, VersionKey, version_order
@@ -222,8 +222,8 @@ class Loader:
             before = used_bytes(account.device)
             loaded = await asyncio.to_thread(runtime.load, LoadSpec(model, _folder(model), account.now()))
             await _check_batch_axis(model, loaded)
-            # Noise of other work may hide a small load: never less than the files themselves.
-            measured = max(used_bytes(account.device) - before, model.size_bytes)
+            # Noise of other work may hide a small load: never less than the files themselves, or what a session takes.
+            measured = max(used_bytes(account.device) - before, model.size_bytes, MIN_BYTES)
             account.ledger.commit(key, measured)
             committed = True
             return loaded, measured

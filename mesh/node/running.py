@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 
 from mesh.api.messages import InferParameter, ModelInferRequest
 from mesh.api.stream import error_message
-from mesh.core.errors import InvalidRequest, MeshError, NotReady, Unimplemented, code_of
+from mesh.core.errors import InvalidRequest, MeshError, NotHere, Unimplemented, code_of
 from mesh.node.answer import encode, wanted_outputs
 from mesh.node.batcher import Item, Ran
 from mesh.node.observe import Observed
@@ -25,7 +25,7 @@ from mesh.node.served import Served
 from mesh.node.validate import read_inputs
 from mesh.telemetry.metrics import NodeMetrics
 from mesh.telemetry.tracing import OFF, Tracing
-from mesh.wire.transport import Metadata
+from mesh.wire.transport import ABSENT, Metadata
 
 
 class Reply(Protocol):
@@ -135,10 +135,10 @@ class Beginner:
         self._plans = Plans()
 
     def served(self, name: str, version: str) -> Served:
-        """Return the copy that serves. Raises `NotReady` when it is not here."""
+        """Return the copy that serves. Raises `NotHere` when it is not here."""
         served = self._find(name, version)
         if served is None:
-            raise NotReady(f"Request for unknown model: '{name}' is not at ready state on this node")
+            raise NotHere(f"Request for unknown model: '{name}' is not at ready state on this node")
         return served
 
     def planned(self, asked: Asked, message: bytes, reply: Reply) -> Running | None:
@@ -214,9 +214,11 @@ def queue_timeout_s(request: ModelInferRequest) -> float | None:
     return timeout_us / 1e6 if timeout_us > 0 else None
 
 
-def not_run(error: BaseException) -> bool:
-    """Tell whether the request behind `error` certainly was not run, so that another copy may be asked."""
-    return isinstance(error, MeshError) and error.retry_safe
+def not_run(error: BaseException) -> str:
+    """Return what the trailer says when the request behind `error` certainly was not run; empty when it may have."""
+    if isinstance(error, NotHere):
+        return ABSENT
+    return "1" if isinstance(error, MeshError) and error.retry_safe else ""
 
 
 def failed_message(error: MeshError, request_id: str, asked: Asked) -> bytes:

@@ -26,6 +26,7 @@ from mesh.telemetry.metrics import RouterMetrics
 from mesh.telemetry.tracing import Tracing
 from mesh.wire.peek import Peeked, peek
 from mesh.wire.transport import (
+    ABSENT,
     LOAD_TRAILER,
     MODEL_HEADER,
     MODEL_INFER,
@@ -64,7 +65,7 @@ class Dispatch:
         self._cold = cold
         self.metrics = metrics
         self.tracing = tracing
-        self._cold_wait_s = cold_wait_s
+        self.cold_wait_s = cold_wait_s
         self.targets = Targets(mirror)
         self.max_attempts = max_attempts
 
@@ -101,7 +102,11 @@ class Dispatch:
     ) -> None:
         """Raise what the caller gets for `error`, or return when another copy may be asked."""
         self.metrics.attempt_failed(located.node.id, error.status.name)
-        not_run = any(key == NOT_RUN_TRAILER for key, _ in error.trailers)
+        said = next((value for key, value in error.trailers if key == NOT_RUN_TRAILER), None)
+        not_run = said is not None
+        if said == ABSENT and seen.lasted_s() < self.cold_wait_s:
+            # A copy that went while the request was on its way is nobody's failure: it does not count as an attempt.
+            seen.attempts -= 1
         if not may_retry(
             error, not_run=not_run, in_sequence=in_sequence, attempt=seen.attempts, max_attempts=self.max_attempts
         ):
@@ -130,7 +135,7 @@ class Dispatch:
                 await self._newer_view()
                 tried.clear()
                 continue
-            limit_s = now_s + self._cold_wait_s
+            limit_s = now_s + self.cold_wait_s
             waited_s = time.monotonic()
             deadline_s = limit_s if call.deadline_s is None else min(limit_s, call.deadline_s - MARGIN_S)
             outcome = "failed"

@@ -11,28 +11,32 @@ from mesh.wire.fields import Block
 from mesh.wire.frames import ErrorCode
 from mesh.wire.grpc_framing import code_of_reset
 from mesh.wire.heads import AnswerHead, answer_head, trailers
-from mesh.wire.transport import LOAD_TRAILER, NOT_RUN_TRAILER
+from mesh.wire.transport import ABSENT, LOAD_TRAILER, NOT_RUN_TRAILER
 
 _MESH: Final = b"mesh-"
 _LOAD: Final = LOAD_TRAILER.encode()
 _NOT_RUN: Final = NOT_RUN_TRAILER.encode()
+_ABSENT: Final = ABSENT.encode()
 
 
 class End:
     """Trailers of a node as the caller gets them: without what the mesh says to itself. Kept on the block."""
 
-    __slots__ = ("block", "head", "load", "not_run")
+    __slots__ = ("absent", "block", "head", "load", "not_run")
 
     def __init__(self, head: AnswerHead) -> None:
         self.head = head
         self.load: int | None = None
         self.not_run = False
+        self.absent = False
+        """The node does not hold the model (any more)."""
         own = []
         for field in head.own:
             if field.name == _LOAD and field.value.isdigit():
                 self.load = int(field.value)
             elif field.name == _NOT_RUN:
                 self.not_run = True
+                self.absent = field.value == _ABSENT
             elif not field.name.startswith(_MESH):
                 own.append(field.raw)
         self.block = trailers(head.status if head.status is not None else Code.UNKNOWN, head.message) + b"".join(own)

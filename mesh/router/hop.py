@@ -313,6 +313,9 @@ class Hop:
         self._stop_up()
         self._done(end.load if end is not None else None)
         self._held = None
+        if end is not None and end.absent and time.monotonic() - self._started_s < dispatch.cold_wait_s:
+            # A copy that went while the request was on its way is nobody's failure: it does not count as an attempt.
+            self._attempts -= 1
         if (
             not self._answered
             and self._kept is not None

@@ -55,6 +55,10 @@ class Observed:
         self.attempts += 1
         self.node = node
 
+    def lasted_s(self) -> float:
+        """Return for how many seconds it has gone on."""
+        return time.monotonic() - self._started_s
+
     def __enter__(self) -> Self:
         """Return itself."""
         return self

@@ -20,6 +20,7 @@ LOAD_TRAILER = "mesh-load"
 failed call shows that the status was made up by the local transport: the node never answered."""
 
 NOT_RUN_TRAILER = "mesh-not-run"
+ABSENT = "absent"
 """On a failed answer of a node: the request was certainly not run (not held here, queue full, draining), so another
 copy may be asked. Set for every error whose class is `retry_safe`. The router strips it."""
 
