@@ -6,7 +6,7 @@ them all at once from an empty one (tests/core/test_fold.py), so a watch and a f
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -59,6 +59,8 @@ def fold(view: ClusterView, changes: Iterable[Change], revision: int) -> Cluster
     nodes = dict(view.nodes)
     models = dict(view.models)
     placements = dict(view.placements)
+    placed = dict(view.placed)
+    fresh: set[NodeId] = set()
     forecast = view.forecast
     touched: set[VersionKey] = set()
     for change in changes:
@@ -72,11 +74,12 @@ def fold(view: ClusterView, changes: Iterable[Change], revision: int) -> Cluster
                 _set(held, version, model)
                 _set(models, name, held or None)
             case PlacementChange(key, placement):
+                _index(placed, fresh, placements.get(key), placement)
                 _set(placements, key, placement)
             case ForecastChange(told):
                 forecast = told or SUPPOSED
     if not touched:
-        return ClusterView(revision, nodes, models, placements, view.copies, view.serving, forecast)
+        return ClusterView(revision, nodes, models, placements, view.copies, view.serving, placed, forecast)
     copies, serving = dict(view.copies), dict(view.serving)
     found: dict[VersionKey, list[Located]] = {key: [] for key in touched}
     for id_ in sorted(nodes):
@@ -89,7 +92,30 @@ def fold(view: ClusterView, changes: Iterable[Change], revision: int) -> Cluster
     for key, located in found.items():
         _set(copies, key, tuple(located) or None)
         _set(serving, key, tuple(each for each in located if may_serve(each.node, each.copy)) or None)
-    return ClusterView(revision, nodes, models, placements, copies, serving, forecast)
+    return ClusterView(revision, nodes, models, placements, copies, serving, placed, forecast)
+
+
+def _index(
+    placed: dict[NodeId, Mapping[VersionKey, Placement]],
+    fresh: set[NodeId],
+    before: Placement | None,
+    after: Placement | None,
+) -> None:
+    """Note in `placed` that a placement changed. What is in `fresh` is this fold's own and may be written to."""
+    for placement in (before, after):
+        if placement is None:
+            continue
+        key = (placement.model, placement.version)
+        for node in placement.nodes:
+            held = placed.get(node, {})
+            if node not in fresh:
+                held = dict(held)
+                fresh.add(node)
+            assert isinstance(held, dict)
+            _set(held, key, None if placement is before else placement)
+            _set(placed, node, held or None)
+            if not held:
+                fresh.discard(node)
 
 
 def _set(mapping: dict[K, V], key: K, value: V | None) -> None:

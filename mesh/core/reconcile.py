@@ -48,11 +48,11 @@ class Desired:
 
 
 def desired_of(view: ClusterView, node: NodeId) -> dict[VersionKey, Desired]:
-    """Return what `node` should hold: placed on it, not off, with a record. O(placements)."""
+    """Return what `node` should hold: placed on it, not off, with a record. O(placements that name it)."""
     found = {}
-    for key, placement in view.placements.items():
+    for key, placement in view.placed.get(node, {}).items():
         model = view.models.get(key[0], {}).get(key[1])
-        if model is not None and not placement.off and node in placement.nodes:
+        if model is not None and not placement.off:
             found[key] = Desired(model, placement.requested_s)
     return found
 

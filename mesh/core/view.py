@@ -34,6 +34,8 @@ class ClusterView:
     """Every copy in every state, index of `nodes`."""
     serving: Mapping[VersionKey, tuple[Located, ...]] = field(default_factory=dict)
     """The copies that may take new work: ready, on a node that is not draining. Subset of `copies`."""
+    placed: Mapping[NodeId, Mapping[VersionKey, Placement]] = field(default_factory=dict)
+    """The placements that name a node, by node. Index of `placements`."""
     forecast: Forecast = SUPPOSED
     """What the leader learned of the demand."""
 

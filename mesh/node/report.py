@@ -17,6 +17,9 @@ log = logs.get(__name__)
 REFRESH_S = 1.0
 """How often last uses, what is idle and a GPU's free bytes are told when nothing else changed."""
 
+SPACING_S = 0.01
+"""Least time between two records: copies come and go in bursts."""
+
 
 class Report:
     """Builds the record and publishes it. One incarnation per process."""
@@ -39,6 +42,7 @@ class Report:
         self._started_s = time.time()
         self._presence: Presence | None = None
         self._published = b""
+        self._dirty = asyncio.Event()
         self.address = ""
         """host:port that routers reach this node at; set when it listens."""
         self.leaving = False
@@ -71,17 +75,26 @@ class Report:
     def through(self, presence: Presence) -> None:
         """Publish through `presence` from now on."""
         self._presence = presence
-        self.changed()
+        self._publish()
 
     def changed(self) -> None:
-        """Publish the record as it is now, if it differs from the last one."""
+        """Let the record be built and published soon, if it differs from the last one; a burst costs one."""
+        self._dirty.set()
+
+    def _publish(self) -> None:
         value = records.encode(self.record())
         if self._presence is not None and value != self._published:
             self._published = value
             self._presence.publish(value)
 
     async def run(self) -> None:
-        """Publish what changes slowly, for ever."""
+        """Publish what changed, and what changes slowly, for ever."""
         while True:
-            await asyncio.sleep(REFRESH_S)
-            self.changed()
+            try:
+                async with asyncio.timeout(REFRESH_S):
+                    await self._dirty.wait()
+            except TimeoutError:
+                pass
+            self._dirty.clear()
+            self._publish()
+            await asyncio.sleep(SPACING_S)

@@ -3,7 +3,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.core.fold import Change, ModelChange, NodeChange, PlacementChange, fold
+from mesh.core.fold import Change, ForecastChange, ModelChange, NodeChange, PlacementChange, fold
+from mesh.core.placement.forecast import Forecast
 from mesh.core.types import Copy, CopyState, ModelName, ModelVersion, Node, NodeId, Placement, Version
 from mesh.core.view import ClusterView
 
@@ -15,7 +16,7 @@ copies = st.builds(Copy, model=names, version=versions, state=st.sampled_from(Co
 
 @st.composite
 def changes(draw: st.DrawFn) -> Change:
-    kind = draw(st.integers(0, 2))
+    kind = draw(st.integers(0, 3))
     if kind == 0:
         id_ = NodeId(draw(st.sampled_from("xyz")))
         held = tuple(draw(st.lists(copies, max_size=3, unique_by=lambda copy: (copy.model, copy.version))))
@@ -27,7 +28,10 @@ def changes(draw: st.DrawFn) -> Change:
         return ModelChange(
             key, ModelVersion(*key, runtime="onnx", source="s", digest="d", size_bytes=1) if present else None
         )
-    return PlacementChange(key, Placement(*key, off=draw(st.booleans())) if present else None)
+    if kind == 3:
+        return ForecastChange(Forecast(((draw(st.floats(0, 1)),),)) if present else None)
+    nodes = tuple(NodeId(each) for each in draw(st.lists(st.sampled_from("xyz"), unique=True)))
+    return PlacementChange(key, Placement(*key, nodes, off=draw(st.booleans())) if present else None)
 
 
 @given(st.lists(changes(), max_size=20))
@@ -48,6 +52,20 @@ def test_indexes_hold_exactly_the_copies_of_the_nodes(steps: list[Change]) -> No
         assert all(each in view.copies[key] for each in located)
         assert all(each.copy.state is CopyState.READY and not each.node.draining for each in located)
         assert all(view.nodes[each.node.id] is each.node for each in located)
+
+
+@given(st.lists(changes(), max_size=20), st.lists(changes(), max_size=20))
+def test_placements_are_indexed_by_node_and_older_views_stay_as_they_were(
+    steps: list[Change], more: list[Change]
+) -> None:
+    view = fold(ClusterView(), steps, 1)
+    before = {node: dict(held) for node, held in view.placed.items()}
+    later = fold(view, more, 2)
+    assert {node: dict(held) for node, held in view.placed.items()} == before
+    for each in (view, later):
+        named = {(node, key): placement for key, placement in each.placements.items() for node in placement.nodes}
+        assert {(node, key): held[key] for node, held in each.placed.items() for key in held} == named
+        assert all(each.placed.values())
 
 
 def test_a_node_that_left_takes_its_copies_along() -> None:
