@@ -70,6 +70,10 @@ def demo() -> None:
 
 async def course(mesh: DemoMesh, started: dict[str, Any], trial: Trial) -> bool:
     """Run everything; return whether all of it was right."""
+    say("")
+    say("mesh explain digits, before anybody asks for it:")
+    say(await trial.explained("digits"))
+    say("")
     say("asking iris, digits and the title matcher, row by row ...")
     await trial.warm()
     await trial.rows()

@@ -19,6 +19,7 @@ from typing import Any, Final, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from mesh.cli.explain import told
 from mesh.core.errors import InvalidRequest, NotReady
 from mesh_client import AsyncClient, MeshClientError
 
@@ -137,6 +138,11 @@ class Trial:
     ) -> None:
         """Close the connection."""
         await self._client.__aexit__(kind, error, trace)
+
+    async def explained(self, model: str) -> str:
+        """Return where `model` would be loaded now, as `mesh explain` prints it."""
+        (found,) = await self._client.explain(model)
+        return told(found)
 
     async def warm(self) -> None:
         """Ask each model once, so that all are loaded; cold models load on demand. Counted like every other call."""

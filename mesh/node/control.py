@@ -34,7 +34,7 @@ class NodeInferenceService:
         return m.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: Any, context: Any) -> m.ServerReadyResponse:
-        return m.ServerReadyResponse(ready=not self._report.draining)
+        return m.ServerReadyResponse(ready=self._report.ready)
 
     async def ServerMetadata(self, request: Any, context: Any) -> m.ServerMetadataResponse:
         return m.ServerMetadataResponse(
@@ -134,8 +134,8 @@ class NodeHealth:
 
     def serving(self) -> Mapping[str, bool]:
         """Return every service with whether it serves."""
-        ready = not self._report.draining
-        held = {str(served.model.name): ready for served in self._loader.served()}
+        ready, serves = self._report.ready, not self._report.draining
+        held = {str(served.model.name): serves for served in self._loader.served()}
         return {**held, "": ready, INFERENCE_SERVICE.full_name: ready}
 
     def moved(self) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from mesh.core.errors import LoadFailed, MeshError
+from mesh.core.placement.failing import Failing
 from mesh.core.placement.forecast import History
 from mesh.core.placement.ledger import MIN_BYTES, predicted_bytes
 from mesh.core.reconcile import Load, Unload, desired_of, reconcile
@@ -84,6 +85,9 @@ class Loader:
         """The latest version held of the names that were asked for without one; emptied when a copy is added."""
         self._tasks: dict[VersionKey, asyncio.Task[None]] = {}
         self._evicting: set[VersionKey] = set()
+        self._failing = Failing()
+        self._load_s = 0.0
+        """A load's seconds, averaged over the last few."""
         self.on_change: Callable[[], None] = lambda: None
         """Called after any copy changed its state."""
 
@@ -107,6 +111,15 @@ class Loader:
             replace(copy, last_used_s=self._served[key].last_used_s) if key in self._served else copy
             for key, copy in sorted(self._copies.items())
         )
+
+    def failing(self) -> str:
+        """Return why this node should get no more models; empty when it may."""
+        return self._failing.why(time.time())
+
+    def load_wait_s(self) -> float:
+        """Return the seconds until a load asked for now would begin, as far as the last loads tell."""
+        waiting = sum(copy.state is CopyState.LOADING for copy in self._copies.values()) - LOADS_AT_ONCE + 1
+        return max(0, waiting) * self._load_s / LOADS_AT_ONCE
 
     def served(self) -> list[Served]:
         """Return the copies that answer."""
@@ -188,10 +201,14 @@ class Loader:
             # While older files serve, they go on serving; the record says what went wrong with the new ones.
             state = CopyState.FAILED if old is None else CopyState.READY
             held = 0 if old is None else old.bytes
+            others = self._mirror.view.serving.get(key, ())
+            self._failing.failed(key, text, time.time(), elsewhere=any(each.node.id != self._node for each in others))
             failures = 1 if before is None or before.digest != model.digest else before.failures + 1
             self._set(replace(copy, state=state, error=text, bytes=held, failures=failures))
             return
         seconds = time.monotonic() - started_s
+        self._failing.loaded()
+        self._load_s += (load_s - self._load_s) / 8
         self._metrics.load_done(model.name, model.version, True, seconds)  # noqa: FBT003 - a fact
         executor = ThreadPoolExecutor(STREAMS) if model.decoupled else self._executor
         self._latest.clear()

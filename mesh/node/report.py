@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-from mesh.core.types import Copy, CopyState, Device, Node, NodeId
+import psutil
+
+from mesh.core.types import CopyState, Node, NodeId
+from mesh.node.loader import Loader
 from mesh.registry import records
 from mesh.registry.lease import Presence
 from mesh.telemetry import logs
@@ -30,14 +34,14 @@ class Report:
         *,
         labels: Mapping[str, str],
         repositories: tuple[str, ...],
-        devices: Callable[[], tuple[Device, ...]],
-        copies: Callable[[], tuple[Copy, ...]],
+        loader: Loader,
     ) -> None:
         self._node = node
         self._labels = dict(labels)
         self._repositories = repositories
-        self._devices = devices
-        self._copies = copies
+        self._loader = loader
+        self._process = psutil.Process()
+        self._busy = 0.0
         self._incarnation = secrets.token_hex(8)
         self._started_s = time.time()
         self._presence: Presence | None = None
@@ -50,19 +54,22 @@ class Report:
 
     def record(self) -> Node:
         """Return what this node is at this moment."""
-        copies = self._copies()
+        copies = self._loader.copies()
         return Node(
             id=self._node,
             address=self.address,
             incarnation=self._incarnation,
             started_s=self._started_s,
             labels=self._labels,
-            devices=self._devices(),
+            devices=self._loader.memory.devices(),
             copies=copies,
             draining=self.draining,
             leaving=self.leaving,
             repositories=self._repositories,
             loading=sum(copy.state is CopyState.LOADING for copy in copies),
+            load_wait_s=round(self._loader.load_wait_s(), 2),
+            busy=self._busy,
+            failing=self._loader.failing(),
         )
 
     def is_mine(self, value: bytes) -> bool:
@@ -87,8 +94,14 @@ class Report:
             self._published = value
             self._presence.publish(value)
 
+    @property
+    def ready(self) -> bool:
+        """Whether this node should get work: it is not on its way out, and loads what others can load."""
+        return not self.draining and not self._loader.failing()
+
     async def run(self) -> None:
         """Publish what changed, and what changes slowly, for ever."""
+        measured_s = time.monotonic()
         while True:
             try:
                 async with asyncio.timeout(REFRESH_S):
@@ -96,5 +109,9 @@ class Report:
             except TimeoutError:
                 pass
             self._dirty.clear()
+            if time.monotonic() - measured_s >= REFRESH_S:
+                measured_s = time.monotonic()
+                # In tenths: finer steps would make every second's record a new one.
+                self._busy = min(1.0, round(self._process.cpu_percent() / 100 / (os.cpu_count() or 1), 1))
             self._publish()
             await asyncio.sleep(SPACING_S)

@@ -99,9 +99,7 @@ def _build(
         default_queue_size=config.default_queue_size,
         drain_s=config.drain_s,
     )
-    report = Report(
-        node, labels=config.labels, repositories=scanner.urls(), devices=loader.memory.devices, copies=loader.copies
-    )
+    report = Report(node, labels=config.labels, repositories=scanner.urls(), loader=loader)
     presence = Presence(
         store,
         node_key(node),
@@ -128,7 +126,7 @@ def _build(
     server = carrier.server(config.host, config.grpc_port, hot, services, tls=config.tls)
     http = None
     if config.http_port is not None:
-        http = HttpServer(config.host, config.http_port, metrics.registry, lambda: not report.draining)
+        http = HttpServer(config.host, config.http_port, metrics.registry, lambda: report.ready)
     return _Parts(mirror, publisher, loader, report, presence, health, server, http)
 
 

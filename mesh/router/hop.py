@@ -304,29 +304,20 @@ class Hop:
 
     def _failed(self, error: RemoteError, end: End | None) -> None:
         """Try another copy, or tell the caller."""
-        dispatch, located = self._dispatch, self._located
+        dispatch, located, now_s = self._dispatch, self._located, time.monotonic()
         assert located is not None
         node = located.node
         if error.transport_failed:
-            dispatch.balancer.failed(node, time.monotonic())
+            dispatch.balancer.failed(node, now_s)
         dispatch.metrics.attempt_failed(node.id, error.status.name)
         self._stop_up()
         self._done(end.load if end is not None else None)
         self._held = None
-        if end is not None and end.absent and time.monotonic() - self._started_s < dispatch.cold_wait_s:
-            # A copy that went while the request was on its way is nobody's failure: it does not count as an attempt.
-            self._attempts -= 1
-        if (
-            not self._answered
-            and self._kept is not None
-            and may_retry(
-                error,
-                not_run=end is not None and end.not_run,
-                in_sequence=False,
-                attempt=self._attempts,
-                max_attempts=dispatch.max_attempts,
-            )
-        ):
+        if end is not None and end.absent and now_s - self._started_s < dispatch.cold_wait_s:
+            self._attempts -= 1  # A copy that went while the request was on its way is nobody's failure.
+        not_run, most = end is not None and end.not_run, dispatch.max_attempts
+        again = may_retry(error, not_run=not_run, in_sequence=False, attempt=self._attempts, max_attempts=most)
+        if again and not self._answered and self._kept is not None:
             self._tried.append(node.id)
             self._again()
             return

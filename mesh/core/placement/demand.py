@@ -82,6 +82,10 @@ class Demand:
         history = self.learner.histories.get(key)
         return self.forecast.rate(history, now_s) if history is not None else 0.0
 
+    def average(self, key: VersionKey, now_s: float) -> float:
+        """Return the requests per second of the last hour or so."""
+        return self.learner.histories.get(key, History()).average(now_s)
+
     def _tidy(self, now_s: float) -> None:
         for key in [key for key, scaler in self.scalers.items() if scaler.is_idle(now_s)]:
             del self.scalers[key]

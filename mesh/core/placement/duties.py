@@ -10,7 +10,7 @@ was. The shell is `mesh.router.steward`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from heapq import nlargest
 from typing import Final
@@ -26,7 +26,7 @@ HOT_RATE: Final = 1 / 300
 """Requests per second from which a model that lost its last copy comes back unasked: one in five minutes."""
 
 STEADY_RATE: Final = 1.0
-"""Requests per second from which a model gets a second copy, in memory that is free."""
+"""Requests per second on average over the last hour or so from which a model gets a second copy, in free memory."""
 
 FREE_SHARE: Final = 0.1
 """Share of a device that stays free of what is only nice to have: a load that somebody waits for finds room there."""
@@ -77,7 +77,7 @@ class Pass:
         needs.sort(key=lambda need: (need.urgency, -need.rate, need.key))
         found = [duty for need in needs if (duty := self._duty(need)) is not None]
         if fill:
-            found += self._fill()
+            found += self._fill({(duty.after.model, duty.after.version) for duty in found})
         return found
 
     def _keys(self) -> Iterator[VersionKey]:
@@ -111,7 +111,7 @@ class Pass:
         )
         if desired.copies == len(have) or (desired.copies < len(have) and ready < len(have)):
             return None
-        if desired.copies == len(have) - 1 == 1 and rate >= STEADY_RATE / 2:
+        if desired.copies == len(have) - 1 == 1 and self._demand.average(key, self._now_s) >= STEADY_RATE / 2:
             return None  # The second copy of a model in steady use stays while nobody needs its memory.
         return _Need(3, rate, key, have, desired.copies, desired.why)
 
@@ -167,12 +167,12 @@ class Pass:
         nodes = tuple(node for node in before.nodes if node != going)
         return Duty(before, replace(before, nodes=nodes), f"a copy less, on {going}: {need.why}")
 
-    def _fill(self) -> Iterator[Duty]:
+    def _fill(self, done: Collection[VersionKey]) -> Iterator[Duty]:
         """Yield what is worth having in free memory: models in demand that no node holds, second copies of the busy."""
         if self._left <= 0 or not any(_free_share(self._nodes[id_]) > FREE_SHARE for id_ in self._staying):
             return
         rates = ((self._demand.rate(key, self._now_s), key) for key in self._demand.learner.histories)
-        worth = ((rate, key) for rate, key in rates if rate >= HOT_RATE and self._may_fill(rate, key))
+        worth = ((rate, key) for rate, key in rates if rate >= HOT_RATE and key not in done and self._may_fill(key))
         for rate, key in nlargest(self._left, worth):
             have = self._view.placements[key].nodes if key in self._view.placements else ()
             have = tuple(node for node in have if node in self._staying)
@@ -181,7 +181,7 @@ class Pass:
             if duty is not None:
                 yield duty
 
-    def _may_fill(self, rate: float, key: VersionKey) -> bool:
+    def _may_fill(self, key: VersionKey) -> bool:
         view = self._view
         model = view.models.get(key[0], {}).get(key[1])
         placement = view.placements.get(key)
@@ -193,7 +193,7 @@ class Pass:
         if not have:
             return not view.serving.get(key)
         limit = model.scaling.max_copies or len(self._staying)
-        return have == 1 and rate >= STEADY_RATE and have < limit
+        return have == 1 < limit and self._demand.average(key, self._now_s) >= STEADY_RATE
 
     def _copies(self, key: VersionKey) -> dict[NodeId, Copy]:
         return {each.node.id: each.copy for each in self._view.copies.get(key, ())}

@@ -17,13 +17,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from math import frexp
+from math import frexp, log
 from typing import Final, Generic, TypeVar
 
 HALF_LIFE_S: Final = 1800.0
 """A request counts half after this long."""
 
-LEVELS: Final = 12
+LN2: Final = log(2.0)
+
+LEVELS: Final = 18
 """Rows: heat under 1, under 2, under 4 ... A model that was asked for once and long ago is in row 0."""
 
 AGES: Final = 31
@@ -56,6 +58,10 @@ class History:
     def asked(self, count: int, now_s: float) -> History:
         """Return the history after `count` more requests, the last of them at `now_s`."""
         return History(self.at(now_s) + count, max(now_s, self.last_s))
+
+    def average(self, now_s: float) -> float:
+        """Return the requests per second over the last half-life or two, as the heat tells them."""
+        return self.at(now_s) * LN2 / HALF_LIFE_S
 
     def at(self, now_s: float) -> float:
         """Return the heat at `now_s`."""
