@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import ClassVar
 
@@ -38,10 +39,17 @@ class MeshError(Exception):
     retry_safe: ClassVar[bool] = False
     """True when the request certainly did not run, so another copy may be asked."""
 
-    def __init__(self, message: str) -> None:
-        """Keep `message` for the caller."""
+    reason: ClassVar[str] = ""
+    """The kind of failure for programs, in capitals (google.rpc.ErrorInfo); empty where the code says enough."""
+
+    def __init__(
+        self, message: str, *, retry_after_s: float | None = None, facts: Mapping[str, str] | None = None
+    ) -> None:
+        """Keep `message` for the caller; for programs, when to call again, and facts by name."""
         super().__init__(message)
         self.message = message
+        self.retry_after_s = retry_after_s
+        self.facts: Mapping[str, str] = facts or {}
 
 
 class InvalidRequest(MeshError):
@@ -78,12 +86,14 @@ class NoCapacity(MeshError):
     """No node can hold the model now."""
 
     code = Code.RESOURCE_EXHAUSTED
+    reason = "NO_CAPACITY"
 
 
 class Churn(MeshError):
     """Every copy that could make room is in use: loading this model would push out one that others are waiting for."""
 
     code = Code.RESOURCE_EXHAUSTED
+    reason = "CHURN"
 
 
 class NotReady(MeshError):
@@ -97,10 +107,17 @@ class NotHere(NotReady):
     """This node holds no ready copy of the model: whoever asked it looked at a list that was true a moment ago."""
 
 
+class Loading(NotReady):
+    """The model is being loaded, and will not be ready before the caller's deadline."""
+
+    reason = "LOADING"
+
+
 class Overloaded(MeshError):
     """A queue is full or a request waited too long in it; it was not run."""
 
     code = Code.UNAVAILABLE
+    reason = "OVERLOADED"
     retry_safe = True
 
 
@@ -108,6 +125,7 @@ class LoadFailed(MeshError):
     """The model's files cannot be loaded."""
 
     code = Code.INTERNAL
+    reason = "LOAD_FAILED"
 
 
 class ModelFailed(MeshError):

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from mesh.core.errors import DeadlineExceeded, NotReady, Overloaded, RegistryUnavailable, UnknownModel
+from mesh.core.errors import DeadlineExceeded, Loading, NotReady, Overloaded, RegistryUnavailable, UnknownModel
 from mesh.core.placement.cold import Place, Refused, Serving, Step, Waiting, cold_step
 from mesh.core.types import ModelVersion, NodeId, Placement
 from mesh.core.view import ClusterView, VersionKey
@@ -25,6 +25,9 @@ log = logs.get(__name__)
 
 LOOK_AGAIN_S = 0.5
 """A drive looks again after this long without a new view: a suspicion ends, a failed write is repeated."""
+
+LEAST_ESTIMATE_S = 1.0
+"""A load that is expected to be over sooner is waited for, however short the deadline: the estimate is no better."""
 
 DRIVE_IDLE_S = 120.0
 """A drive whose callers all left goes on for this long. Loads that take longer finish on the node all the same."""
@@ -54,8 +57,9 @@ class Cold:
     async def wait(self, model: ModelVersion, deadline_s: float, *, forced: bool = False) -> None:
         """Return when a copy of `model` serves.
 
-        Raises `Overloaded` when too many calls wait already, `DeadlineExceeded` at `deadline_s` (monotonic), and what
-        `cold_step` refuses with. Cancelled or late callers leave the load going on.
+        Raises `Overloaded` when too many calls wait already, `Loading` at once when less than half of the expected time
+        is left until `deadline_s` (monotonic), `DeadlineExceeded` at it, and what `cold_step` refuses with. The load
+        goes on when its callers were refused, cancelled or late.
         """
         key = (model.name, model.version)
         drive = self._drives.get(key)
@@ -63,8 +67,19 @@ class Cold:
             before = drive.task if drive is not None else None
             drive = self._drives[key] = _Drive(asyncio.create_task(self._run(model, before, forced=forced)))
             drive.task.add_done_callback(lambda task: self._ended(key, task))
+        facts = {"model": model.name, "version": model.version, "waiting": str(drive.waiting)}
+        left_s = self._left_s(model, drive)
         if drive.waiting >= self._max_waiting:
-            raise Overloaded(f"Exceeds maximum queue size: {drive.waiting} calls wait for model '{model.name}' to load")
+            told = f"Exceeds maximum queue size: {drive.waiting} calls wait for model '{model.name}' to load"
+            raise Overloaded(told, retry_after_s=left_s, facts=facts)
+        spare_s = deadline_s - time.monotonic()
+        if left_s > LEAST_ESTIMATE_S and spare_s < left_s / 2:
+            raise Loading(
+                f"model '{model.name}' version {model.version} is being loaded, which takes about {left_s:.1f} s more, "
+                f"and this call has {max(0.0, spare_s):.1f} s left; the load goes on, call again when it is done",
+                retry_after_s=left_s,
+                facts={**facts, "estimate_s": f"{left_s:.1f}"},
+            )
         drive.waiting += 1
         try:
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline_s - time.monotonic()):
@@ -77,6 +92,15 @@ class Cold:
         finally:
             drive.waiting -= 1
             drive.left_s = time.monotonic()
+
+    def _left_s(self, model: ModelVersion, drive: _Drive) -> float:
+        """Return the seconds that the load is expected to take from now on: what one took before; 0 when none did."""
+        if not model.load_s:
+            return 0.0
+        placement = self._mirror.view.placements.get((model.name, model.version))
+        nodes = self._mirror.view.nodes
+        queues = [nodes[node].load_wait_s for node in (placement.nodes if placement else ()) if node in nodes]
+        return max(0.0, model.load_s + min(queues, default=0.0) - (time.time() - drive.since_s))
 
     async def close(self) -> None:
         """Stop all drives; their callers get `NotReady`."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from mesh.api import messages as m
 from mesh.api.describe import node_message
+from mesh.api.details import trailers_of
 from mesh.api.messages import control
 from mesh.api.status import status_of
 from mesh.core.errors import InvalidRequest, LoadFailed, MeshError, Unimplemented
@@ -167,7 +168,7 @@ async def told(context: Any, answer: Awaitable[Any]) -> Any:
         if not isinstance(error, MeshError):
             log.exception("a service method failed")
         code, text = status_of(error)
-        await context.abort(code, text)
+        await context.abort(code, text, trailers_of(error))
 
 
 async def _later(answer: Callable[[], Any]) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 
+from mesh.api.details import trailers_of
 from mesh.api.status import status_of
 from mesh.core.errors import MeshError
 from mesh.wire.transport import Call, HotMethods, Limits, StreamHandler, TlsConfig, UnaryHandler
@@ -132,7 +133,7 @@ async def _fail(call: Call, context: Any, error: Exception) -> None:
     code, text = status_of(error)
     if not isinstance(error, MeshError):
         log.error("a handler failed", extra={"method": call.method}, exc_info=error)
-    await context.abort(code, text, tuple(call.trailers))
+    await context.abort(code, text, (*call.trailers, *trailers_of(error)))
 
 
 def _unary(method: str, handler: UnaryHandler) -> Any:

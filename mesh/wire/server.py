@@ -36,6 +36,9 @@ KEEPALIVE_TIMEOUT_S: Final = 20.0
 """Silence after that which ends the connection (grpc's default)."""
 GREETING_S: Final = 20.0
 """How long a connection may take to send its preface."""
+QUIET_S: Final = 2.0
+"""A stopping server gives a client without calls this long to answer; then its connection is closed."""
+
 SWEEP_S: Final = 1.0
 """How often connections are looked at."""
 
@@ -121,14 +124,16 @@ class WireServer:
         self._listener.close()
         self._listener = None
         loop = asyncio.get_running_loop()
-        until_s = loop.time() + grace_s
+        until_s, quiet_s = loop.time() + grace_s, loop.time() + QUIET_S
         for connection, endpoint in list(self._open.items()):
             endpoint.finish()
             for stream in list(connection.streams.values()):
                 if isinstance(stream.receiver, ServerCall):
                     stream.receiver.drain()
-        while self._open and loop.time() < until_s:  # noqa: ASYNC110 - once, at the end
+        while self._open and loop.time() < until_s:
             await asyncio.sleep(0.01)
+            if loop.time() >= quiet_s:
+                self._close_quiet()
         for connection, endpoint in list(self._open.items()):
             for stream in list(connection.streams.values()):
                 stream.receiver.reset(stream, STOPPED)
@@ -141,6 +146,14 @@ class WireServer:
         await self._behind.stop(0)
         for endpoint in list(self._open.values()):
             endpoint.abort()
+
+    def _close_quiet(self) -> None:
+        """Close the connections without a call whose clients do not answer that they heard of the end."""
+        for connection, endpoint in list(self._open.items()):
+            if not connection.streams:
+                connection.end()
+                endpoint.flush()
+                endpoint.abort()
 
     # -- connections ---------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Final
 
+from mesh.api.details import trailers_of
 from mesh.core.errors import Code, DeadlineExceeded, MeshError, TooLarge, code_of
 from mesh.wire.connection import STOPPED, Connection
 from mesh.wire.deadlines import Bucket, Deadlines
@@ -140,6 +141,7 @@ class ServerCall:
             return
         self.finish()
         code, text = status_of(error)
+        metadata = (*metadata, *trailers_of(error))
         if not isinstance(error, MeshError):
             log.error("a handler failed", extra={"method": self.head.path.decode("latin-1")}, exc_info=error)
         if self._begun:

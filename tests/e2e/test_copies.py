@@ -14,7 +14,7 @@ import pytest
 from mesh.registry.config import RegistryConfig
 from mesh.registry.etcd_client import EtcdClient
 from mesh.registry.keys import LEADER
-from mesh_client import AsyncClient, Client
+from mesh_client import AsyncClient, Client, Unavailable
 from tests.fixtures.etcd import EtcdServer
 from tests.fixtures.mesh import Process, start_node, start_router, until
 from tests.fixtures.tools import need
@@ -146,6 +146,31 @@ async def test_the_last_copy_goes_when_it_is_idle_and_the_model_says_so(etcd: Et
         await when(lambda: not holders(router, "rare"), "nobody asked for it for a while")
         assert holders(router, "kept") == {"a"}, "under pressure only, unless told otherwise"
         assert client.infer("rare", X)["y"].tolist() == [1.0]
+
+
+async def test_a_call_too_short_for_the_load_is_refused_at_once_and_says_when_to_call_again(
+    etcd: EtcdServer, repository: Path
+) -> None:
+    write(repository, "slow", "{scale_to_zero: idle, idle_s: 1, window_s: 1, panic_window_s: 1}")
+    file = repository / "slow" / "1" / "model.py"
+    file.write_text(
+        PYTHON.replace("class Model:", "class Model:\n    def load(self, context):\n        time.sleep(5)\n")
+    )
+    with cluster(etcd.address, repository, "a") as ((router,), _):
+        with Client(router.grpc) as client:
+            client.infer("slow", X, timeout_s=60)
+            await when(lambda: not holders(router, "slow"), "it is gone again")
+            with pytest.raises(Unavailable, match=r"which takes about [45]\.\d s more, and this call has") as refused:
+                client.infer("slow", X, timeout_s=2)
+            assert refused.value.reason == "LOADING"
+            assert refused.value.facts["model"] == "slow"
+            assert 4 <= float(refused.value.facts["estimate_s"]) <= 6
+            assert refused.value.retry_after_s is not None
+        async with AsyncClient(router.grpc, transport="wire") as other:
+            with pytest.raises(Unavailable) as refused:
+                await other.infer("slow", X, timeout_s=1)
+            assert refused.value.reason == "LOADING"
+            await when(lambda: holders(router, "slow") == {"a"}, "the load went on")
 
 
 async def test_a_node_that_leaves_hands_its_models_over_before_it_goes(etcd: EtcdServer, repository: Path) -> None:

@@ -13,6 +13,7 @@ import grpc
 import pytest
 
 from mesh.api import messages as m
+from mesh.api.details import read_details
 from mesh.core.placement.cold import CHURN_AFTER_S
 from mesh_client import Client
 from tests.fixtures import raw
@@ -184,6 +185,9 @@ def test_a_model_in_use_is_not_evicted(mesh: Mesh, busy_s: int) -> None:
         with pytest.raises(grpc.RpcError, match=r"cannot be loaded now, all memory .* is in use") as refused:
             mesh.ask("other")
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        details = read_details(refused.value.trailing_metadata())
+        assert (details.reason, details.facts["model"]) == ("CHURN", "other")
+        assert details.retry_after_s
     else:
         assert mesh.ask("other") == 2.0
     caller.join()

@@ -282,3 +282,16 @@ async def test_what_is_given_back_to_the_windows_does_not_hide_unfinished_messag
         assert b"grpc-status\x018" in block
     await until(lambda: listening.streams == 0, "its calls are forgotten")
     await listening.stop(0)
+
+
+async def test_a_client_that_hears_nothing_does_not_hold_up_a_server_that_stops() -> None:
+    stopping = WireServer("127.0.0.1", 0, e.HOT, [], limits=e.LIMITS)
+    await stopping.start()
+    host, _, port = stopping.address.rpartition(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    writer.write(HELLO)
+    await until(lambda: len(stopping._open) == 1, "it is connected")
+    async with asyncio.timeout(60):
+        await stopping.stop(600)
+    assert not stopping._open
+    writer.close()

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
 
+from mesh.api.details import read_details
 from mesh.core.errors import Code
 
 
 class MeshClientError(Exception):
-    """The root. `code` is the gRPC status, `message` what happened and what to do, `details` the server's own text."""
+    """The root. `code` is the gRPC status, `message` what happened and what to do, `details` the server's own text.
+
+    Refusals say more: `reason` is their kind in capitals, such as "NO_CAPACITY", `retry_after_s` the seconds after
+    which calling again makes sense (None: nothing was told), `facts` what else a program may want to know.
+    """
+
+    reason: str = ""
+    retry_after_s: float | None = None
+    facts: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, message: str, *, code: Code = Code.UNKNOWN, details: str = "") -> None:
         """Keep the parts."""
@@ -117,8 +129,16 @@ def left(address: str) -> MeshClientError:
     return Cancelled(f"this stream to {address} was left or cancelled: open another", code=Code.CANCELLED)
 
 
-def error_of(code: int, details: str, address: str) -> MeshClientError:
-    """Return the error for a gRPC status of a call to `address`."""
+def error_of(code: int, details: str, address: str, trailers: Iterable[Any] | None = None) -> MeshClientError:
+    """Return the error for a gRPC status of a call to `address`, with what its trailers tell."""
+    error = _error_of(code, details, address)
+    told = read_details(trailers or ())
+    if told.reason:
+        error.reason, error.retry_after_s, error.facts = told.reason, told.retry_after_s, told.facts
+    return error
+
+
+def _error_of(code: int, details: str, address: str) -> MeshClientError:
     known = Code(code)
     message = details or known.name
     if known is Code.UNAVAILABLE and any(text in details for text in _HANDSHAKE):

@@ -148,7 +148,8 @@ class AsyncDuplex:
             return over(self._address)
         if self._call.cancelled():
             return left(self._address)
-        return error_of(code.value[0], await self._call.details() or "", self._address)
+        details = await self._call.details() or ""
+        return error_of(code.value[0], details, self._address, await self._call.trailing_metadata())
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -169,4 +170,4 @@ def _cancelling() -> bool:
 
 
 def _error(error: grpc.aio.AioRpcError, address: str) -> MeshClientError:
-    return error_of(error.code().value[0], error.details() or "", address)
+    return error_of(error.code().value[0], error.details() or "", address, error.trailing_metadata())

@@ -144,4 +144,4 @@ def _feed(requests: queue.Queue[ModelInferRequest | None]) -> Iterator[ModelInfe
 
 
 def _error(error: Any, address: str) -> MeshClientError:
-    return error_of(error.code().value[0], error.details() or "", address)
+    return error_of(error.code().value[0], error.details() or "", address, error.trailing_metadata())

@@ -106,4 +106,4 @@ class WireStream:
 
 
 def _error(error: RemoteError, address: str) -> MeshClientError:
-    return error_of(int(error.status), error.message, address)
+    return error_of(int(error.status), error.message, address, error.trailers)

@@ -88,19 +88,23 @@ def cold_step(
         requested_s = held.requested_s if kept else now_s
         return Place(replace(held, nodes=kept + choice.nodes, off=False, requested_s=requested_s))
     if failed:
-        return Refused(LoadFailed(_told(next(iter(failed.values())))))
+        copy = next(iter(failed.values()))
+        left_s = copy.requested_s + retry_after_s(copy.failures) - now_s
+        facts = {"model": model.name, "version": model.version}
+        return Refused(LoadFailed(_told(copy), retry_after_s=left_s, facts=facts))
     return _without_a_node(model, choice, waited_s=now_s - since_s)
 
 
 def _without_a_node(model: ModelVersion, choice: Choice, *, waited_s: float) -> Step:
     """Return what becomes of requests for a version that no node can take now."""
+    facts = {"model": model.name, "version": model.version}
     what = f"model '{model.name}' version {model.version}"
     if choice.in_use and waited_s > CHURN_AFTER_S:
         told = f"{what} cannot be loaded now, all memory that it could go to is in use: {choice.why_none()}"
-        return Refused(Churn(told))
+        return Refused(Churn(told, retry_after_s=CHURN_AFTER_S, facts=facts))
     if choice.soon:
         return Waiting((), choice.why_none())
-    return Refused(NoCapacity(f"no node can hold {what}: {choice.why_none()}"))
+    return Refused(NoCapacity(f"no node can hold {what}: {choice.why_none()}", facts=facts))
 
 
 def where(
