@@ -95,7 +95,7 @@ class Scaler:
 
     def is_idle(self, now_s: float) -> bool:
         """Tell whether nothing is left to remember."""
-        return now_s - self._window.until_s > self._remembered_s
+        return now_s - max(self._window.until_s, self._lowered_s) > self._remembered_s
 
     def _remember(self, scaling: Scaling) -> None:
         """Look back as far as the longest of the model's own rules does."""

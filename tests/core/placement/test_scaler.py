@@ -103,6 +103,14 @@ def test_an_idle_rule_of_hours_is_remembered_for_hours() -> None:
     assert scaler.is_idle(7202.0)
 
 
+def test_that_a_copy_went_is_remembered_without_a_sample() -> None:
+    scaler = Scaler(0.0)
+    scaler.lowered(100.0)
+    assert not scaler.is_idle(101.0)
+    assert asked(scaler, SCALING, 4, 159.0).copies == 4
+    assert asked(scaler, SCALING, 4, 160.0).copies == 3
+
+
 @pytest.mark.parametrize("sampled", [False, True])
 def test_who_has_just_begun_to_watch_takes_nothing_away(sampled: bool) -> None:
     scaler = Scaler(1000.0)
