@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from mesh.core.types import Dtype, ModelName, ModelVersion, Scaling, TensorSpec, Version
+from mesh.core.placement.window import MAX_SPAN_S
+from mesh.core.types import Dtype, ModelName, ModelVersion, ScaleToZero, Scaling, TensorSpec, Version
 from mesh.core.view import VersionKey
 from mesh.node.runtimes import onnx, python
 
@@ -42,7 +43,8 @@ class ModelYaml(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_batch_size: int = 0
     max_queue_delay_us: int = 0
     max_queue_size: int = 0
-    min_copies: int = 0
+    min_copies: int | None = None
+    """Short for the one of `scaling`."""
     scaling: dict[str, Any] = {}
     """The fields of `Scaling`."""
     inputs: tuple[TensorYaml, ...] = ()
@@ -210,16 +212,19 @@ def _scaling(config: ModelYaml) -> Scaling:
     known = {each.name for each in fields(Scaling)}
     if unknown := sorted(config.scaling.keys() - known):
         raise BadFolder(f"{CONFIG}: scaling has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+    rule = config.scaling.get("scale_to_zero", ScaleToZero.PRESSURE)
+    if rule not in list(ScaleToZero):
+        raise BadFolder(f"{CONFIG}: scaling.scale_to_zero must be {' or '.join(ScaleToZero)}, got {rule}")
     try:
         scaling = msgspec.convert(config.scaling, Scaling)
     except msgspec.ValidationError as error:
         raise BadFolder(f"{CONFIG}: scaling: {error}") from error
     least = config.min_copies
-    if least and scaling.min_copies and least != scaling.min_copies:
+    if least is not None and "min_copies" in config.scaling and least != scaling.min_copies:
         raise BadFolder(
             f"{CONFIG}: min_copies is {least} and scaling.min_copies {scaling.min_copies}; give one of them"
         )
-    scaling = replace(scaling, min_copies=least or scaling.min_copies)
+    scaling = replace(scaling, min_copies=scaling.min_copies if least is None else least)
     checks = (
         (scaling.min_copies >= 0, "min_copies", "0 or more", scaling.min_copies),
         (scaling.max_copies >= 0, "scaling.max_copies", "0 (no limit) or more", scaling.max_copies),
@@ -236,7 +241,12 @@ def _scaling(config: ModelYaml) -> Scaling:
             "more than 0 and at most 1",
             scaling.target_utilization,
         ),
-        (scaling.window_s > 0, "scaling.window_s", "more than 0", scaling.window_s),
+        (
+            0 < scaling.window_s <= MAX_SPAN_S,
+            "scaling.window_s",
+            f"more than 0 and at most {MAX_SPAN_S:g}",
+            scaling.window_s,
+        ),
         (
             0 < scaling.panic_window_s <= scaling.window_s,
             "scaling.panic_window_s",

@@ -6,9 +6,11 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from mesh.core.types import ModelName
+from mesh.core.reconcile import Desired, reconcile
+from mesh.core.types import Copy, CopyState, ModelName, Scaling, Version
 from mesh.node.publish import Publisher
 from mesh.node.repository import Scanner
 from mesh.registry.etcd_client import EtcdClient
@@ -77,6 +79,26 @@ async def test_a_mistake_in_model_yaml_leaves_the_version_published(store: EtcdC
         assert list(done.refused) == [str((tmp_path / "m").resolve())]
         (tmp_path / "m" / "model.yaml").write_text("max_batch_size: 4")
         assert (await publisher.scan()).changed == ["m/1"]
+
+
+async def test_another_scaling_changes_the_record_and_loads_nothing_again(store: EtcdClient, tmp_path: Path) -> None:
+    write(tmp_path)
+    key = (ModelName("m"), Version("1"))
+    async with publishing(store, tmp_path) as (publisher, mirror):
+        await publisher.scan()
+        await holds(mirror, "1")
+        before = mirror.view.models[key[0]][key[1]]
+        learned = replace(before, loaded_bytes=77, load_s=1.5)
+        await publisher.describe(learned, (), ())
+        (tmp_path / "m" / "model.yaml").write_text("scaling: {min_copies: 2}")
+        assert (await publisher.scan()).changed == ["m/1"]
+        scaling = Scaling(min_copies=2)
+        await asyncio.wait_for(mirror.wait_for(lambda view: view.models[key[0]][key[1]].scaling == scaling), 60)
+        after = mirror.view.models[key[0]][key[1]]
+        assert after == replace(learned, scaling=scaling), "what its load found out stays"
+        held = {key: Copy(*key, CopyState.READY, digest=before.digest)}
+        assert reconcile({key: Desired(after, 0.0)}, held) == []
+        assert (await publisher.scan()).changed == []
 
 
 async def test_a_repository_that_cannot_be_read_leaves_its_versions_published(

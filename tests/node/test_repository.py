@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mesh.core.types import Dtype, TensorSpec
+from mesh.core.types import Dtype, Scaling, TensorSpec
 from mesh.node.repository import Scanner, labels_of
 
 
@@ -54,7 +54,14 @@ def test_model_yaml_says_the_rest(tmp_path: Path) -> None:
         ("scaling: {target_utilization: 70}", "must be more than 0 and at most 1, got 70"),
         ("scaling: {window_s: 5}", "panic_window_s must be more than 0 and at most window_s, 5"),
         ("scaling: {maxCopies: 2}", "scaling has no maxCopies; it has idle_s, max_copies"),
-        ("scaling: {scale_to_zero: never}", "scaling: Invalid enum value 'never'"),
+        ("scaling: {scale_to_zero: never}", "scaling.scale_to_zero must be pressure or idle, got never"),
+        ("scaling: {scale_to_zero: [idle]}", "scaling.scale_to_zero must be pressure or idle, got ['idle']"),
+        ("min_copies: 0\nscaling: {min_copies: 2}", "min_copies is 0 and scaling.min_copies 2; give one of them"),
+        ("scaling: {target: .nan}", "scaling.target must be more than 0, got nan"),
+        ("scaling: {target: fast}", "scaling: Expected `float`, got `str` - at `$.target`"),
+        ("scaling: {window_s: .inf}", "scaling.window_s must be more than 0 and at most 3600, got inf"),
+        ("scaling: {panic_threshold: 1}", "scaling.panic_threshold must be more than 1, got 1"),
+        ("scaling: {idle_s: 0}", "scaling.idle_s must be more than 0, got 0"),
         ("inputs: [{name: x, dtype: FLOAT, shape: [1]}]", "dtype"),
         ("inputs: [{name: x, dtype: FP32, shape: [-2]}]", "a size is -1 (any) or 0 and more"),
         ("max_batch_size: 2\ninputs: [{name: x, dtype: FP32, shape: [2]}]", "with max_batch_size it starts with -1"),
@@ -64,6 +71,15 @@ def test_model_yaml_says_the_rest(tmp_path: Path) -> None:
 def test_a_wrong_configuration_is_refused_with_a_sentence(tmp_path: Path, yaml: str, text: str) -> None:
     model(tmp_path, yaml=yaml)
     assert text in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "yaml", ["min_copies: 2", "scaling: {min_copies: 2}", "min_copies: 2\nscaling: {min_copies: 2}"]
+)
+def test_min_copies_is_short_for_the_one_of_scaling(tmp_path: Path, yaml: str) -> None:
+    model(tmp_path, yaml=yaml)
+    (found,) = Scanner([tmp_path]).scan().models.values()
+    assert found.scaling == Scaling(min_copies=2)
 
 
 def test_a_version_without_a_model_file_is_refused(tmp_path: Path) -> None:
