@@ -85,7 +85,8 @@ class Steward:
             work = Pass(view, demand, now_s=now_s, begun_s=begun_s)
             try:
                 for duty in work.duties(None if whole else list(demand.scalers), fill=whole):
-                    await self._do(duty)
+                    if await self._do(duty) and duty.fewer:
+                        demand.lowered((duty.after.model, duty.after.version), now_s, begun_s)
                 if now_s - told_s >= TELL_S:
                     told_s = now_s
                     demand.forecast = demand.learner.forecast()
@@ -132,17 +133,22 @@ class Steward:
             for each in answer.copies
         ]
 
-    async def _do(self, duty: Duty) -> None:
-        """Write a placement if it still is what the decision was made from. Raises `RegistryUnavailable`."""
+    async def _do(self, duty: Duty) -> bool:
+        """Write a placement if it still is what the decision was made from; tell whether it was.
+
+        Raises `RegistryUnavailable`.
+        """
         after = duty.after
         path = placement_key(after.model, after.version)
         entry = await self._store.get(path)
         latest = records.decode_placement(entry.value) if entry else None
         if (latest.nodes if latest else ()) != (duty.before.nodes if duty.before else ()) or (latest and latest.off):
-            return
+            return False
         expected = entry.mod_revision if entry else 0
-        if await self._store.replace(path, records.encode(after), expected=expected) is not None:
-            log.info("changed copies", model=after.model, version=after.version, why=duty.why)
+        if await self._store.replace(path, records.encode(after), expected=expected) is None:
+            return False
+        log.info("changed copies", model=after.model, version=after.version, why=duty.why)
+        return True
 
     def _changed(self, leading: bool) -> None:
         log.info("leads the placement" if leading else "no longer leads the placement")

@@ -52,10 +52,10 @@ class Demand:
         for node, usage in told:
             before = self._reads.get((node, usage.key))
             if before is None or before.requests > usage.requests:
-                # A copy not heard of, or loaded anew. What it did before this reading is not known to be recent.
-                before = (
-                    _Read(since_s, 0, 0.0) if usage.idle_s <= now_s - since_s else _Read(since_s, usage.requests, 0)
-                )
+                # A copy not heard of, or loaded anew: all that is known to be recent is its last request.
+                recent = min(1, usage.requests) if usage.idle_s <= now_s - since_s else 0
+                each_s = usage.busy_s / max(1, usage.requests)
+                before = _Read(since_s, usage.requests - recent, usage.busy_s - recent * each_s)
             requests, span_s = usage.requests - before.requests, max(1e-3, now_s - since_s)
             self._reads[node, usage.key] = _Read(now_s, usage.requests, usage.busy_s)
             busy = max(0.0, usage.busy_s - before.busy_s) / span_s if requests else 0.0
@@ -85,6 +85,10 @@ class Demand:
     def average(self, key: VersionKey, now_s: float) -> float:
         """Return the requests per second of the last hour or so."""
         return self.learner.histories.get(key, History()).average(now_s)
+
+    def lowered(self, key: VersionKey, now_s: float, begun_s: float) -> None:
+        """Note that a copy was taken away; `begun_s` is since when the demand is watched."""
+        self.scalers.setdefault(key, Scaler(begun_s)).lowered(now_s)
 
     def _tidy(self, now_s: float) -> None:
         for key in [key for key, scaler in self.scalers.items() if scaler.is_idle(now_s)]:

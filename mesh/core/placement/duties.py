@@ -42,6 +42,8 @@ class Duty:
     before: Placement | None
     after: Placement
     why: str
+    fewer: bool = False
+    """It takes a copy away: `Demand.lowered` wants to hear of it when it is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +163,8 @@ class Pass:
         """Return the placement without the copy whose node has the least memory left."""
         before = self._view.placements[need.key]
         going = min(need.have, key=lambda id_: (_free_share(self._nodes[id_]), id_))
-        scaler = self._demand.scalers.get(need.key)
-        if scaler is not None:
-            scaler.lowered(self._now_s)
         nodes = tuple(node for node in before.nodes if node != going)
-        return Duty(before, replace(before, nodes=nodes), f"a copy less, on {going}: {need.why}")
+        return Duty(before, replace(before, nodes=nodes), f"a copy less, on {going}: {need.why}", fewer=True)
 
     def _fill(self, done: Collection[VersionKey]) -> Iterator[Duty]:
         """Yield what is worth having in free memory: models in demand that no node holds, second copies of the busy."""

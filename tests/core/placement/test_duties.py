@@ -165,6 +165,8 @@ class Mesh:
             for duty in found:
                 assert self.view.placements.get((duty.after.model, duty.after.version)) == duty.before
                 self.change(PlacementChange((duty.after.model, duty.after.version), duty.after))
+                if duty.fewer:
+                    self.demand.lowered((duty.after.model, duty.after.version), self.now_s, 1e6)
             self.reconcile()
         raise AssertionError(f"decisions flip without a change: {[duty.why for duty in self.duties()]}")
 
