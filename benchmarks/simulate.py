@@ -54,14 +54,15 @@ def main() -> int:
 
 def measure(names: list[str], trace: Trace, given: argparse.Namespace) -> dict[str, Any]:
     """Return what the mesh and its rivals make of `trace`."""
-    rooms = [given.room // given.nodes + (number < given.room % given.nodes) for number in range(given.nodes)]
+    nodes = min(given.nodes, given.room)
+    rooms = [given.room // nodes + (number < given.room % nodes) for number in range(nodes)]
     world = World([room * MODEL_BYTES for room in rooms])
     models = [model_of(name, MODEL_BYTES) for name in names]
     step_s, begin_s = 1.0 / given.rate, world.now_s
     lose_at = len(trace) // 2 if given.lose else len(trace)
     for index, number in enumerate(trace.tolist()):
         if index == lose_at:
-            world.lose(list(world.nodes)[: max(1, given.nodes * given.lose // 100)])
+            world.lose(list(world.nodes)[: max(1, nodes * given.lose // 100)])
         world.ask(models[number], begin_s + index * step_s)
         if not given.json and sys.stderr.isatty() and index % 10_000 == 0:
             print(f"\r{index:,} of {len(trace):,} requests", end="", file=sys.stderr)
@@ -71,7 +72,7 @@ def measure(names: list[str], trace: Trace, given: argparse.Namespace) -> dict[s
         "requests": len(trace),
         "models": len(names),
         "room": given.room,
-        "nodes": given.nodes,
+        "nodes": nodes,
         "hit_rate": round(outcome.hits / count, 5),
         "lru": round(lru / count, 5),
         "belady": round(optimum / count, 5),

@@ -28,8 +28,6 @@ LEARN_S = 10.0
 """How often the forecast is published."""
 REFRESH_S = 5.0
 """How often a node tells what it has when nothing changed on it."""
-IN_USE_S = 0.25
-"""A copy used this recently is not evicted."""
 
 
 class SimNode:
@@ -44,14 +42,13 @@ class SimNode:
         self.told_s = 0.0
 
     def order(self, world: World) -> list[Idle]:
-        """Return the copies that may go, in the order in which they go."""
+        """Return the copies that may go, in the order in which they go: all, as requests take no time here."""
         now_s, rate, histories = world.now_s, world.forecast.rate, world.learner.histories
         found = []
         for key, model in self.held.items():
             history = histories[key]
-            if now_s - history.last_s >= IN_USE_S:
-                loss = rate(history, now_s) * model.load_s
-                found.append(Idle(key, self.ledger.bytes_of(key), loss, history.last_s))
+            loss = rate(history, now_s) * model.load_s
+            found.append(Idle(key, self.ledger.bytes_of(key), loss, history.last_s))
         return in_order(found)
 
     def tell(self, world: World) -> None:
