@@ -16,8 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import models
-from benchmarks.machine import cpu_s, free_port
+from benchmarks.machine import cpu_s
+from benchmarks.processes import etcd, mesh, ready_line
 from mesh.core.placement.ledger import MIN_BYTES
 from mesh.core.types import Version
 from mesh.registry.config import RegistryConfig
@@ -57,18 +57,18 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         repository = Path(folder) / "models"
         names = _repository(repository, given.models)
-        registry = stack.enter_context(_etcd(Path(folder) / "etcd"))
+        registry = stack.enter_context(etcd(Path(folder) / "etcd"))
         flags = ("--registry", registry, "--json-ready")
         each = given.room * MIN_BYTES // given.nodes
         began_s = time.monotonic()
         nodes = [
             stack.enter_context(
-                _mesh("node", "--id", f"n{at}", "--models", str(repository), "--memory-bytes", str(each), *flags)
+                mesh("node", "--id", f"n{at}", "--models", str(repository), "--memory-bytes", str(each), *flags)
             )
             for at in range(given.nodes)
         ]
-        router = stack.enter_context(_mesh("router", "--grpc-port", "0", "--no-http", "--trace-sample", "0", *flags))
-        ready = [_ready(process) for process in (*nodes, router)]
+        router = stack.enter_context(mesh("router", "--grpc-port", "0", "--no-http", "--trace-sample", "0", *flags))
+        ready = [ready_line(process) for process in (*nodes, router)]
         started_s = time.monotonic() - began_s
         seen = asyncio.run(_ask(ready[-1]["grpc"], registry, names, given, nodes[0] if given.kill else None))
         cpu = {"router": cpu_s(router.pid), "nodes": sum(cpu_s(node.pid) for node in nodes if node.poll() is None)}
@@ -187,43 +187,6 @@ def _repository(folder: Path, count: int) -> list[str]:
         version.mkdir(parents=True)
         (version / "model.onnx").write_bytes(data)
     return names
-
-
-@contextmanager
-def _etcd(folder: Path) -> Iterator[str]:
-    """Run an etcd of our own; give its address."""
-    address, peer = f"127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"
-    command = ["etcd", "--data-dir", str(folder), "--log-level", "error", "--listen-client-urls", f"http://{address}"]
-    command += ["--advertise-client-urls", f"http://{address}", "--listen-peer-urls", peer]
-    command += ["--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        yield address
-    finally:
-        process.kill()
-        process.wait()
-
-
-@contextmanager
-def _mesh(*words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a `mesh` command; what it logs goes nowhere."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mesh.cli.main", *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _ready(process: subprocess.Popen[bytes]) -> dict[str, Any]:
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line:
-        raise SystemExit(f"thousands: {process.args!r} ended with {process.wait()} before it was ready")
-    found: dict[str, Any] = json.loads(line)
-    return found
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from mesh.api.messages import ModelConfig, ModelMetadataResponse, control
 from mesh.core.types import Copy, Dtype, ModelVersion, Node, NodeId, TensorSpec
@@ -72,7 +72,11 @@ def copy_message(copy: Copy, node: NodeId) -> control.Copy:
     )
 
 
-def node_message(node: Node) -> control.Node:
+def _by_key(copy: Copy) -> tuple[str, str]:
+    return copy.model, copy.version
+
+
+def node_message(node: Node, copies: Iterable[Copy]) -> control.Node:
     """Return a node as mesh.v1 shows it."""
     return control.Node(
         id=node.id,
@@ -88,7 +92,7 @@ def node_message(node: Node) -> control.Node:
             )
             for device in node.devices
         ],
-        copies=[copy_message(copy, node.id) for copy in node.copies],
+        copies=[copy_message(copy, node.id) for copy in sorted(copies, key=_by_key)],
         draining=node.draining,
         started_s=node.started_s,
     )

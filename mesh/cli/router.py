@@ -16,6 +16,7 @@ from mesh.cli.flags import TLS, TUNING
 from mesh.cli.workers import Workers, ports, reserve
 from mesh.router.config import RouterConfig
 from mesh.telemetry import logs
+from mesh.wire.transport import TlsConfig
 
 DEFAULT: Final = RouterConfig()
 HTTP_PORT: Final = 8000
@@ -31,6 +32,14 @@ ColdWait = Annotated[
     float, typer.Option(min=0, help="Seconds a call without a deadline waits for a cold model.", rich_help_panel=TUNING)
 ]
 MaxWaiting = Annotated[int, typer.Option(min=0, help="Calls that may wait for one cold model.", rich_help_panel=TUNING)]
+Compact = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        help="Age of etcd's history that is dropped; 0: etcd compacts itself.",
+        rich_help_panel=TUNING,
+    ),
+]
 WorkerCount = Annotated[
     int,
     typer.Option(min=1, max=256, help="Processes behind the port; worker k has HTTP port + k.", rich_help_panel=TUNING),
@@ -67,6 +76,7 @@ def router(  # noqa: PLR0917 - typer calls it by name
     max_attempts: MaxAttempts = DEFAULT.max_attempts,
     drain_s: flags.Drain = DEFAULT.drain_s,
     settle_s: Settle = DEFAULT.settle_s,
+    compact_s: Compact = DEFAULT.compact_s,
     max_message_bytes: flags.MaxMessageBytes = DEFAULT.limits.max_message_bytes,
     max_connection_age_s: flags.MaxConnectionAge = DEFAULT.limits.max_connection_age_s,
     workers: WorkerCount = 1,
@@ -82,7 +92,6 @@ def router(  # noqa: PLR0917 - typer calls it by name
     """Run a router: clients call it, it forwards to nodes. Any number may run side by side."""
     process.set_logs(log_level, as_json=log_json)
     credentials = (registry_ca, registry_cert, registry_key, registry_user, registry_password_file)
-    to_nodes = node_tls or node_tls_ca or node_tls_cert or node_tls_key
     config = RouterConfig(
         host=host,
         grpc_port=grpc_port,
@@ -94,14 +103,18 @@ def router(  # noqa: PLR0917 - typer calls it by name
         max_attempts=max_attempts,
         drain_s=drain_s,
         settle_s=settle_s,
+        compact_s=compact_s,
         wire=flags.engine(wire),
         reuse_port=reuse_port,
         limits=flags.limits(max_message_bytes, max_connection_age_s),
         tls=flags.server_tls(tls_cert, tls_key, tls_ca),
-        node_tls=flags.tls_config(node_tls_cert, node_tls_key, node_tls_ca, "--node-tls") if to_nodes else None,
+        node_tls=_node_tls(node_tls_cert, node_tls_key, node_tls_ca, asked=node_tls),
     )
-    shell = process.Shell(loop, exit_with_stdin=exit_with_stdin, json_ready=json_ready, sample_ratio=trace_sample)
-    run(config, shell, workers)
+    run(config, process.Shell(loop, exit_with_stdin, json_ready, sample_ratio=trace_sample), workers)
+
+
+def _node_tls(cert: Path | None, key: Path | None, ca: Path | None, *, asked: bool) -> TlsConfig | None:
+    return flags.tls_config(cert, key, ca, "--node-tls") if asked or ca or cert or key else None
 
 
 def run_workers(config: RouterConfig, shell: process.Shell, count: int) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
+
+from immutables import Map, MapMutation
 
 from mesh.core.placement.forecast import SUPPOSED, Forecast
-from mesh.core.types import ModelVersion, Node, NodeId, Placement, Version
-from mesh.core.view import ClusterView, Located, VersionKey, may_serve
+from mesh.core.types import Copy, ModelName, ModelVersion, Node, NodeId, Placement, Version
+from mesh.core.view import ClusterView, Host, Located, VersionKey, may_serve
 
 Record = Node | ModelVersion | Placement
 
@@ -26,6 +28,15 @@ class NodeChange:
 
     id: NodeId
     node: Node | None
+
+
+@dataclass(frozen=True, slots=True)
+class CopyChange:
+    """A copy's record came, changed or (None) went."""
+
+    node: NodeId
+    key: VersionKey
+    copy: Copy | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,74 +62,164 @@ class ForecastChange:
     forecast: Forecast | None
 
 
-Change = NodeChange | ModelChange | PlacementChange | ForecastChange
+Change = NodeChange | CopyChange | ModelChange | PlacementChange | ForecastChange
 
 
 def fold(view: ClusterView, changes: Iterable[Change], revision: int) -> ClusterView:
-    """Return the view after `changes`, at `revision`. O(keys in the maps that changed)."""
-    nodes = dict(view.nodes)
-    models = dict(view.models)
-    placements = dict(view.placements)
-    placed = dict(view.placed)
-    fresh: set[NodeId] = set()
+    """Return the view after `changes`, at `revision`. O(changes x log keys + nodes + copies of nodes that moved)."""
+    copies = _Copies(view)
+    models, placements = _mutation(view.models), _mutation(view.placements)
+    placed: _Grouped[Placement] = _Grouped(view.placed)
     forecast = view.forecast
-    touched: set[VersionKey] = set()
     for change in changes:
         match change:
             case NodeChange(id_, node):
-                for each in (nodes.get(id_), node):
-                    touched.update((copy.model, copy.version) for copy in (each.copies if each else ()))
-                _set(nodes, id_, node)
+                copies.node(id_, node)
+            case CopyChange(id_, key, copy):
+                copies.copy(id_, key, copy)
             case ModelChange((name, version), model):
-                held: dict[Version, ModelVersion] = dict(models.get(name, {}))
-                _set(held, version, model)
-                _set(models, name, held or None)
+                _fold_model(models, name, version, model)
             case PlacementChange(key, placement):
-                _index(placed, fresh, placements.get(key), placement)
+                _fold_placement(placed, key, placements.get(key), placement)
                 _set(placements, key, placement)
             case ForecastChange(told):
                 forecast = told or SUPPOSED
-    if not touched:
-        return ClusterView(revision, nodes, models, placements, view.copies, view.serving, placed, forecast)
-    copies, serving = dict(view.copies), dict(view.serving)
-    found: dict[VersionKey, list[Located]] = {key: [] for key in touched}
-    for id_ in sorted(nodes):
-        for copy in nodes[id_].copies:
-            listed = found.get((copy.model, copy.version))
-            if listed is not None:
-                listed.append(Located(nodes[id_], copy))
-    # A node whose record changed must be the same object in every Located: its other copies are in `touched` too,
-    # because a node's own copies before and after were all added above.
-    for key, located in found.items():
-        _set(copies, key, tuple(located) or None)
-        _set(serving, key, tuple(each for each in located if may_serve(each.node, each.copy)) or None)
-    return ClusterView(revision, nodes, models, placements, copies, serving, placed, forecast)
+    listed, serving = copies.indexes()
+    return ClusterView(
+        revision,
+        copies.nodes,
+        models.finish(),
+        placements.finish(),
+        copies.held.finish(),
+        listed,
+        serving,
+        placed.finish(),
+        forecast,
+    )
 
 
-def _index(
-    placed: dict[NodeId, Mapping[VersionKey, Placement]],
-    fresh: set[NodeId],
-    before: Placement | None,
-    after: Placement | None,
+def _fold_model(
+    models: MapMutation[ModelName, Mapping[Version, ModelVersion]],
+    name: ModelName,
+    version: Version,
+    model: ModelVersion | None,
 ) -> None:
-    """Note in `placed` that a placement changed. What is in `fresh` is this fold's own and may be written to."""
-    for placement in (before, after):
-        if placement is None:
-            continue
-        key = (placement.model, placement.version)
-        for node in placement.nodes:
-            held = placed.get(node, {})
-            if node not in fresh:
-                held = dict(held)
-                fresh.add(node)
-            assert isinstance(held, dict)
-            _set(held, key, None if placement is before else placement)
-            _set(placed, node, held or None)
-            if not held:
-                fresh.discard(node)
+    held = dict(models.get(name, {}))
+    if model is None:
+        held.pop(version, None)
+    else:
+        held[version] = model
+    _set(models, name, held or None)
 
 
-def _set(mapping: dict[K, V], key: K, value: V | None) -> None:
+def _fold_placement(
+    placed: _Grouped[Placement], key: VersionKey, before: Placement | None, after: Placement | None
+) -> None:
+    for id_ in before.nodes if before is not None else ():
+        placed.set(id_, key, None)
+    for id_ in after.nodes if after is not None else ():
+        placed.set(id_, key, after)
+
+
+class _Grouped(Generic[V]):
+    """Maps by node, being changed; a node's map is there while it holds something."""
+
+    def __init__(self, before: Mapping[NodeId, Mapping[VersionKey, V]]) -> None:
+        self._before = before
+        self._changing: dict[NodeId, MapMutation[VersionKey, V]] = {}
+
+    def set(self, node: NodeId, key: VersionKey, value: V | None) -> None:
+        _set(self.of(node), key, value)
+
+    def of(self, node: NodeId) -> MapMutation[VersionKey, V]:
+        changing = self._changing.get(node)
+        if changing is None:
+            changing = self._changing[node] = _mutation(self._before.get(node, Map()))
+        return changing
+
+    def finish(self) -> Mapping[NodeId, Mapping[VersionKey, V]]:
+        if not self._changing:
+            return self._before
+        after = dict(self._before)
+        for node, changing in self._changing.items():
+            if changing:
+                after[node] = changing.finish()
+            else:
+                after.pop(node, None)
+        return after
+
+
+class _Copies:
+    """Nodes and their copies, being changed, and which entries of the indexes that concerns."""
+
+    def __init__(self, view: ClusterView) -> None:
+        self._before = view
+        self.nodes = view.nodes
+        self.held: _Grouped[Copy] = _Grouped(view.held)
+        self._own = False
+        self._touched: dict[VersionKey, set[NodeId]] = {}
+
+    def node(self, id_: NodeId, node: Node | None) -> None:
+        if not self._own:
+            self.nodes, self._own = dict(self.nodes), True
+        assert isinstance(self.nodes, dict)
+        before = self.nodes.get(id_)
+        if node is None:
+            self.nodes.pop(id_, None)
+        else:
+            self.nodes[id_] = node
+        if _host(before) != _host(node):
+            # Copies that come or go in the same fold are touched by their own changes.
+            for key in self._before.held.get(id_, ()):
+                self._touch(id_, key)
+
+    def copy(self, id_: NodeId, key: VersionKey, copy: Copy | None) -> None:
+        self.held.set(id_, key, copy)
+        self._touch(id_, key)
+
+    def indexes(
+        self,
+    ) -> tuple[Mapping[VersionKey, tuple[Located, ...]], Mapping[VersionKey, tuple[Located, ...]]]:
+        """Return all copies and those that serve, by version."""
+        view = self._before
+        if not self._touched:
+            return view.copies, view.serving
+        hosts: dict[NodeId, Host | None] = {}
+        copies, serving = _mutation(view.copies), _mutation(view.serving)
+        for key, ids in self._touched.items():
+            located = [each for each in view.copies.get(key, ()) if each.node.id not in ids]
+            for id_ in ids:
+                if id_ not in hosts:
+                    hosts[id_] = _host(self.nodes.get(id_))
+                host, copy = hosts[id_], self.held.of(id_).get(key)
+                if host is not None and copy is not None:
+                    located.append(Located(host, copy))
+            located.sort(key=_by_node)
+            _set(copies, key, tuple(located) or None)
+            _set(serving, key, tuple([each for each in located if may_serve(each)]) or None)
+        return copies.finish(), serving.finish()
+
+    def _touch(self, id_: NodeId, key: VersionKey) -> None:
+        touched = self._touched.get(key)
+        if touched is None:
+            self._touched[key] = {id_}
+        else:
+            touched.add(id_)
+
+
+def _host(node: Node | None) -> Host | None:
+    return None if node is None else Host(node.id, node.address, node.incarnation, node.draining)
+
+
+def _by_node(located: Located) -> NodeId:
+    return located.node.id
+
+
+def _mutation(mapping: Mapping[K, V]) -> MapMutation[K, V]:
+    return (mapping if isinstance(mapping, Map) else Map(mapping)).mutate()
+
+
+def _set(mapping: MapMutation[K, V], key: K, value: V | None) -> None:
     if value is None:
         mapping.pop(key, None)
     else:

@@ -114,7 +114,7 @@ class Copy:
     bytes: int = 0
     """Measured bytes after the load; 0 before."""
     last_used_s: float = 0.0
-    """Seconds since 1970-01-01 UTC of the last inference; 0 when never used."""
+    """Seconds since 1970-01-01 UTC of the last inference, to the minute in the registry; 0 when never used."""
     error: str = ""
     """Why the load failed; empty unless the state is failed."""
     device: str = "cpu:0"
@@ -131,7 +131,7 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What a node says of itself. It exists in the registry as long as the node keeps its lease."""
+    """What a node says of itself. It exists in the registry as long as the node keeps its lease, as do its copies."""
 
     id: NodeId
     address: str
@@ -142,7 +142,6 @@ class Node:
     """Seconds since 1970-01-01 UTC."""
     labels: Mapping[str, str] = field(default_factory=dict)
     devices: tuple[Device, ...] = ()
-    copies: tuple[Copy, ...] = ()
     draining: bool = False
     """It takes no new work."""
     leaving: bool = False

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from immutables import Map
+
 from mesh.core.placement.forecast import SUPPOSED, Forecast
 from mesh.core.types import Copy, CopyState, ModelName, ModelVersion, Node, NodeId, Placement, Version
 
@@ -15,24 +17,41 @@ VersionKey = tuple[ModelName, Version]
 
 
 @dataclass(frozen=True, slots=True)
+class Host:
+    """What requests need to know of a node. It changes seldom, unlike a `Node` with its free memory."""
+
+    id: NodeId
+    address: str
+    """host:port of its gRPC server."""
+    incarnation: str
+    draining: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Located:
     """A copy together with the node it is on."""
 
-    node: Node
+    node: Host
     copy: Copy
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterView:
-    """Nodes, models, placements and the copies of every version at one registry revision."""
+    """Nodes, models, placements and the copies of every version at one registry revision.
+
+    The maps that grow with the models are persistent ones (`immutables.Map`): the next view shares all that stayed.
+    Their order means nothing.
+    """
 
     revision: int = 0
     nodes: Mapping[NodeId, Node] = field(default_factory=dict)
-    models: Mapping[ModelName, Mapping[Version, ModelVersion]] = field(default_factory=dict)
-    placements: Mapping[VersionKey, Placement] = field(default_factory=dict)
-    copies: Mapping[VersionKey, tuple[Located, ...]] = field(default_factory=dict)
-    """Every copy in every state, index of `nodes`."""
-    serving: Mapping[VersionKey, tuple[Located, ...]] = field(default_factory=dict)
+    models: Mapping[ModelName, Mapping[Version, ModelVersion]] = field(default_factory=Map)
+    placements: Mapping[VersionKey, Placement] = field(default_factory=Map)
+    held: Mapping[NodeId, Mapping[VersionKey, Copy]] = field(default_factory=dict)
+    """What each node says of its copies; it may name a node that is not in `nodes` (yet, or any more)."""
+    copies: Mapping[VersionKey, tuple[Located, ...]] = field(default_factory=Map)
+    """Every copy in every state on a node of `nodes`, in the order of the nodes' ids. Index of `held`."""
+    serving: Mapping[VersionKey, tuple[Located, ...]] = field(default_factory=Map)
     """The copies that may take new work: ready, on a node that is not draining. Subset of `copies`."""
     placed: Mapping[NodeId, Mapping[VersionKey, Placement]] = field(default_factory=dict)
     """The placements that name a node, by node. Index of `placements`."""
@@ -78,6 +97,6 @@ def version_order(version: Version) -> tuple[int, int, str]:
     return (1, int(version), "") if version.isdecimal() else (0, 0, version)
 
 
-def may_serve(node: Node, copy: Copy) -> bool:
+def may_serve(located: Located) -> bool:
     """Tell whether a copy may take new work."""
-    return copy.state is CopyState.READY and not node.draining
+    return located.copy.state is CopyState.READY and not located.node.draining

@@ -89,7 +89,7 @@ class NodeControlService:
         self._stop = stop
 
     async def Describe(self, request: Any, context: Any) -> node_control.DescribeResponse:
-        record = node_message(self._report.record())
+        record = node_message(self._report.record(), self._loader.copies())
         return node_control.DescribeResponse(node=record, outstanding=self._infer.outstanding)
 
     async def ScanRepository(self, request: Any, context: Any) -> Any:

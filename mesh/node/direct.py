@@ -18,7 +18,7 @@ from mesh.core.errors import Code, MeshError, RemoteError
 from mesh.node.infer import WINDOW, Infer
 from mesh.node.plan import Part, varint
 from mesh.node.running import Asked, Running, decode, failed_message, not_run
-from mesh.node.served import Served
+from mesh.node.served import Pins, Served
 from mesh.wire.connection import Connection
 from mesh.wire.grpc_framing import Deframer, framed, pack_prefix
 from mesh.wire.header_cache import encode
@@ -123,6 +123,7 @@ class DirectStream(ServerCall):
         "_loop",
         "_messages",
         "_owed",
+        "_pins",
         "_room",
         "_several",
         "_telling",
@@ -142,6 +143,7 @@ class DirectStream(ServerCall):
         self._room: asyncio.Future[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._telling = False
+        self._pins = Pins()
 
     def data(self, stream: Stream, data: bytes, end: bool) -> None:
         """Take requests."""
@@ -190,12 +192,15 @@ class DirectStream(ServerCall):
                 request = decode(message)
                 turn.id = request.id
                 served = infer.served(asked, request)
+                self._pins.add(served)
                 if served.model.decoupled:
                     self._turns.pop()
                     infer.outstanding -= 1
                     self._begin_several(request, served)
                     return
                 turn.running = infer.beginner.begin(asked, message, request, served, turn)
+            else:
+                self._pins.add(turn.running.served)
         except MeshError as error:
             turn.fail(error)
 
@@ -276,8 +281,14 @@ class DirectStream(ServerCall):
         self.connection.send_headers(self.stream, OK_TRAILERS + _load(self._infer.outstanding), end=True)
         stop_sending(self.connection, self.stream)
 
+    def finish(self) -> None:
+        """Let go of the copies, however the stream ended."""
+        self._pins.release()
+        super().finish()
+
     def cancelled(self) -> None:
         """Give up every request of this stream."""
+        self._pins.release()
         for turn in self._turns:
             if turn.message is None:
                 self._infer.outstanding -= 1

@@ -20,7 +20,7 @@ from mesh.node.observe import Observed
 from mesh.node.plan import Part
 from mesh.node.running import Asked, Beginner, Reply, Running, decode, failed_message, not_run, read_request
 from mesh.node.runtimes.base import Request, Tensors
-from mesh.node.served import Served
+from mesh.node.served import Pins, Served
 from mesh.node.validate import read_inputs
 from mesh.telemetry.metrics import NodeMetrics
 from mesh.telemetry.tracing import Tracing
@@ -87,25 +87,27 @@ class Infer:
 
     async def stream(self, call: Call, messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Answer one ModelStreamInfer: a failed request is a message with its error, and the stream goes on."""
-        asked = _asked(call)
+        asked, pins = _asked(call), Pins()
 
         def answer(message: bytes) -> Answer:
-            return self._in_stream(asked, message)
+            return self._in_stream(asked, message, pins)
 
         try:
             async with aclosing(answer_stream(messages, answer, window=WINDOW)) as responses:
                 async for response in responses:
                     yield response
         finally:
+            pins.release()
             call.trailers.append((LOAD_TRAILER, str(self.outstanding)))
 
-    def _in_stream(self, asked: Asked, message: bytes) -> Answer:
+    def _in_stream(self, asked: Asked, message: bytes, pins: Pins) -> Answer:
         request = ModelInferRequest()
         try:
             request = decode(message)
             served = self.served(asked, request)
         except MeshError as error:
             return Ordered(_later(failed_message(error, request.id, asked)))
+        pins.add(served)
         if served.model.decoupled:
             return Interleaved(self.several(asked, request, served))
         return Ordered(self._message(asked, message, request.id))

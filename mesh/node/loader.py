@@ -106,19 +106,25 @@ class Loader:
         return served
 
     def copies(self) -> tuple[Copy, ...]:
-        """Return every copy with its last use, in key order."""
-        return tuple(
-            replace(copy, last_used_s=self._served[key].last_used_s) if key in self._served else copy
-            for key, copy in sorted(self._copies.items())
-        )
+        """Return every copy with its last use, to the minute. One that did not change is the same object as before."""
+        for key, served in list(self._served.items()):
+            copy, used_s = self._copies.get(key), served.last_used_s // 60 * 60
+            if copy is not None and copy.last_used_s != used_s:
+                self._copies[key] = replace(copy, last_used_s=used_s)
+        return tuple(self._copies.values())
 
     def failing(self) -> str:
         """Return why this node should get no more models; empty when it may."""
         return self._failing.why(time.time())
 
+    @property
+    def loading(self) -> int:
+        """Loads that go on or wait for their turn."""
+        return sum(copy.state is CopyState.LOADING for copy in self._copies.values())
+
     def load_wait_s(self) -> float:
         """Return the seconds until a load asked for now would begin, as far as the last loads tell."""
-        waiting = sum(copy.state is CopyState.LOADING for copy in self._copies.values()) - LOADS_AT_ONCE + 1
+        waiting = self.loading - LOADS_AT_ONCE + 1
         return max(0, waiting) * self._load_s / LOADS_AT_ONCE
 
     def served(self) -> list[Served]:

@@ -20,7 +20,7 @@ from mesh.node.repository import Scanner
 from mesh.registry import records
 from mesh.registry.keys import model_key
 from mesh.registry.mirror import Mirror
-from mesh.registry.store import Store
+from mesh.registry.store import Guard, Store, batches
 from mesh.telemetry import logs
 
 log = logs.get(__name__)
@@ -65,8 +65,11 @@ class Publisher:
             scan = await asyncio.to_thread(self._scanner.scan)
             done = Changes(refused=dict(scan.refused))
             view = self._mirror.view
-            for key, model in scan.models.items():
-                await self._write(key, view.models.get(key[0], {}).get(key[1]), model, done)
+            known = {key: view.models.get(key[0], {}).get(key[1]) for key in scan.models}
+            await self._add({key: model for key, model in scan.models.items() if known[key] is None}, done)
+            for key, before in known.items():
+                if before is not None:
+                    await self._write(key, before, scan.models[key], done)
             gone = [
                 (name, version)
                 for name, versions in view.models.items()
@@ -107,6 +110,17 @@ class Publisher:
         )
         if found != latest:
             await self._store.replace(path, records.encode(found), expected=entry.mod_revision)
+
+    async def _add(self, models: Mapping[VersionKey, ModelVersion], done: Changes) -> None:
+        """Write versions that nobody has published, many at a time; where somebody was quicker, one by one."""
+        keys = {model_key(*key): key for key in models}
+        for batch in batches({path: records.encode(models[key]) for path, key in keys.items()}):
+            absent = [Guard(path, mod_revision=0) for path in batch]
+            if await self._store.write(batch, guards=absent) is not None:
+                done.added.extend("/".join(keys[path]) for path in batch)
+                continue
+            for path in batch:
+                await self._write(keys[path], None, models[keys[path]], done)
 
     async def _write(self, key: VersionKey, known: ModelVersion | None, found: ModelVersion, done: Changes) -> None:
         if known is not None and _same(known, found):

@@ -1,4 +1,4 @@
-"""The node's own record: what it says of itself, and when it says it again."""
+"""The node's own record and those of its copies: what it says of itself, and when it says it again."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import psutil
 
-from mesh.core.types import CopyState, Node, NodeId
+from mesh.core.types import Copy, Node, NodeId
+from mesh.core.view import VersionKey
 from mesh.node.loader import Loader
 from mesh.registry import records
+from mesh.registry.keys import copy_key
 from mesh.registry.lease import Presence
 from mesh.telemetry import logs
 
@@ -21,12 +23,18 @@ log = logs.get(__name__)
 REFRESH_S = 1.0
 """How often last uses, what is idle and a GPU's free bytes are told when nothing else changed."""
 
+REFRESHES_PER_S = 50.0
+"""What all nodes together may write like this: with many nodes, each refreshes less often."""
+
 SPACING_S = 0.01
 """Least time between two records: copies come and go in bursts."""
 
 
 class Report:
-    """Builds the record and publishes it. One incarnation per process."""
+    """Builds the records of a node and its copies and publishes them. One incarnation per process.
+
+    `nodes` says how many there are in the mesh.
+    """
 
     def __init__(
         self,
@@ -35,17 +43,19 @@ class Report:
         labels: Mapping[str, str],
         repositories: tuple[str, ...],
         loader: Loader,
+        nodes: Callable[[], int] = lambda: 1,
     ) -> None:
         self._node = node
         self._labels = dict(labels)
         self._repositories = repositories
         self._loader = loader
+        self._nodes = nodes
         self._process = psutil.Process()
         self._busy = 0.0
         self._incarnation = secrets.token_hex(8)
         self._started_s = time.time()
         self._presence: Presence | None = None
-        self._published = b""
+        self._said: dict[VersionKey, tuple[Copy, str, bytes]] = {}
         self._dirty = asyncio.Event()
         self.address = ""
         """host:port that routers reach this node at; set when it listens."""
@@ -54,7 +64,6 @@ class Report:
 
     def record(self) -> Node:
         """Return what this node is at this moment."""
-        copies = self._loader.copies()
         return Node(
             id=self._node,
             address=self.address,
@@ -62,11 +71,10 @@ class Report:
             started_s=self._started_s,
             labels=self._labels,
             devices=self._loader.memory.devices(),
-            copies=copies,
             draining=self.draining,
             leaving=self.leaving,
             repositories=self._repositories,
-            loading=sum(copy.state is CopyState.LOADING for copy in copies),
+            loading=self._loader.loading,
             load_wait_s=round(self._loader.load_wait_s(), 2),
             busy=self._busy,
             failing=self._loader.failing(),
@@ -89,10 +97,20 @@ class Report:
         self._dirty.set()
 
     def _publish(self) -> None:
-        value = records.encode(self.record())
-        if self._presence is not None and value != self._published:
-            self._published = value
-            self._presence.publish(value)
+        if self._presence is not None:
+            self._presence.publish(records.encode(self.record()), self._copies())
+
+    def _copies(self) -> dict[str, bytes]:
+        """Return the copies' keys with their records; those that did not change are not encoded again."""
+        told = {}
+        for copy in self._loader.copies():
+            key = (copy.model, copy.version)
+            said = self._said.get(key)
+            if said is None or said[0] is not copy:
+                said = (copy, copy_key(self._node, key), records.encode(copy))
+            told[key] = said
+        self._said = told
+        return {path: value for _, path, value in told.values()}
 
     @property
     def ready(self) -> bool:
@@ -104,7 +122,7 @@ class Report:
         measured_s = time.monotonic()
         while True:
             try:
-                async with asyncio.timeout(REFRESH_S):
+                async with asyncio.timeout(max(REFRESH_S, self._nodes() / REFRESHES_PER_S)):
                     await self._dirty.wait()
             except TimeoutError:
                 pass

@@ -55,10 +55,10 @@ class Asked:
 class Running:
     """A `batcher.Waiter`: it is told the outputs and tells its reply the answer."""
 
-    __slots__ = ("_item", "_message", "_plan", "_reply", "_seen", "_served", "_wanted")
+    __slots__ = ("_item", "_message", "_plan", "_reply", "_seen", "_wanted", "served")
 
     def __init__(self, served: Served, message: bytes, plan: Plan | None, reply: Reply, seen: Observed) -> None:
-        self._served = served
+        self.served = served
         self._message = message
         self._plan = plan
         self._reply = reply
@@ -68,7 +68,7 @@ class Running:
 
     def submit_planned(self, inputs: dict[str, Array], plan: Plan, deadline_s: float | None) -> None:
         """Put inputs that were read by a plan into the queue. Raises `MeshError`."""
-        served, seen = self._served, self._seen
+        served, seen = self.served, self._seen
         seen.rows = plan.rows
         admitted = served.loaded.admit(inputs)
         seen.read_ns = time.monotonic_ns()
@@ -78,7 +78,7 @@ class Running:
 
     def submit(self, request: ModelInferRequest, deadline_s: float | None, plans: Plans) -> None:
         """Read the inputs and put them into the queue. Raises `MeshError`."""
-        served, seen = self._served, self._seen
+        served, seen = self.served, self._seen
         self._wanted = wanted_outputs(request, served)
         given, seen.rows = read_inputs(request, served.inputs, served.model.name, served.model.max_batch_size)
         inputs = served.loaded.admit(given)
@@ -110,8 +110,8 @@ class Running:
 
     def _encoded(self, outputs: Tensors) -> bytes:
         request = decode(self._message)
-        wanted = self._wanted or wanted_outputs(request, self._served)
-        return encode(request, self._served, outputs, wanted).SerializeToString()
+        wanted = self._wanted or wanted_outputs(request, self.served)
+        return encode(request, self.served, outputs, wanted).SerializeToString()
 
     def failed(self, error: Exception) -> None:
         """Answer what went wrong."""
@@ -121,7 +121,7 @@ class Running:
     def withdraw(self, error: BaseException) -> None:
         """Leave: the caller is gone, and `error` is what is counted. The reply hears nothing."""
         if self._item is not None and not self._item.over:
-            self._served.batcher.withdraw(self._item)
+            self.served.batcher.withdraw(self._item)
             self._seen.end(error)
 
 

@@ -25,7 +25,7 @@ from mesh.node.repository import Scanner
 from mesh.node.runtimes.onnx import OnnxRuntime
 from mesh.node.runtimes.python import PythonRuntime
 from mesh.registry.etcd_client import EtcdClient
-from mesh.registry.keys import node_key
+from mesh.registry.keys import copies_prefix, node_key
 from mesh.registry.lease import Presence
 from mesh.registry.mirror import Mirror
 from mesh.registry.ready import answers_before
@@ -99,16 +99,23 @@ def _build(
         default_queue_size=config.default_queue_size,
         drain_s=config.drain_s,
     )
-    report = Report(node, labels=config.labels, repositories=scanner.urls(), loader=loader)
+    report = Report(
+        node,
+        labels=config.labels,
+        repositories=scanner.urls(),
+        loader=loader,
+        nodes=lambda: len(mirror.view.nodes),
+    )
     presence = Presence(
         store,
         node_key(node),
+        prefix=copies_prefix(node),
         ttl_s=config.lease_ttl_s,
         is_mine=report.is_mine,
         on_event=lambda text: log.warning("registration", event=text),
     )
     infer = Infer(loader.find, metrics, tracing)
-    metrics.observe(report.record, lambda: infer.outstanding)
+    metrics.observe(report.record, loader.copies, lambda: infer.outstanding)
     health = NodeHealth(loader, report)
     services = [
         generic_handler(INFERENCE_SERVICE, NodeInferenceService(loader, report)),

@@ -17,6 +17,30 @@ from mesh.node.statistics import Statistics
 T = TypeVar("T")
 
 
+class Pins:
+    """The copies that one stream has asked: its caller is likely to ask them again. `release` when the stream ends."""
+
+    __slots__ = ("_pinned",)
+
+    def __init__(self) -> None:
+        self._pinned: set[Served] = set()
+
+    def add(self, served: Served) -> None:
+        """Pin a copy, if this stream does not yet."""
+        if served not in self._pinned:
+            self._pinned.add(served)
+            served.streams += 1
+
+    def release(self) -> None:
+        """Let go of all of them."""
+        while self._pinned:
+            self._pinned.pop().streams -= 1
+
+    def __repr__(self) -> str:
+        """Show the count."""
+        return f"<Pins {len(self._pinned)}>"
+
+
 class Served:
     """One copy that answers. `in_flight` counts its requests; `idle` is set while there are none."""
 
@@ -48,6 +72,8 @@ class Served:
         self.idle = asyncio.Event()
         self.idle.set()
         self.last_used_s = 0.0
+        self.streams = 0
+        """Open streams that asked it something."""
         self._history = History(last_s=time.time()) if history is None else history
         self._uses = 0
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Final
 
 from mesh.api.gen.etcd import rpc_pb2 as rpc
@@ -17,7 +18,7 @@ from mesh.registry.config import RegistryConfig
 from mesh.registry.etcd_calls import Answer, Caller
 from mesh.registry.etcd_watch import EtcdWatch, bytes_of, entry_of, range_end
 from mesh.registry.keys import ROOT
-from mesh.registry.store import Batch, Entry, Listing
+from mesh.registry.store import MAX_WRITES, Batch, Entry, Guard, Listing, Page
 
 _KV: Final = "/etcdserverpb.KV/"
 _LEASE: Final = "/etcdserverpb.Lease/"
@@ -66,6 +67,12 @@ class EtcdClient:
         listing, _ = await self._list(prefix)
         return listing
 
+    async def pages(self, prefix: str) -> AsyncGenerator[Page, None]:
+        """Yield all entries under `prefix` as of one revision, so that they need not be in memory at once."""
+        async with aclosing(self._pages(prefix)) as pages:
+            async for page, _ in pages:
+                yield page
+
     async def put(self, key: str, value: bytes, *, lease: int = 0) -> int:
         """Write `key` whatever it holds; return the new revision. Raises `LeaseLost` for an unknown lease."""
         request = rpc.PutRequest(key=bytes_of(key), value=value, lease=lease)
@@ -79,15 +86,9 @@ class EtcdClient:
         attempt was cut off and sent again, a key that holds just what was to be written counts as written.
         """
         name = bytes_of(key)
-        if value is None:
-            write = rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=name))
-        else:
-            write = rpc.RequestOp(request_put=rpc.PutRequest(key=name, value=value, lease=lease))
         request = rpc.TxnRequest(
-            compare=[
-                rpc.Compare(key=name, target=rpc.Compare.MOD, result=rpc.Compare.EQUAL, mod_revision=expected),
-            ],
-            success=[write],
+            compare=[_compare(Guard(key, mod_revision=expected))],
+            success=[_write(name, value, lease)],
             failure=[rpc.RequestOp(request_range=rpc.RangeRequest(key=name))],
         )
         answer: Answer[rpc.TxnResponse] = await self._caller.unary(_KV + "Txn", request, rpc.TxnResponse)
@@ -102,6 +103,40 @@ class EtcdClient:
         if found and found[0].value == value and found[0].lease == lease:
             return found[0].mod_revision
         return None
+
+    async def write(
+        self, changes: Mapping[str, bytes | None], *, guards: Sequence[Guard] = (), lease: int = 0
+    ) -> int | None:
+        """Write all of `changes` (None deletes a key), at most `MAX_WRITES`, in one transaction if all `guards` hold.
+
+        Returns the new revision, or None when a guard did not hold: after an attempt that was cut off and sent again,
+        that may be because the first one wrote. Raises `LeaseLost` for an unknown lease.
+        """
+        if len(changes) > MAX_WRITES:
+            raise ValueError(f"expected at most {MAX_WRITES} keys in one write, got {len(changes)}")
+        request = rpc.TxnRequest(
+            compare=[_compare(guard) for guard in guards],
+            success=[_write(bytes_of(key), value, lease) for key, value in changes.items()],
+        )
+        answer: Answer[rpc.TxnResponse] = await self._caller.unary(_KV + "Txn", request, rpc.TxnResponse)
+        revision = self._revision(answer.message.header)
+        return revision if answer.message.succeeded else None
+
+    async def count(self, prefix: str) -> int:
+        """Return the number of keys under `prefix`."""
+        start = bytes_of(prefix)
+        response = await self._range(
+            rpc.RangeRequest(key=start or b"\0", range_end=range_end(start), count_only=True),
+        )
+        return response.count
+
+    async def compact(self, revision: int) -> None:
+        """Forget what was before `revision`; one that is forgotten already is fine."""
+        try:
+            await self._caller.unary(_KV + "Compact", rpc.CompactionRequest(revision=revision), rpc.CompactionResponse)
+        except RegistryRefused as error:
+            if "has been compacted" not in error.message:
+                raise
 
     async def delete(self, key: str) -> bool:
         """Delete `key`; tell whether it was there (by the last attempt, when one was cut off and sent again)."""
@@ -156,27 +191,53 @@ class EtcdClient:
         return answer.message
 
     async def _list(self, prefix: str) -> tuple[Listing, int]:
+        entries: list[Entry] = []
+        revision = cluster = 0
+        async with aclosing(self._pages(prefix)) as pages:
+            async for page, from_cluster in pages:
+                if page.begins:
+                    entries.clear()
+                entries.extend(page.entries)
+                revision, cluster = page.revision, from_cluster
+        return Listing(tuple(entries), revision), cluster
+
+    async def _pages(self, prefix: str) -> AsyncGenerator[tuple[Page, int], None]:
+        """Yield pages, each with the id of the cluster that it is from."""
         start, end = bytes_of(prefix) or b"\0", range_end(bytes_of(prefix))
+        key, revision, cluster = start, 0, 0
         while True:
-            entries: list[Entry] = []
-            key, revision, cluster = start, 0, 0
-            while True:
-                request = rpc.RangeRequest(key=key, range_end=end, limit=_PAGE, revision=revision)
-                try:
-                    page = await self._range(request)
-                except RegistryRefused as error:
-                    # Compacted between two pages, or another registry answers now: begin anew.
-                    if revision and "required revision" in error.message:
-                        break
-                    raise
-                if revision and page.header.cluster_id != cluster:
-                    break
-                revision, cluster = revision or page.header.revision, page.header.cluster_id
-                entries.extend(entry_of(pair) for pair in page.kvs)
-                if not page.more:
-                    return Listing(tuple(entries), revision), cluster
-                key = page.kvs[-1].key + b"\0"
+            request = rpc.RangeRequest(key=key, range_end=end, limit=_PAGE, revision=revision)
+            try:
+                found = await self._range(request)
+            except RegistryRefused as error:
+                # Compacted between two pages, or another registry answers now: begin anew.
+                if revision and "required revision" in error.message:
+                    key, revision = start, 0
+                    continue
+                raise
+            if revision and found.header.cluster_id != cluster:
+                key, revision = start, 0
+                continue
+            begins = not revision
+            revision, cluster = revision or found.header.revision, found.header.cluster_id
+            yield Page(tuple([entry_of(pair) for pair in found.kvs]), revision, begins), cluster
+            if not found.more:
+                return
+            key = found.kvs[-1].key + b"\0"
 
     def _revision(self, header: rpc.ResponseHeader) -> int:
         self._cluster = header.cluster_id
         return header.revision
+
+
+def _write(key: bytes, value: bytes | None, lease: int) -> rpc.RequestOp:
+    if value is None:
+        return rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=key))
+    return rpc.RequestOp(request_put=rpc.PutRequest(key=key, value=value, lease=lease))
+
+
+def _compare(guard: Guard) -> rpc.Compare:
+    key, equal = bytes_of(guard.key), rpc.Compare.EQUAL
+    if guard.lease is not None:
+        return rpc.Compare(key=key, target=rpc.Compare.LEASE, result=equal, lease=guard.lease)
+    return rpc.Compare(key=key, target=rpc.Compare.MOD, result=equal, mod_revision=guard.mod_revision or 0)

@@ -5,12 +5,20 @@ Names are percent-encoded where they hold "/" so that a key splits back unambigu
 
 from __future__ import annotations
 
+import re
+from typing import Final
 from urllib.parse import quote, unquote
 
 from mesh.core.types import ModelName, NodeId, Version
+from mesh.core.view import VersionKey
+
+_SAFE: Final = " !$&'()*+,;=:@"
+_PLAIN: Final = re.compile(rf"[A-Za-z0-9_.~{re.escape(_SAFE)}-]*").fullmatch
+"""Matches names that need no encoding: nearly all, and much faster than trying."""
 
 ROOT = "/mesh/v1/"
 NODES = ROOT + "nodes/"
+COPIES = ROOT + "copies/"
 MODELS = ROOT + "models/"
 PLACEMENTS = ROOT + "placements/"
 FORECAST = ROOT + "forecast"
@@ -20,6 +28,16 @@ LEADER = ROOT + "leader/placement"
 def node_key(node: NodeId) -> str:
     """Return the key of a node's record."""
     return NODES + _quote(node)
+
+
+def copies_prefix(node: NodeId) -> str:
+    """Return what the keys of a node's copies begin with."""
+    return f"{COPIES}{_quote(node)}/"
+
+
+def copy_key(node: NodeId, key: VersionKey) -> str:
+    """Return the key of a copy's record."""
+    return f"{COPIES}{_quote(node)}/{_quote(key[0])}/{_quote(key[1])}"
 
 
 def model_key(name: ModelName, version: Version) -> str:
@@ -38,6 +56,12 @@ def split_node_key(key: str) -> NodeId:
     return NodeId(name)
 
 
+def split_copy_key(key: str) -> tuple[NodeId, VersionKey]:
+    """Return (node, (name, version)) of a key under COPIES. Raises ValueError for any other key."""
+    node, name, version = _parts(key, COPIES, 3)
+    return NodeId(node), (ModelName(name), Version(version))
+
+
 def split_model_key(key: str, prefix: str = MODELS) -> tuple[ModelName, Version]:
     """Return (name, version) of a key under MODELS or PLACEMENTS. Raises ValueError for any other key."""
     name, version = _parts(key, prefix, 2)
@@ -45,7 +69,7 @@ def split_model_key(key: str, prefix: str = MODELS) -> tuple[ModelName, Version]
 
 
 def _quote(text: str) -> str:
-    return quote(text, safe=" !$&'()*+,;=:@")
+    return text if _PLAIN(text) else quote(text, safe=_SAFE)
 
 
 def _parts(key: str, prefix: str, count: int) -> list[str]:
@@ -53,4 +77,4 @@ def _parts(key: str, prefix: str, count: int) -> list[str]:
     if not key.startswith(prefix) or len(parts) != count or not all(parts):
         msg = f"expected a key {prefix} followed by {count} names, got {key!r}"
         raise ValueError(msg)
-    return [unquote(part) for part in parts]
+    return [unquote(part) for part in parts] if "%" in key else parts

@@ -1,7 +1,8 @@
-"""`Presence`: one key that is in the registry for as long as its process runs, and goes with it.
+"""`Presence`: a key, and others that belong to it, in the registry for as long as their process runs.
 
-Owns the lease, the registering, the keeping alive, and the registering again after whatever took the key away (an
-expired lease, a restarted or wiped registry, a deletion by hand). What the value says is its owner's affair.
+Owns the lease, the registering, the keeping alive, and the registering again after whatever took keys away (an expired
+lease, a restarted or wiped registry, a deletion by hand). What the values say is their owner's affair. The first key
+says whose the others are: they are written only while it is under this process's lease.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from mesh.core.errors import Conflict, LeaseLost, MeshError
 from mesh.registry.etcd_watch import pause_s
 from mesh.registry.keys import NODES, split_node_key
 from mesh.registry.records import BadRecord, decode_node
-from mesh.registry.store import Entry, Store
+from mesh.registry.store import Entry, Guard, Store, batches
 
 _SPACING_S: Final = 0.02
 """Least time between two writes of the value: a burst of publishes costs at most fifty writes a second."""
@@ -27,7 +28,7 @@ _PREDECESSOR_S: Final = 2.0
 
 
 class Presence:
-    """Keeps `key` registered with the latest published value while `run` runs.
+    """Keeps `key`, and what belongs to it under `prefix`, as published last while `run` runs.
 
     `is_mine` tells from a value whether this process wrote it; `on_event` is told a sentence when something happens
     that an operator may want to know.
@@ -38,17 +39,21 @@ class Presence:
         store: Store,
         key: str,
         *,
+        prefix: str = "",
         ttl_s: int,
         is_mine: Callable[[bytes], bool],
         on_event: Callable[[str], None],
     ) -> None:
         self._store = store
         self._key = key
+        self._prefix = prefix
         self._ttl_s = ttl_s
         self._is_mine = is_mine
         self._on_event = on_event
         self._value: bytes | None = None
         self._written: bytes | None = None
+        self._belongings: Mapping[str, bytes] = {}
+        self._kept: dict[str, bytes] = {}
         self._written_s = float("-inf")
         self._revision = 0
         self._lease = 0
@@ -61,11 +66,14 @@ class Presence:
     def __repr__(self) -> str:
         """Show where the key stands."""
         held = self._written is not None and self._lease != 0
-        return f"<Presence {self._key} held={held} lease={self._lease:x} writes={self._writes}>"
+        return f"<Presence {self._key} held={held} kept={len(self._kept)} lease={self._lease:x} writes={self._writes}>"
 
-    def publish(self, value: bytes) -> None:
-        """Make `value` the key's value; `run` writes it soon, and only the latest of a burst."""
-        self._value = value
+    def publish(self, value: bytes, belongings: Mapping[str, bytes] | None = None) -> None:
+        """Make `value` the key's value, and `belongings` the keys under `prefix` with theirs.
+
+        `run` writes what changed soon, and only the latest of a burst.
+        """
+        self._value, self._belongings = value, belongings or {}
         self._published.set()
 
     async def registered(self) -> None:
@@ -143,12 +151,16 @@ class Presence:
                     raise Conflict(f"{_taken(entry)}; give this node another --id or stop the other one")
                 await asyncio.sleep(_POLL_S)
                 continue
-            if await self._write(entry.mod_revision if entry is not None else 0):
+            if await self._write_first(entry.mod_revision if entry is not None else 0):
+                # What lies there may be a dead process's, or this one's of before: all of it is written anew.
+                left = await self._store.list(self._prefix) if self._prefix else None
+                self._kept = {entry.key: b"" for entry in left.entries} if left is not None else {}
+                self._published.set()
                 self._registered.set()
                 return
 
-    async def _write(self, expected: int) -> bool:
-        """Write the latest value if the key still is at `expected`; tell whether it was."""
+    async def _write_first(self, expected: int) -> bool:
+        """Write the key's latest value if it still is at `expected`; tell whether it was."""
         if not self._lease:
             self._lease = await self._store.grant(self._ttl_s)
         self._published.clear()
@@ -169,6 +181,44 @@ class Presence:
         self._written, self._revision, self._writes = value, revision, self._writes + 1
         return True
 
+    async def _write(self) -> bool:
+        """Write what changed, as long as the key is under this lease; tell whether it was.
+
+        The key goes with the first of its belongings, so that what it says of them is true.
+        """
+        self._published.clear()
+        value, wanted = self._value, self._belongings
+        assert value is not None
+        changes: dict[str, bytes | None] = {} if value == self._written else {self._key: value}
+        changes.update((key, None) for key in self._kept.keys() - wanted.keys())
+        changes.update((key, said) for key, said in wanted.items() if self._kept.get(key) != said)
+        mine = (Guard(self._key, lease=self._lease),)
+        for batch in batches(changes):
+            try:
+                revision = await self._store.write(batch, guards=mine, lease=self._lease)
+            except BaseException:
+                # It may have been written or not: everything must be looked at and written again.
+                self._published.set()
+                self._written = None
+                raise
+            if revision is None:
+                self._published.set()
+                self._written = None
+                return False
+            self._note(batch, revision)
+        self._written_s = time.monotonic()
+        return True
+
+    def _note(self, batch: Mapping[str, bytes | None], revision: int) -> None:
+        self._writes += 1
+        for key, value in batch.items():
+            if key == self._key:
+                self._written, self._revision = value, revision
+            elif value is None:
+                self._kept.pop(key, None)
+            else:
+                self._kept[key] = value
+
     async def _hold(self) -> None:
         """Keep the lease alive and the value fresh. Returns when the key is no longer as it was written."""
         while True:
@@ -179,6 +229,10 @@ class Presence:
                 self._on_event(f"{self._key} was changed or deleted by somebody else; registering again")
                 self._written = None
                 return
+            if self._prefix and await self._store.count(self._prefix) != len(self._kept):
+                self._on_event(f"keys under {self._prefix} were changed by somebody else; writing them again")
+                self._written = None
+                return
             while (left_s := renew_s - time.monotonic()) > 0:
                 try:
                     async with asyncio.timeout(left_s):
@@ -186,9 +240,7 @@ class Presence:
                         await asyncio.sleep(max(0.0, self._written_s + _SPACING_S - time.monotonic()))
                 except TimeoutError:
                     break
-                if self._value == self._written:
-                    self._published.clear()
-                elif not await self._write(self._revision):
+                if not await self._write():
                     return
 
 

@@ -15,22 +15,25 @@ from contextlib import aclosing
 from typing import Final
 
 from mesh.core.errors import RegistryUnavailable
-from mesh.core.fold import Change, ForecastChange, ModelChange, NodeChange, PlacementChange, fold
+from mesh.core.fold import Change, CopyChange, ForecastChange, ModelChange, NodeChange, PlacementChange, fold
 from mesh.core.grace import Grace
 from mesh.core.view import ClusterView
 from mesh.registry.keys import (
+    COPIES,
     FORECAST,
     MODELS,
     NODES,
     PLACEMENTS,
     ROOT,
+    copy_key,
     model_key,
     node_key,
     placement_key,
+    split_copy_key,
     split_model_key,
     split_node_key,
 )
-from mesh.registry.records import BadRecord, decode_forecast, decode_model, decode_node, decode_placement
+from mesh.registry.records import BadRecord, decode_copy, decode_forecast, decode_model, decode_node, decode_placement
 from mesh.registry.store import Batch, Event, Store
 
 _log: Final = logging.getLogger(__name__)
@@ -66,21 +69,22 @@ class Mirror:
 
     async def run(self) -> None:
         """Follow the registry for ever. Raises `RegistryRefused` when it does not permit reading."""
-        listing = None
-        while listing is None:
+        while True:
             try:
-                listing = await self._store.list(ROOT)
+                first = await self._read()
             except RegistryUnavailable as error:
                 _log.warning("the registry does not answer", extra={"error": error.message})
                 await asyncio.sleep(0.1)
-        events = tuple(Event(entry.key, entry) for entry in listing.entries)
-        self._apply(Batch(events, listing.revision, relisted=True))
+            else:
+                break
+        self._live = True
+        self._show(first)
         self._synced.set()
         held = asyncio.Event()
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._release(held), name="mirror grace")
-                async with aclosing(self._store.watch(ROOT, after=listing.revision)) as batches:
+                async with aclosing(self._store.watch(ROOT, after=first.revision)) as batches:
                     async for batch in batches:
                         self._apply(batch)
                         held.set()
@@ -105,6 +109,16 @@ class Mirror:
             view = await self.next(view)
         return view
 
+    async def _read(self) -> ClusterView:
+        """Return what the registry holds. Read page by page: with many models, most of the bytes are soon forgotten."""
+        view = ClusterView()
+        async with aclosing(self._store.pages(ROOT)) as pages:
+            async for page in pages:
+                events = (Event(entry.key, entry) for entry in page.entries)
+                changes = [change for event in events if (change := self._change(event)) is not None]
+                view = fold(ClusterView() if page.begins else view, changes, page.revision)
+        return view
+
     def _apply(self, batch: Batch) -> None:
         now_s = time.monotonic()
         if not batch.live:
@@ -122,7 +136,10 @@ class Mirror:
     def _publish(self, changes: tuple[Change, ...], revision: int) -> None:
         if not changes and revision == self.view.revision:
             return
-        self.view = fold(self.view, changes, revision)
+        self._show(fold(self.view, changes, revision))
+
+    def _show(self, view: ClusterView) -> None:
+        self.view = view
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
@@ -164,6 +181,11 @@ def _decode(event: Event) -> Change | None:
         node = decode_node(value) if value is not None else None
         _agree(key, node_key(id_ if node is None else node.id))
         return NodeChange(id_, node)
+    if key.startswith(COPIES):
+        on, held = split_copy_key(key)
+        copy = decode_copy(value) if value is not None else None
+        _agree(key, copy_key(on, held if copy is None else (copy.model, copy.version)))
+        return CopyChange(on, held, copy)
     if key.startswith(MODELS):
         model = decode_model(value) if value is not None else None
         named = split_model_key(key)
@@ -188,6 +210,12 @@ def _absent(view: ClusterView, events: Iterable[Event]) -> list[Change]:
     """Return the deletions of what `view` holds and a full listing does not."""
     present = {event.key for event in events}
     changes: list[Change] = [NodeChange(id_, None) for id_ in view.nodes if node_key(id_) not in present]
+    changes.extend(
+        CopyChange(id_, key, None)
+        for id_, copies in view.held.items()
+        for key in copies
+        if copy_key(id_, key) not in present
+    )
     changes.extend(
         ModelChange((name, version), None)
         for name, held in view.models.items()

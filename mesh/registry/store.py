@@ -6,9 +6,9 @@ gRPC API. Keys are text, values bytes.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,16 @@ class Listing:
 
     entries: tuple[Entry, ...]
     revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some entries of a prefix; all pages since the one that `begins` are as of the same `revision`, in key order."""
+
+    entries: tuple[Entry, ...]
+    revision: int
+    begins: bool
+    """It is the first. When history went between two pages, another first one follows: forget those before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +68,39 @@ class Batch:
     live: bool = True
 
 
+MAX_WRITES: Final = 128
+"""Keys in one transaction: etcd's --max-txn-ops unless it is told otherwise."""
+
+
+MAX_WRITE_BYTES: Final = 512 * 1024
+"""Bytes of values in one transaction, far under etcd's --max-request-bytes of 1.5 MiB."""
+
+
+def batches(changes: Mapping[str, bytes | None]) -> Iterator[dict[str, bytes | None]]:
+    """Yield `changes` in their order, in parts that fit into one `Store.write` each."""
+    batch: dict[str, bytes | None] = {}
+    size = 0
+    for key, value in changes.items():
+        more = len(key) + len(value or b"")
+        if len(batch) == MAX_WRITES or (batch and size + more > MAX_WRITE_BYTES):
+            yield batch
+            batch, size = {}, 0
+        batch[key] = value
+        size += more
+    if batch:
+        yield batch
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What must hold for a write to happen: where `key` stands. One of the two is given."""
+
+    key: str
+    mod_revision: int | None = None
+    """0: it does not exist."""
+    lease: int | None = None
+
+
 class Store(Protocol):
     """Calls on the registry.
 
@@ -71,6 +114,9 @@ class Store(Protocol):
     async def list(self, prefix: str) -> Listing:
         """Return all entries under `prefix`."""
 
+    def pages(self, prefix: str) -> AsyncGenerator[Page, None]:
+        """Yield all entries under `prefix`, so that they need not be in memory at once."""
+
     async def put(self, key: str, value: bytes, *, lease: int = 0) -> int:
         """Write `key` whatever it holds; return the new revision. Raises `LeaseLost` for an unknown lease."""
 
@@ -79,6 +125,21 @@ class Store(Protocol):
 
         Returns the new revision, or None when somebody else was first. Raises `LeaseLost` for an unknown lease.
         """
+
+    async def write(
+        self, changes: Mapping[str, bytes | None], *, guards: Sequence[Guard] = (), lease: int = 0
+    ) -> int | None:
+        """Write all of `changes` (None deletes a key), at most `MAX_WRITES`, in one transaction if all `guards` hold.
+
+        Returns the new revision, or None when a guard did not hold: after an attempt that was cut off and sent again,
+        that may be because the first one wrote. Raises `LeaseLost` for an unknown lease.
+        """
+
+    async def count(self, prefix: str) -> int:
+        """Return the number of keys under `prefix`."""
+
+    async def compact(self, revision: int) -> None:
+        """Forget what was before `revision`; one that is forgotten already is fine."""
 
     async def delete(self, key: str) -> bool:
         """Delete `key`; tell whether it was there."""

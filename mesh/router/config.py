@@ -31,6 +31,8 @@ class RouterConfig:
     """How long a stopping router waits for calls in flight."""
     settle_s: float = 1.0
     """How long a stopping router says NOT_SERVING before it refuses calls, so that balancers hear of it first."""
+    compact_s: float = 300.0
+    """The leading router lets the registry forget its history when it is this old; 0: somebody else does."""
     wire: Engine = "mesh"
     """What carries the calls: our own wire, or grpcio for comparison and as a way out."""
     reuse_port: bool = False

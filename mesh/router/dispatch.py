@@ -15,8 +15,8 @@ from mesh.core.errors import Code, DeadlineExceeded, MeshError, RemoteError, Uni
 from mesh.core.traffic.balance import Balancer
 from mesh.core.traffic.retry import may_retry
 from mesh.core.traffic.route import resolve
-from mesh.core.types import ModelVersion, Node, NodeId
-from mesh.core.view import Located
+from mesh.core.types import ModelVersion, NodeId
+from mesh.core.view import Host, Located
 from mesh.registry.mirror import Mirror
 from mesh.router.channels import Channels
 from mesh.router.cold import Cold
@@ -179,7 +179,7 @@ class _Asked:
 
     __slots__ = ("_balancer", "_node", "trailers")
 
-    def __init__(self, balancer: Balancer, node: Node) -> None:
+    def __init__(self, balancer: Balancer, node: Host) -> None:
         self._balancer = balancer
         self._node = node
         self.trailers: Metadata | None = None

@@ -126,7 +126,8 @@ def _build(config: RouterConfig, store: EtcdClient, tracing: Tracing) -> _Parts:
     http = None
     if config.http_port is not None:
         http = HttpServer(config.host, config.http_port, metrics.registry, health.is_ready)
-    steward = Steward(mirror, store, channels, f"{socket.gethostname()}-{os.getpid()}")
+    candidate = f"{socket.gethostname()}-{os.getpid()}"
+    steward = Steward(mirror, store, channels, candidate, compact_s=config.compact_s)
     return _Parts(mirror, metrics, balancer, channels, cold, steward, health, server, http)
 
 

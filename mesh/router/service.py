@@ -135,8 +135,10 @@ class ControlService:
         self._repository = repository
 
     async def ListNodes(self, request: control.ListNodesRequest, context: Any) -> control.ListNodesResponse:
-        nodes = self._mirror.view.nodes
-        return control.ListNodesResponse(nodes=[node_message(nodes[name]) for name in sorted(nodes)])
+        view = self._mirror.view
+        return control.ListNodesResponse(
+            nodes=[node_message(view.nodes[id_], view.held.get(id_, {}).values()) for id_ in sorted(view.nodes)]
+        )
 
     async def ListModels(self, request: control.ListModelsRequest, context: Any) -> Any:
         return await told(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Final
 
 from mesh.api.messages import node_control
@@ -15,7 +17,7 @@ from mesh.core.errors import MeshError
 from mesh.core.placement.demand import Demand, Usage
 from mesh.core.placement.duties import Duty, Pass
 from mesh.core.types import ModelName, Node, NodeId, Version
-from mesh.core.view import ClusterView
+from mesh.core.view import ClusterView, VersionKey
 from mesh.registry import records
 from mesh.registry.keys import FORECAST, LEADER, placement_key
 from mesh.registry.leader import Election
@@ -32,6 +34,12 @@ READ_S: Final = 1.0
 WHOLE_S: Final = 5.0
 """How often every placement is looked at, whatever happened; at once when a node came, went or is leaving."""
 
+WHOLE_SHARE: Final = 0.05
+"""Share of a core that looking at everything may take: with very many models it is done less often."""
+
+SLICE: Final = 256
+"""Versions looked at before requests get their turn: a millisecond or two."""
+
 TELL_S: Final = 20.0
 """How often the forecast is written for the nodes."""
 
@@ -43,8 +51,11 @@ USAGE_TIMEOUT_S: Final = 2.0
 class Steward:
     """Campaigns, and while it leads, does the slow duties. One per router process."""
 
-    def __init__(self, mirror: Mirror, store: Store, channels: Channels, candidate: str) -> None:
+    def __init__(
+        self, mirror: Mirror, store: Store, channels: Channels, candidate: str, *, compact_s: float = 0.0
+    ) -> None:
         self._mirror = mirror
+        self._compact_s = compact_s
         self._store = store
         self._channels = channels
         self._election = Election(store, LEADER, candidate, LEASE_S, on_change=self._changed)
@@ -60,7 +71,10 @@ class Steward:
         try:
             while True:
                 await self._election.wait_for(leader=True)
-                await self._lead()
+                async with asyncio.TaskGroup() as tasks:
+                    compacting = tasks.create_task(self._compact(), name="compact the registry")
+                    await self._lead()
+                    compacting.cancel()
         finally:
             # The next leader need not wait for the lease: no more than a moment, or the registry is away anyway.
             try:
@@ -72,7 +86,7 @@ class Steward:
 
     async def _lead(self) -> None:
         demand, begun_s = self._remembered(), time.time()
-        read_s = looked_s = told_s = begun_s
+        read_s = next_whole_s = told_s = begun_s
         seen: object = None
         while self._election.is_leader:
             await asyncio.sleep(max(0.0, read_s + READ_S - time.time()))
@@ -80,11 +94,13 @@ class Steward:
             told = await self._usage(view, since_s=read_s)
             demand.read(told, read_s, now_s)
             read_s = now_s
-            whole = seen != (seen := _members(view)) or now_s - looked_s >= WHOLE_S
-            looked_s = now_s if whole else looked_s
+            whole = seen != (seen := _members(view)) or now_s >= next_whole_s
             work = Pass(view, demand, now_s=now_s, begun_s=begun_s)
             try:
-                for duty in work.duties(None if whole else list(demand.scalers), fill=whole):
+                took_s = await _look(work, demand, whole=whole)
+                if whole:
+                    next_whole_s = now_s + max(WHOLE_S, took_s / WHOLE_SHARE)
+                for duty in work.decide():
                     if await self._do(duty) and duty.fewer:
                         demand.lowered((duty.after.model, duty.after.version), now_s, begun_s)
                 if now_s - told_s >= TELL_S:
@@ -96,6 +112,16 @@ class Steward:
             except Exception:
                 # Requests go on being served whatever is wrong here; the next pass looks at things anew.
                 log.exception("the leader's duties failed")
+
+    async def _compact(self) -> None:
+        """Let the registry forget what is older than `compact_s`, for ever. Without it, etcd's space runs out."""
+        while self._compact_s:
+            revision = self._mirror.view.revision
+            await asyncio.sleep(self._compact_s)
+            try:
+                await self._store.compact(revision)
+            except MeshError as error:
+                log.warning("could not compact the registry", error=error.message)
 
     def _remembered(self) -> Demand:
         """Return the demand as far as placements tell it: what nodes left there when they evicted."""
@@ -156,6 +182,23 @@ class Steward:
     def __repr__(self) -> str:
         """Show whether it leads."""
         return f"<Steward {self._election!r}>"
+
+
+async def _look(work: Pass, demand: Demand, *, whole: bool) -> float:
+    """Look at every placement, or at those in use alone; return the CPU seconds it took. Requests go on meanwhile."""
+    took_s = 0.0
+    parts: list[tuple[Callable[[Iterable[VersionKey]], None], Iterator[VersionKey]]] = [
+        (work.look, work.keys() if whole else iter(list(demand.scalers)))
+    ]
+    if whole:
+        parts.append((work.look_to_fill, iter(list(demand.learner.histories))))
+    for look, keys in parts:
+        while some := list(islice(keys, SLICE)):
+            began_s = time.perf_counter()
+            look(some)
+            took_s += time.perf_counter() - began_s
+            await asyncio.sleep(0)
+    return took_s
 
 
 def _members(view: ClusterView) -> list[tuple[NodeId, str, bool]]:

@@ -7,7 +7,7 @@ called from the event loop's thread; scrapes may come from any thread. Triton's 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 import prometheus_client
@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from mesh.core.errors import Code
-from mesh.core.types import CopyState, Node
+from mesh.core.types import Copy, CopyState, Node
 from mesh.core.view import ClusterView
 from mesh.telemetry.series import Family, Histogram, SeriesTable
 from mesh.telemetry.triton import NodeRow, TritonCollector
@@ -134,16 +134,19 @@ class NodeMetrics:
         self._table: SeriesTable[NodeRow] = SeriesTable(NodeRow)
         self._table.keep(self._loaded)
         self._node: Callable[[], Node | None] = lambda: None
+        self._copies: Callable[[], Sequence[Copy]] = tuple
         self._outstanding: Callable[[], int] = lambda: 0
         self.registry.register(_Scrape(self._collect))
         self.registry.register(TritonCollector(self._table))
 
-    def observe(self, node: Callable[[], Node | None], outstanding: Callable[[], int]) -> None:
-        """Say where the gauges come from: the node's own record and its requests in flight, asked at each scrape.
+    def observe(
+        self, node: Callable[[], Node | None], copies: Callable[[], Sequence[Copy]], outstanding: Callable[[], int]
+    ) -> None:
+        """Say where the gauges come from: the node's own record, its copies and its requests in flight.
 
-        Both are called from the scraping thread and must only read.
+        All are asked at each scrape. They are called from the scraping thread and must only read.
         """
-        self._node, self._outstanding = node, outstanding
+        self._node, self._copies, self._outstanding = node, copies, outstanding
 
     def request_done(
         self, model: str, version: str, code: Code, *, queue_s: float, compute_s: float, total_s: float
@@ -193,7 +196,7 @@ class NodeMetrics:
         yield GaugeMetricFamily("mesh_node_outstanding", "Requests in flight.", self._outstanding())
         node = self._node()
         if node is not None:
-            yield from _node_gauges(node)
+            yield from _node_gauges(node, self._copies())
 
     def _loads(self) -> CounterMetricFamily:
         family = CounterMetricFamily("mesh_node_loads", "Loads that ended.", labels=["model", "version", "outcome"])
@@ -203,8 +206,8 @@ class NodeMetrics:
         return family
 
 
-def _node_gauges(node: Node) -> Iterable[Metric]:
-    states = Counter(copy.state for copy in node.copies)
+def _node_gauges(node: Node, held: Iterable[Copy]) -> Iterable[Metric]:
+    states = Counter(copy.state for copy in held)
     copies = GaugeMetricFamily("mesh_node_copies", "Copies held, by state.", labels=["state"])
     for state in CopyState:
         copies.add_metric([state.value], states[state])

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.core.fold import Change, ForecastChange, ModelChange, NodeChange, PlacementChange, fold
+from mesh.core.fold import Change, CopyChange, ForecastChange, ModelChange, NodeChange, PlacementChange, fold
 from mesh.core.placement.forecast import Forecast
 from mesh.core.types import Copy, CopyState, ModelName, ModelVersion, Node, NodeId, Placement, Version
 from mesh.core.view import ClusterView
+from tests.fixtures.registered import registered
 
 names = st.sampled_from([ModelName("a"), ModelName("b")])
 versions = st.sampled_from([Version("1"), Version("2")])
@@ -16,20 +19,22 @@ copies = st.builds(Copy, model=names, version=versions, state=st.sampled_from(Co
 
 @st.composite
 def changes(draw: st.DrawFn) -> Change:
-    kind = draw(st.integers(0, 3))
-    if kind == 0:
-        id_ = NodeId(draw(st.sampled_from("xyz")))
-        held = tuple(draw(st.lists(copies, max_size=3, unique_by=lambda copy: (copy.model, copy.version))))
-        node = Node(id_, f"{id_}:1", "i", copies=held, draining=draw(st.booleans()))
-        return NodeChange(id_, node if draw(st.booleans()) else None)
-    key = draw(keys)
+    kind = draw(st.integers(0, 4))
     present = draw(st.booleans())
+    id_ = NodeId(draw(st.sampled_from("xyz")))
+    if kind == 0:
+        node = Node(id_, f"{id_}:{draw(st.integers(1, 2))}", "i", draining=draw(st.booleans()))
+        return NodeChange(id_, node if present else None)
+    if kind == 3:
+        return ForecastChange(Forecast(((draw(st.floats(0, 1)),),)) if present else None)
+    if kind == 4:
+        copy = draw(copies)
+        return CopyChange(id_, (copy.model, copy.version), copy if present else None)
+    key = draw(keys)
     if kind == 1:
         return ModelChange(
             key, ModelVersion(*key, runtime="onnx", source="s", digest="d", size_bytes=1) if present else None
         )
-    if kind == 3:
-        return ForecastChange(Forecast(((draw(st.floats(0, 1)),),)) if present else None)
     nodes = tuple(NodeId(each) for each in draw(st.lists(st.sampled_from("xyz"), unique=True)))
     return PlacementChange(key, Placement(*key, nodes, off=draw(st.booleans())) if present else None)
 
@@ -45,13 +50,36 @@ def test_folding_one_by_one_equals_folding_at_once(steps: list[Change]) -> None:
 @given(st.lists(changes(), max_size=20))
 def test_indexes_hold_exactly_the_copies_of_the_nodes(steps: list[Change]) -> None:
     view = fold(ClusterView(), steps, 1)
-    everywhere = [((copy.model, copy.version), node.id, copy) for node in view.nodes.values() for copy in node.copies]
+    everywhere = [
+        (key, id_, copy) for id_, held in view.held.items() for key, copy in held.items() if id_ in view.nodes
+    ]
     indexed = [(key, each.node.id, each.copy) for key, located in view.copies.items() for each in located]
     assert sorted(map(repr, everywhere)) == sorted(map(repr, indexed))
-    for key, located in view.serving.items():
-        assert all(each in view.copies[key] for each in located)
-        assert all(each.copy.state is CopyState.READY and not each.node.draining for each in located)
-        assert all(view.nodes[each.node.id] is each.node for each in located)
+    assert all(view.held.values())
+    for key, located in view.copies.items():
+        assert [each.node.id for each in located] == sorted(each.node.id for each in located)
+        may = [each for each in located if each.copy.state is CopyState.READY and not view.nodes[each.node.id].draining]
+        assert list(view.serving.get(key, ())) == may
+        assert all(view.nodes[each.node.id].address == each.node.address for each in located)
+    assert set(view.serving) <= set(view.copies)
+
+
+@given(st.lists(changes(), max_size=20))
+def test_the_last_word_on_each_key_counts_whatever_the_order_of_the_keys(steps: list[Change]) -> None:
+    latest = {_named(step): step for step in steps}
+    assert fold(ClusterView(), reversed(latest.values()), 1) == fold(ClusterView(), steps, 1)
+
+
+def _named(change: Change) -> object:
+    match change:
+        case NodeChange(id_, _):
+            return id_
+        case CopyChange(id_, key, _):
+            return id_, key
+        case ForecastChange():
+            return None
+        case _:
+            return type(change), change.key
 
 
 @given(st.lists(changes(), max_size=20), st.lists(changes(), max_size=20))
@@ -68,9 +96,19 @@ def test_placements_are_indexed_by_node_and_older_views_stay_as_they_were(
         assert all(each.placed.values())
 
 
-def test_a_node_that_left_takes_its_copies_along() -> None:
-    copy = Copy(ModelName("a"), Version("1"), CopyState.READY)
-    node = Node(NodeId("x"), "x:1", "i", copies=(copy,))
-    view = fold(ClusterView(), [NodeChange(node.id, node)], 1)
-    assert [each.node.id for each in view.serving["a", "1"]] == ["x"]  # type: ignore[index] # text is a NewType's value
-    assert dict(fold(view, [NodeChange(node.id, None)], 2).copies) == {}
+def test_a_node_that_left_takes_its_copies_along_and_brings_them_back() -> None:
+    key = ModelName("a"), Version("1")
+    node = Node(NodeId("x"), "x:1", "i")
+    view = fold(ClusterView(), registered(node, [Copy(*key, CopyState.READY)]), 1)
+    assert [each.node.id for each in view.serving[key]] == ["x"]
+    gone = fold(view, [NodeChange(node.id, None)], 2)
+    assert (dict(gone.copies), dict(gone.serving)) == ({}, {})
+    assert fold(gone, [NodeChange(node.id, node)], 1) == view
+
+
+def test_free_memory_and_load_change_nothing_about_the_copies() -> None:
+    node = Node(NodeId("x"), "x:1", "i")
+    view = fold(ClusterView(), registered(node, [Copy(ModelName("a"), Version("1"), CopyState.READY)]), 1)
+    busier = fold(view, [NodeChange(node.id, replace(node, busy=0.5))], 2)
+    assert busier.copies is view.copies
+    assert busier.nodes[node.id].busy == 0.5

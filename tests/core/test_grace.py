@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from mesh.core.fold import Change, NodeChange, fold
+from mesh.core.fold import Change, CopyChange, NodeChange, fold
 from mesh.core.grace import Grace
-from mesh.core.types import Node, NodeId
+from mesh.core.types import Copy, CopyState, ModelName, Node, NodeId, Version
 from mesh.core.view import ClusterView
 
 A, B = NodeId("a"), NodeId("b")
@@ -108,4 +108,57 @@ def test_releases_come_in_the_order_of_names() -> None:
     grace = after_an_outage(100.0)
     grace.step(view_of(node(A), node(B)), [NodeChange(B, None), GONE_A], 101.0)
     assert grace.due(110.0) == (GONE_A, NodeChange(B, None))
-    assert repr(grace) == "<Grace live=True held=0>"
+    assert repr(grace) == "<Grace live=True held=0 copies=0>"
+
+
+M = ModelName("m"), Version("1")
+COPY = Copy(*M, CopyState.READY)
+
+
+def with_a_copy(record: Node) -> ClusterView:
+    return fold(view_of(record), [CopyChange(record.id, M, COPY)], 2)
+
+
+GONE_COPY: Change = CopyChange(A, M, None)
+
+
+def test_copies_are_held_back_with_their_node_in_whichever_order_they_went() -> None:
+    for batch in ([GONE_COPY, GONE_A], [GONE_A, GONE_COPY]):
+        grace = after_an_outage(100.0)
+        assert grace.step(with_a_copy(node(A)), batch, 101.0) == ()
+        assert grace.due(110.0) == (GONE_A, GONE_COPY)
+        assert grace.next_s is None
+
+
+def test_a_copy_that_went_after_its_node_is_held_back_too() -> None:
+    grace = after_an_outage(100.0)
+    view = with_a_copy(node(A))
+    assert grace.step(view, [GONE_A], 101.0) == ()
+    assert grace.step(view, [GONE_COPY], 102.0) == ()
+
+
+def test_a_copy_that_goes_from_a_node_that_stays_is_gone_at_once() -> None:
+    assert after_an_outage(100.0).step(with_a_copy(node(A)), [GONE_COPY], 101.0) == (GONE_COPY,)
+
+
+def test_a_node_that_is_back_has_its_grace_to_tell_of_its_copies() -> None:
+    grace = after_an_outage(100.0)
+    view = with_a_copy(node(A))
+    grace.step(view, [GONE_A, GONE_COPY], 101.0)
+    back: Change = NodeChange(A, node(A))
+    assert grace.step(view, [back], 103.0) == (back,)
+    told: Change = CopyChange(A, M, COPY)
+    assert grace.step(view, [told], 104.0) == (told,)
+    assert grace.next_s is None
+    grace.step(view, [GONE_A, GONE_COPY], 105.0)
+    grace.step(view, [back], 106.0)
+    assert grace.due(110.0) == (GONE_COPY,)
+
+
+def test_another_process_under_the_id_has_other_copies() -> None:
+    grace = after_an_outage(100.0)
+    view = with_a_copy(node(A))
+    grace.step(view, [GONE_A, GONE_COPY], 101.0)
+    other: Change = NodeChange(A, Node(A, "127.0.0.1:1", "another"))
+    assert grace.step(view, [other], 103.0) == (other, GONE_COPY)
+    assert grace.next_s is None

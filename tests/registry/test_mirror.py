@@ -13,7 +13,7 @@ from mesh.core.fold import Change, NodeChange, PlacementChange, fold
 from mesh.core.types import Copy, CopyState, ModelName, ModelVersion, Node, NodeId, Placement, Version
 from mesh.core.view import ClusterView
 from mesh.registry.etcd_client import EtcdClient
-from mesh.registry.keys import ROOT, model_key, node_key, placement_key
+from mesh.registry.keys import ROOT, copy_key, model_key, node_key, placement_key
 from mesh.registry.mirror import Mirror
 from mesh.registry.records import encode
 from tests.fixtures.etcd import EtcdServer, Registry, eventually
@@ -25,12 +25,15 @@ PLACEMENT = Placement(M, V, (NodeId("a"),))
 
 
 def node(id_: str = "a", port: int = 1, *, draining: bool = False) -> Node:
-    copies = (Copy(M, V, CopyState.READY),)
-    return Node(NodeId(id_), f"127.0.0.1:{port}", f"{id_}-1", copies=copies, draining=draining)
+    return Node(NodeId(id_), f"127.0.0.1:{port}", f"{id_}-1", draining=draining)
 
 
 async def put_node(store: EtcdClient, record: Node) -> int:
     return await store.put(node_key(record.id), encode(record))
+
+
+async def put_copy(store: EtcdClient, id_: str = "a", state: CopyState = CopyState.READY) -> int:
+    return await store.put(copy_key(NodeId(id_), (M, V)), encode(Copy(M, V, state)))
 
 
 @asynccontextmanager
@@ -51,13 +54,14 @@ async def view_when(mirror: Mirror, predicate: Callable[[ClusterView], bool]) ->
 
 async def test_the_first_view_holds_what_was_there(store: EtcdClient) -> None:
     await put_node(store, node())
+    await put_copy(store)
     await store.put(model_key(M, V), encode(MODEL))
     revision = await store.put(placement_key(M, V), encode(PLACEMENT))
     async with following(store) as mirror:
         view = mirror.view
-        assert (view.revision, view.nodes, view.models) == (revision, {"a": node()}, {M: {V: MODEL}})
-        assert view.placements == {(M, V): PLACEMENT}
-        assert [each.node for each in view.serving[(M, V)]] == [node()]
+        assert (view.revision, view.nodes, dict(view.models)) == (revision, {"a": node()}, {M: {V: MODEL}})
+        assert dict(view.placements) == {(M, V): PLACEMENT}
+        assert [each.node.address for each in view.serving[(M, V)]] == ["127.0.0.1:1"]
         assert mirror.live
 
 
@@ -66,21 +70,30 @@ async def test_the_view_follows_changes_and_deletions(store: EtcdClient) -> None
         await put_node(store, node())
         await store.put(placement_key(M, V), encode(PLACEMENT))
         await view_when(mirror, lambda view: (M, V) in view.placements and "a" in view.nodes)
+        await put_copy(store)
+        await view_when(mirror, lambda view: (M, V) in view.serving)
         await put_node(store, node(port=2))
         await store.delete(placement_key(M, V))
         await view_when(mirror, lambda view: not view.placements and view.nodes[NodeId("a")] == node(port=2))
         revision = await store.put(model_key(M, V), encode(MODEL))
+        assert mirror.view.serving[(M, V)][0].node.address == "127.0.0.1:2"
         await store.delete(node_key(NodeId("a")))
         view = await view_when(mirror, lambda view: not view.nodes)
-        assert view.models == {M: {V: MODEL}}
+        assert dict(view.models) == {M: {V: MODEL}}
         assert view.revision == revision + 1
         assert not view.serving
+        assert not view.copies
+        await put_node(store, node(port=3))
+        view = await view_when(mirror, lambda view: bool(view.serving))
+        await store.delete(copy_key(NodeId("a"), (M, V)))
+        await view_when(mirror, lambda view: not view.copies and not view.held)
 
 
 async def test_following_gives_the_same_view_as_listing(store: EtcdClient) -> None:
     async with following(store) as follower:
         for each in range(10):
             await put_node(store, node(f"n{each % 4}", each))
+            await put_copy(store, f"n{each % 3}", list(CopyState)[each % 4])
             await store.put(placement_key(M, Version(str(each))), encode(Placement(M, Version(str(each)))))
         revision = await store.put(model_key(M, V), encode(MODEL))
         followed = await view_when(follower, lambda view: view.revision >= revision)
@@ -218,3 +231,22 @@ async def test_views_are_those_of_a_fold(store: EtcdClient) -> None:
         changes: list[Change] = [NodeChange(NodeId("a"), node()), PlacementChange((M, V), PLACEMENT)]
         assert view == fold(ClusterView(), changes, revision)
         assert repr(mirror).startswith("<Mirror live=True <ClusterView ")
+
+
+async def test_the_copies_of_a_node_that_went_with_the_registry_stay_until_the_grace_has_passed(
+    restartable: Registry, connect: Connect
+) -> None:
+    writer = connect(restartable.address, timeout_s=60)
+    await put_node(writer, node())
+    await put_copy(writer)
+    async with following(connect(restartable.address, timeout_s=1), grace_s=8.0) as mirror:
+        await restartable.stop()
+        await eventually(lambda: not mirror.live, what="the loss is seen")
+        await restartable.start()
+        await writer.write({copy_key(NodeId("a"), (M, V)): None, node_key(NodeId("a")): None})
+        revision = await writer.put(model_key(M, V), encode(MODEL))
+        view = await view_when(mirror, lambda view: view.revision >= revision)
+        assert (M, V) in view.serving
+        await put_node(writer, node())
+        view = await view_when(mirror, lambda view: not view.serving)
+        assert set(view.nodes) == {"a"}

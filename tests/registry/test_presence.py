@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -25,12 +25,14 @@ def record(incarnation: str, port: int = 1) -> bytes:
     return encode(Node(NodeId("a"), f"127.0.0.1:{port}", incarnation))
 
 
-def presence_of(store: EtcdClient, incarnation: str, *, ttl_s: int = 5, events: list[str] | None = None) -> Presence:
+def presence_of(
+    store: EtcdClient, incarnation: str, *, ttl_s: int = 5, events: list[str] | None = None, prefix: str = ""
+) -> Presence:
     def is_mine(value: bytes) -> bool:
         return bool(json.loads(value)["incarnation"] == incarnation)
 
     said: list[str] = [] if events is None else events
-    presence = Presence(store, KEY, ttl_s=ttl_s, is_mine=is_mine, on_event=said.append)
+    presence = Presence(store, KEY, prefix=prefix, ttl_s=ttl_s, is_mine=is_mine, on_event=said.append)
     presence.publish(record(incarnation))
     return presence
 
@@ -247,3 +249,87 @@ async def test_withdraw_without_a_registry_is_told_and_ends(
         await presence.withdraw()
         await asyncio.wait_for(task, 60)
         assert any("goes with its lease" in each for each in events)
+
+
+PREFIX = "/mesh/v1/copies/a/"
+
+
+async def belongings(store: EtcdClient) -> dict[str, bytes]:
+    return {each.key.removeprefix(PREFIX): each.value for each in (await store.list(PREFIX)).entries if each.lease}
+
+
+def of(**values: bytes) -> dict[str, bytes]:
+    return {PREFIX + key: value for key, value in values.items()}
+
+
+async def test_belongings_come_change_and_go_and_leave_with_the_key(store: EtcdClient) -> None:
+    presence = presence_of(store, "i1", prefix=PREFIX)
+    presence.publish(record("i1"), of(x=b"1", y=b"1"))
+    async with running(presence):
+        await eventually(lambda: _is(belongings(store), {"x": b"1", "y": b"1"}), what="all are there")
+        before = {each.key: each.mod_revision for each in (await store.list(PREFIX)).entries}
+        presence.publish(record("i1", 2), of(x=b"2", y=b"1", z=b"1"))
+        await eventually(lambda: _is(belongings(store), {"x": b"2", "y": b"1", "z": b"1"}), what="they changed")
+        assert await holds(store, record("i1", 2))
+        after = {each.key: each.mod_revision for each in (await store.list(PREFIX)).entries}
+        assert after[PREFIX + "y"] == before[PREFIX + "y"]
+        entry = await store.get(KEY)
+        assert entry is not None
+        assert entry.mod_revision == after[PREFIX + "x"] == after[PREFIX + "z"]
+        presence.publish(record("i1", 2), of(y=b"1"))
+        await eventually(lambda: _is(belongings(store), {"y": b"1"}), what="two went")
+        await presence.withdraw()
+        assert await belongings(store) == {}
+        assert await store.get(KEY) is None
+
+
+async def test_thousands_of_belongings_are_written(store: EtcdClient) -> None:
+    presence = presence_of(store, "i1", prefix=PREFIX)
+    wanted = of(**{f"c{number}": b"1" for number in range(3000)})
+    presence.publish(record("i1"), wanted)
+    async with running(presence):
+        await eventually(lambda: _is(store.count(PREFIX), 3000), what="all are there")
+        presence.publish(record("i1"))
+        await eventually(lambda: _is(store.count(PREFIX), 0), what="all went")
+
+
+async def test_belongings_are_written_again_after_a_lost_lease_and_after_somebody_elses_hand(store: EtcdClient) -> None:
+    presence = presence_of(store, "i1", ttl_s=3, prefix=PREFIX)
+    presence.publish(record("i1"), of(x=b"1", y=b"1"))
+    async with running(presence):
+        await eventually(lambda: _is(belongings(store), {"x": b"1", "y": b"1"}), what="all are there")
+        entry = await store.get(KEY)
+        assert entry is not None
+        await store.revoke(entry.lease)
+        await eventually(lambda: _is(belongings(store), {"x": b"1", "y": b"1"}), what="they are back")
+        await store.delete(PREFIX + "x")
+        await eventually(lambda: _is(belongings(store), {"x": b"1", "y": b"1"}), what="x is back")
+        await store.put(PREFIX + "stray", b"1")
+        await eventually(lambda: _is(store.count(PREFIX), 2), what="the stray is gone")
+
+
+async def test_what_a_dead_process_left_under_the_prefix_is_swept(store: EtcdClient) -> None:
+    await store.put(PREFIX + "old", b"1")
+    presence = presence_of(store, "i1", prefix=PREFIX)
+    presence.publish(record("i1"), of(x=b"1"))
+    async with running(presence):
+        await eventually(lambda: _is(belongings(store), {"x": b"1"}), what="only its own are there")
+        assert await store.count(PREFIX) == 1
+
+
+async def test_nothing_is_written_for_a_key_that_another_process_took(store: EtcdClient, connect: Connect) -> None:
+    presence = presence_of(store, "i1", prefix=PREFIX)
+    presence.publish(record("i1"), of(x=b"1"))
+    async with running(presence) as task:
+        await eventually(lambda: _is(belongings(store), {"x": b"1"}), what="it is there")
+        other = connect(store.config.endpoints[0], timeout_s=60)
+        await other.put(KEY, record("i2"))
+        presence.publish(record("i1"), of(x=b"2", y=b"2"))
+        with pytest.raises(Conflict):
+            await asyncio.wait_for(task, 60)
+        # Its own lease may have ended by now; what it was told meanwhile was never written.
+        assert await belongings(store) in ({}, {"x": b"1"})
+
+
+async def _is(asked: Awaitable[object], wanted: object) -> bool:
+    return await asked == wanted

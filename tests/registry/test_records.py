@@ -22,7 +22,7 @@ from mesh.core.types import (
     TensorSpec,
     Version,
 )
-from mesh.registry.records import BadRecord, decode_model, decode_node, decode_placement, encode
+from mesh.registry.records import BadRecord, decode_copy, decode_model, decode_node, decode_placement, encode
 
 NODE = Node(
     NodeId("a"),
@@ -31,10 +31,10 @@ NODE = Node(
     1.5,
     {"zone": "x"},
     (Device(DeviceKind.CPU, 0, "cpu", 10, 5),),
-    (Copy(ModelName("m"), Version("1"), CopyState.READY, 7, 2.5),),
     draining=True,
     repositories=("file:///models",),
 )
+COPY = Copy(ModelName("m"), Version("1"), CopyState.READY, 7, 2.5)
 MODEL = ModelVersion(
     ModelName("m"),
     Version("1"),
@@ -50,13 +50,14 @@ PLACEMENT = Placement(ModelName("m"), Version("1"), (NodeId("a"),), requested_s=
 
 def test_every_kind_of_record_comes_back_as_it_was() -> None:
     assert decode_node(encode(NODE)) == NODE
+    assert decode_copy(encode(COPY)) == COPY
     assert decode_model(encode(MODEL)) == MODEL
     assert decode_placement(encode(PLACEMENT)) == PLACEMENT
 
 
 def test_a_record_is_json_that_a_person_can_read() -> None:
+    assert json.loads(encode(COPY))["state"] == "ready"
     shown = json.loads(encode(NODE))
-    assert shown["copies"][0]["state"] == "ready"
     assert shown["labels"] == {"zone": "x"}
 
 

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from contextlib import aclosing
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mesh.core.errors import LeaseLost, RegistryRefused, RegistryUnavailable
 from mesh.registry.etcd_client import EtcdClient
 from mesh.registry.etcd_watch import bytes_of, pause_s, range_end, text_of
-from mesh.registry.store import Batch, Entry, Event, Listing
+from mesh.registry.store import MAX_WRITE_BYTES, MAX_WRITES, Batch, Entry, Event, Guard, Listing, batches
 from tests.fixtures.etcd import Running, eventually
 from tests.fixtures.faults import FaultyLink
 from tests.fixtures.mesh import free_port
@@ -318,3 +320,60 @@ async def test_a_slow_watch_of_the_embedded_registry_costs_no_memory_and_lists_a
     finally:
         await client.close()
         await registry.stop()
+
+
+async def test_a_write_of_many_keys_happens_whole_or_not_at_all(store: EtcdClient) -> None:
+    lease = await store.grant(60)
+    first = await store.write({"/t/a": b"1", "/t/b": b"2"}, guards=[Guard("/t/a", mod_revision=0)], lease=lease)
+    assert first is not None
+    assert [(each.key, each.mod_revision, each.lease) for each in (await store.list("/t/")).entries] == [
+        ("/t/a", first, lease),
+        ("/t/b", first, lease),
+    ]
+    assert await store.write({"/t/c": b"3"}, guards=[Guard("/t/a", mod_revision=0)]) is None
+    assert await store.write({"/t/c": b"3"}, guards=[Guard("/t/a", mod_revision=first), Guard("/t/b", lease=7)]) is None
+    assert await store.count("/t/") == 2
+    second = await store.write({"/t/a": None, "/t/c": b"3"}, guards=[Guard("/t/b", lease=lease)])
+    assert second is not None
+    assert [(each.key, each.value) for each in (await store.list("/t/")).entries] == [("/t/b", b"2"), ("/t/c", b"3")]
+
+
+async def test_a_write_under_a_lost_lease_is_refused(store: EtcdClient) -> None:
+    lease = await store.grant(60)
+    await store.revoke(lease)
+    with pytest.raises(LeaseLost):
+        await store.write({"/t/a": b"1"}, lease=lease)
+    assert await store.count("/t/") == 0
+
+
+async def test_the_largest_write_is_taken(store: EtcdClient) -> None:
+    whole: dict[str, bytes | None] = {f"/t/{number}": b"x" * 4000 for number in range(MAX_WRITES)}
+    assert await store.write(whole, guards=[Guard(key, mod_revision=0) for key in whole]) is not None
+    assert await store.count("/t/") == MAX_WRITES
+    with pytest.raises(ValueError, match=f"expected at most {MAX_WRITES} keys"):
+        await store.write({**whole, "/t/more": b""})
+
+
+@given(st.dictionaries(st.text(min_size=1), st.none() | st.binary(max_size=40).map(lambda some: some * 9000)))
+def test_batches_hold_everything_in_order_and_fit(changes: dict[str, bytes | None]) -> None:
+    found = list(batches(changes))
+    assert [each for batch in found for each in batch.items()] == list(changes.items())
+    for batch in found:
+        assert 0 < len(batch) <= MAX_WRITES
+        size = sum(len(key) + len(value or b"") for key, value in batch.items())
+        assert len(batch) == 1 or size <= MAX_WRITE_BYTES
+
+
+def test_batches_end_at_the_number_of_keys_that_etcd_takes() -> None:
+    assert [len(each) for each in batches(dict.fromkeys(map(str, range(300))))] == [MAX_WRITES, MAX_WRITES, 44]
+
+
+async def test_what_was_before_a_compaction_is_forgotten(store: EtcdClient) -> None:
+    first = await store.put("/t/a", b"1")
+    second = await store.put("/t/a", b"2")
+    await store.compact(second)
+    await store.compact(first)
+    async with aclosing(store.watch("/t/", after=first - 1)) as batches_:
+        assert (await anext(batches_)).relisted
+    with pytest.raises(RegistryRefused, match="future revision"):
+        await store.compact(second + 1000)

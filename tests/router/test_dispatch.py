@@ -17,7 +17,7 @@ from mesh.registry import records
 from mesh.registry.config import RegistryConfig
 from mesh.registry.embedded import EmbeddedRegistry
 from mesh.registry.etcd_client import EtcdClient
-from mesh.registry.keys import model_key, node_key
+from mesh.registry.keys import copy_key, model_key, node_key
 from mesh.registry.mirror import Mirror
 from mesh.router.channels import Channels
 from mesh.router.cold import Cold
@@ -60,9 +60,10 @@ class PeerNode:
             raise self.refuse
         return self.name.encode()
 
-    def record(self) -> Node:
-        copy = Copy(MODEL.name, MODEL.version, CopyState.READY, digest="d")
-        return Node(NodeId(self.name), self.server.address, "i", copies=(copy,))
+    async def register(self, store: EtcdClient) -> None:
+        id_, copy = NodeId(self.name), Copy(MODEL.name, MODEL.version, CopyState.READY, digest="d")
+        await store.put(node_key(id_), records.encode(Node(id_, self.server.address, "i")))
+        await store.put(copy_key(id_, (MODEL.name, MODEL.version)), records.encode(copy))
 
 
 class Bench:
@@ -100,7 +101,7 @@ async def bench() -> AsyncIterator[Bench]:
     peers = [PeerNode("a", arrivals), PeerNode("b", arrivals)]
     for peer in peers:
         await peer.server.start()
-        await store.put(node_key(NodeId(peer.name)), records.encode(peer.record()))
+        await peer.register(store)
     await store.put(model_key(MODEL.name, MODEL.version), records.encode(MODEL))
     mirror = Mirror(store)
     following = asyncio.create_task(mirror.run())

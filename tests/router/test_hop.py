@@ -17,7 +17,7 @@ from mesh.registry import records
 from mesh.registry.config import RegistryConfig
 from mesh.registry.embedded import EmbeddedRegistry
 from mesh.registry.etcd_client import EtcdClient
-from mesh.registry.keys import model_key, node_key
+from mesh.registry.keys import copy_key, model_key, node_key
 from mesh.registry.mirror import Mirror
 from mesh.router import hop, hop_stream
 from mesh.router.channels import Channels
@@ -94,9 +94,10 @@ class Recorder:
         for endpoint in list(self.server._open.values()):
             endpoint.abort()
 
-    def record(self) -> Node:
-        copy = Copy(MODEL.name, MODEL.version, CopyState.READY, digest="d")
-        return Node(NodeId(self.name), self.server.address, "i", copies=(copy,))
+    async def register(self, store: EtcdClient) -> None:
+        id_, copy = NodeId(self.name), Copy(MODEL.name, MODEL.version, CopyState.READY, digest="d")
+        await store.put(node_key(id_), records.encode(Node(id_, self.server.address, "i")))
+        await store.put(copy_key(id_, (MODEL.name, MODEL.version)), records.encode(copy))
 
 
 class Bench:
@@ -166,7 +167,7 @@ async def bench() -> AsyncIterator[Bench]:
     nodes = [Recorder("a"), Recorder("b")]
     for node in nodes:
         await node.server.start()
-        await store.put(node_key(NodeId(node.name)), records.encode(node.record()))
+        await node.register(store)
     await store.put(model_key(MODEL.name, MODEL.version), records.encode(MODEL))
     mirror = Mirror(store)
     following = asyncio.create_task(mirror.run())

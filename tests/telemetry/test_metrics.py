@@ -180,10 +180,9 @@ def test_gauges_are_read_from_the_node_when_scraped() -> None:
         "127.0.0.1:1",
         "i",
         devices=(Device(DeviceKind.CPU, 0, "cpu", 100, 40),),
-        copies=copies,
         draining=True,
     )
-    metrics.observe(lambda: node, lambda: 5)
+    metrics.observe(lambda: node, lambda: copies, lambda: 5)
     seen = scrape(metrics.registry)
     assert value(seen, "mesh_node_copies", state="ready") == 1
     assert value(seen, "mesh_node_copies", state="failed") == 1

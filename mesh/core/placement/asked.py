@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from mesh.core.placement.ledger import predicted_bytes
 from mesh.core.types import Copy, Device, ModelVersion, Node, NodeId
+from mesh.core.view import ClusterView
 
 ZONE_LABEL: Final = "zone"
 """The node label that says what fails together. (Kubernetes: topology.kubernetes.io/zone, which counts too.)"""
@@ -22,6 +23,11 @@ def zone_of(node: Node) -> str:
         if zone:
             return zone
     return f"node {node.id}"
+
+
+def zones_of(view: ClusterView, nodes: Iterable[NodeId]) -> set[str]:
+    """Return the zones of `nodes`, as far as they are there."""
+    return {zone_of(view.nodes[id_]) for id_ in nodes if id_ in view.nodes}
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from heapq import nlargest
 from typing import Final
 
-from mesh.core.placement.asked import Asked, zone_of
+from mesh.core.placement.asked import Asked, zones_of
 from mesh.core.placement.autoscale import Scaler
 from mesh.core.placement.choose import Scored, choose
 from mesh.core.placement.demand import Demand
-from mesh.core.types import Copy, CopyState, ModelVersion, Node, NodeId, Placement
+from mesh.core.types import Copy, CopyState, ModelVersion, Node, NodeId, Placement, ScaleToZero, Scaling
 from mesh.core.view import ClusterView, VersionKey
 
 HOT_RATE: Final = 1 / 300
@@ -59,7 +59,11 @@ class _Need:
 
 
 class Pass:
-    """One pass at `now_s` over `view` with the demand as known. `begun_s` is since when this leader watches it."""
+    """One pass at `now_s` over `view` with the demand as known. `begun_s` is since when this leader watches it.
+
+    Versions are looked at in as many parts as its caller likes (`keys`, `look`; `look_to_fill`), so that a process that
+    has other things to do can do them in between; then it is decided, once.
+    """
 
     def __init__(self, view: ClusterView, demand: Demand, *, now_s: float, begun_s: float) -> None:
         self._view = view
@@ -69,20 +73,38 @@ class Pass:
         self._nodes = {id_: view.nodes[id_] for id_ in sorted(view.nodes)}
         self._staying = {id_ for id_, node in view.nodes.items() if not (node.draining or node.leaving)}
         self._left = LOADS_AT_ONCE - sum(node.loading for node in view.nodes.values())
+        self._needs: list[_Need] = []
+        self._worth: list[tuple[float, VersionKey]] = []
 
     def duties(self, keys: Iterable[VersionKey] | None = None, *, fill: bool = False) -> list[Duty]:
         """Return what to write, most urgent first; of `keys` alone when they are given. O(versions + writes x nodes).
 
         `fill` looks for models worth having in memory that is free, too.
         """
-        needs = [need for key in (self._keys() if keys is None else keys) if (need := self._need(key)) is not None]
-        needs.sort(key=lambda need: (need.urgency, -need.rate, need.key))
-        found = [duty for need in needs if (duty := self._duty(need)) is not None]
+        self.look(self.keys() if keys is None else keys)
         if fill:
-            found += self._fill({(duty.after.model, duty.after.version) for duty in found})
-        return found
+            self.look_to_fill(self._demand.learner.histories)
+        return self.decide()
 
-    def _keys(self) -> Iterator[VersionKey]:
+    def look(self, keys: Iterable[VersionKey]) -> None:
+        """Note which of `keys` have too few or too many copies. O(keys)."""
+        self._needs += [need for key in keys if (need := self._need(key)) is not None]
+
+    def look_to_fill(self, keys: Iterable[VersionKey]) -> None:
+        """Note which of `keys` are worth having in memory that is free, when there is some. O(keys)."""
+        if self._left <= 0 or not any(_free_share(self._nodes[id_]) > FREE_SHARE for id_ in self._staying):
+            return
+        rates = ((self._demand.rate(key, self._now_s), key) for key in keys)
+        self._worth += [(rate, key) for rate, key in rates if rate >= HOT_RATE and self._may_fill(key)]
+
+    def decide(self) -> list[Duty]:
+        """Return what to write about all that was looked at, most urgent first. O(needs log needs + writes x nodes)."""
+        self._needs.sort(key=lambda need: (need.urgency, -need.rate, need.key))
+        found = [duty for need in self._needs if (duty := self._duty(need)) is not None]
+        return found + list(self._fill({(duty.after.model, duty.after.version) for duty in found}))
+
+    def keys(self) -> Iterator[VersionKey]:
+        """Yield the versions that a whole pass looks at: those with a placement or a minimum."""
         view = self._view
         yield from view.placements
         for name, versions in view.models.items():
@@ -98,15 +120,14 @@ class Pass:
         if model is None or (placement is not None and placement.off):
             return None
         named = placement.nodes if placement is not None else ()
-        copies = self._copies(key)
+        scaler, copies = self._demand.scalers.get(key), self._copies(key)
         have = tuple(node for node in named if node in self._staying and not _failed(copies.get(node)))
         ready = sum(node in copies and copies[node].state is CopyState.READY for node in have)
         rate = self._demand.rate(key, self._now_s)
         missing = self._missing(key, model.scaling.min_copies, have, rate)
         if missing is not None:
             return missing
-        scaler = self._demand.scalers.get(key)
-        if scaler is None and not have:
+        if scaler is None and (not have or (len(have) == 1 and _is_content_with_one(model.scaling))):
             return None
         desired = (scaler or Scaler(self._begun_s)).desired(
             model.scaling, ready=ready, now=len(have), nodes=len(self._staying), now_s=self._now_s
@@ -168,11 +189,8 @@ class Pass:
 
     def _fill(self, done: Collection[VersionKey]) -> Iterator[Duty]:
         """Yield what is worth having in free memory: models in demand that no node holds, second copies of the busy."""
-        if self._left <= 0 or not any(_free_share(self._nodes[id_]) > FREE_SHARE for id_ in self._staying):
-            return
-        rates = ((self._demand.rate(key, self._now_s), key) for key in self._demand.learner.histories)
-        worth = ((rate, key) for rate, key in rates if rate >= HOT_RATE and key not in done and self._may_fill(key))
-        for rate, key in nlargest(self._left, worth):
+        worth = (each for each in self._worth if each[1] not in done)
+        for rate, key in nlargest(max(0, self._left), worth):
             have = self._view.placements[key].nodes if key in self._view.placements else ()
             have = tuple(node for node in have if node in self._staying)
             why = "a second one for steady use" if have else "in demand, and memory is free"
@@ -199,12 +217,17 @@ class Pass:
 
     def _asked(self, key: VersionKey, model: ModelVersion) -> Asked:
         located = self._view.copies.get(key, ())
-        zones = {zone_of(each.node) for each in located if each.node.id in self._staying}
+        zones = zones_of(self._view, [each.node.id for each in located if each.node.id in self._staying])
         return Asked(model, self._now_s, {each.node.id: each.copy for each in located}, zones=zones)
 
 
 def _failed(copy: Copy | None) -> bool:
     return copy is not None and copy.state is CopyState.FAILED
+
+
+def _is_content_with_one(scaling: Scaling) -> bool:
+    """Tell whether a version that nobody asks for is right with one copy: what nearly all are, and quick to see."""
+    return scaling.min_copies <= 1 and scaling.scale_to_zero is ScaleToZero.PRESSURE
 
 
 def _free_share(node: Node) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mesh.core.placement.asked import Asked, zone_of
+from mesh.core.placement.asked import Asked, zones_of
 from mesh.core.placement.choose import Choice, choose
 from mesh.core.types import ModelVersion, Node, NodeId
 from mesh.core.view import ClusterView
@@ -35,8 +35,7 @@ def without_node(view: ClusterView, gone: NodeId, *, now_s: float) -> list[Expla
     Each takes its room from the ones after it. O(versions on the node x nodes).
     """
     nodes = [view.nodes[id_] for id_ in sorted(view.nodes) if id_ != gone]
-    lost = list(view.nodes[gone].copies) if gone in view.nodes else []
-    lost.sort(key=lambda copy: (-copy.last_used_s, copy.model, copy.version))
+    lost = sorted(view.held.get(gone, {}).values(), key=lambda copy: (-copy.last_used_s, copy.model, copy.version))
     found = []
     for copy in lost:
         key = (copy.model, copy.version)
@@ -57,5 +56,5 @@ def _decide(
 ) -> Explained:
     located = [each for each in view.copies.get((model.name, model.version), ()) if each.node.id != without]
     copies = {each.node.id: each.copy for each in located}
-    asked = Asked(model, now_s, copies, zones={zone_of(each.node) for each in located})
+    asked = Asked(model, now_s, copies, zones=zones_of(view, copies))
     return Explained(asked, choose(asked, nodes, 1, enough=max(1, len(nodes))))

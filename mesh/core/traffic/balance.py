@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from mesh.core.types import Node, NodeId
-from mesh.core.view import Located
+from mesh.core.view import Host, Located
 
 SUSPECT_S = 3.0
 """How long a node is passed over after its connection failed. Longer than a reconnect, shorter than a lease."""
@@ -70,16 +70,16 @@ class Balancer:
         if reported is not None:
             load.reported = reported
 
-    def failed(self, node: Node, now_s: float) -> None:
+    def failed(self, node: Host, now_s: float) -> None:
         """Remember that the connection to this process failed; a restarted node is another process."""
         self._suspects[node.id, node.incarnation] = now_s + SUSPECT_S
 
-    def answered(self, node: Node) -> None:
+    def answered(self, node: Host) -> None:
         """Forget a failure: it answers again."""
         if self._suspects:
             self._suspects.pop((node.id, node.incarnation), None)
 
-    def is_suspect(self, node: Node, now_s: float) -> bool:
+    def is_suspect(self, node: Host | Node, now_s: float) -> bool:
         """Tell whether this process failed a moment ago."""
         until_s = self._suspects.get((node.id, node.incarnation)) if self._suspects else None
         return until_s is not None and now_s < until_s

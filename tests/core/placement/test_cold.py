@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from itertools import chain
+
 from mesh.core.errors import Churn, LoadFailed, NoCapacity
-from mesh.core.fold import Change, NodeChange, fold
+from mesh.core.fold import Change, fold
 from mesh.core.placement.cold import Place, Refused, Serving, Waiting, cold_step
 from mesh.core.placement.filters import RETRY_FAILED_S
 from mesh.core.types import (
@@ -17,26 +19,27 @@ from mesh.core.types import (
     Version,
 )
 from mesh.core.view import ClusterView
+from tests.fixtures.registered import registered
 
 MODEL = ModelVersion(ModelName("m"), Version("1"), "onnx", "file:///models/m/1", "d", size_bytes=100)
 NOW_S = 1000.0
 MIB = 1024 * 1024
 
 
-def node(name: str, *copies: Copy, free: int = 1000, draining: bool = False, root: str = "file:///models") -> Node:
+def node(
+    name: str, *copies: Copy, free: int = 1000, draining: bool = False, root: str = "file:///models"
+) -> list[Change]:
     device = Device(DeviceKind.CPU, 0, "cpu", 1000 * MIB, free * MIB)
-    return Node(
-        NodeId(name), f"{name}:1", "i", devices=(device,), copies=copies, draining=draining, repositories=(root,)
-    )
+    record = Node(NodeId(name), f"{name}:1", "i", devices=(device,), draining=draining, repositories=(root,))
+    return registered(record, copies)
 
 
 def copy(state: CopyState, *, requested_s: float = 0.0, error: str = "") -> Copy:
     return Copy(MODEL.name, MODEL.version, state, requested_s=requested_s, error=error)
 
 
-def view_of(*nodes: Node) -> ClusterView:
-    changes: list[Change] = [NodeChange(each.id, each) for each in nodes]
-    return fold(ClusterView(), changes, 1)
+def view_of(*nodes: list[Change]) -> ClusterView:
+    return fold(ClusterView(), chain.from_iterable(nodes), 1)
 
 
 def placed(*names: str, requested_s: float = NOW_S - 1) -> Placement:

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from mesh.core.fold import Change, ModelChange, NodeChange, PlacementChange, fold
+from mesh.core.fold import Change, CopyChange, ModelChange, NodeChange, PlacementChange, fold
 from mesh.core.placement.cold import Place, Refused, Serving, Waiting, cold_step
 from mesh.core.placement.demand import Demand, Usage
 from mesh.core.placement.duties import HOT_RATE, Duty, Pass
@@ -27,6 +27,7 @@ from mesh.core.types import (
     Version,
 )
 from mesh.core.view import ClusterView, VersionKey
+from tests.fixtures.registered import registered
 
 MIB = 1024 * 1024
 
@@ -74,15 +75,19 @@ class Mesh:
     def lose(self, id_: NodeId) -> None:
         del self.ledgers[id_], self.held[id_]
         self.leaving.discard(id_)
-        self.change(NodeChange(id_, None))
+        self.change(NodeChange(id_, None), *(CopyChange(id_, key, None) for key in sorted(self.view.held.get(id_, {}))))
 
     def tell(self, id_: NodeId) -> None:
         ledger, held = self.ledgers[id_], self.held[id_]
         total, free = ledger.capacity, ledger.free
         device = Device(DeviceKind.CPU, 0, "cpu", total, free, curve(self.order(id_)))
         copies = tuple(Copy(*key, CopyState.READY, bytes=ledger.bytes_of(key), digest="d") for key in sorted(held))
-        node = Node(id_, id_, "i", devices=(device,), copies=copies, repositories=("file:///r",))
-        self.change(NodeChange(id_, replace(node, leaving=id_ in self.leaving)))
+        node = Node(id_, id_, "i", devices=(device,), repositories=("file:///r",))
+        gone = self.view.held.get(id_, {}).keys() - held.keys()
+        self.change(
+            *registered(replace(node, leaving=id_ in self.leaving), copies),
+            *(CopyChange(id_, key, None) for key in sorted(gone)),
+        )
 
     def order(self, id_: NodeId) -> list[Idle]:
         found = []

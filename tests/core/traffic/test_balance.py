@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.core.traffic.balance import SUSPECT_S, Balancer
-from mesh.core.types import Copy, CopyState, ModelName, Node, NodeId, Version
-from mesh.core.view import Located
+from mesh.core.types import Copy, CopyState, ModelName, NodeId, Version
+from mesh.core.view import Host, Located
 
 COPY = Copy(ModelName("m"), Version("1"), CopyState.READY)
 
 
 def located(*names: str, incarnation: str = "i") -> list[Located]:
-    return [Located(Node(NodeId(name), f"{name}:1", incarnation), COPY) for name in names]
+    return [Located(Host(NodeId(name), f"{name}:1", incarnation), COPY) for name in names]
 
 
 def test_the_less_loaded_of_two_wins() -> None:
