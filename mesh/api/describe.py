@@ -58,8 +58,8 @@ def model_config(model: ModelVersion) -> ModelConfig:
     return config
 
 
-def copy_message(copy: Copy, node: NodeId) -> control.Copy:
-    """Return a copy as mesh.v1 shows it."""
+def copy_message(copy: Copy, node: NodeId, *, loads_before: int = 0) -> control.Copy:
+    """Return a copy as mesh.v1 shows it. `loads_before` are those that its own load waits for."""
     return control.Copy(
         model=copy.model,
         version=copy.version,
@@ -69,6 +69,8 @@ def copy_message(copy: Copy, node: NodeId) -> control.Copy:
         last_used_s=copy.last_used_s,
         error=copy.error,
         device=copy.device,
+        changed_s=copy.changed_s,
+        loads_before=loads_before,
     )
 
 

@@ -108,7 +108,7 @@ def models(
     print(table(("model", "version", "runtime", "state", "size", "ready on", "why"), rows))
     if name:
         copies = [
-            (copy.node, copy.version, copy.state, size(copy.bytes), copy.device, short(copy.error))
+            (copy.node, copy.version, copy.state, size(copy.bytes), copy.device, short(copy.error or waits(copy)))
             for each in found
             for copy in each.copies
         ]
@@ -151,9 +151,25 @@ def connected(address: str) -> Iterator[Client]:
         fail(error.message)
 
 
+def waits(copy: Any) -> str:
+    """Return what a copy's load waits for, in words; empty when it waits for nothing."""
+    return f"behind {copy.loads_before} other loads" if copy.loads_before else ""
+
+
 def copy_record(copy: Any) -> dict[str, Any]:
     """Return a copy as JSON can hold it."""
-    names = ("model", "version", "node", "state", "bytes", "last_used_s", "error", "device")
+    names = (
+        "model",
+        "version",
+        "node",
+        "state",
+        "bytes",
+        "last_used_s",
+        "error",
+        "device",
+        "changed_s",
+        "loads_before",
+    )
     return {name: getattr(copy, name) for name in names}
 
 

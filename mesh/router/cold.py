@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from mesh.core.errors import DeadlineExceeded, Loading, NotReady, Overloaded, RegistryUnavailable, UnknownModel
 from mesh.core.placement.cold import Place, Refused, Serving, Step, Waiting, cold_step
+from mesh.core.placement.progress import progress
 from mesh.core.types import ModelVersion, NodeId, Placement
 from mesh.core.view import ClusterView, VersionKey
 from mesh.registry import records
@@ -85,8 +86,9 @@ class Cold:
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline_s - time.monotonic()):
                 await asyncio.shield(drive.task)
         except TimeoutError:
+            going_on = "; ".join(each.told for each in progress(self._mirror.view, key, time.time()))
             raise DeadlineExceeded(
-                f"model '{model.name}' version {model.version} did not become ready in time: {drive.why}; "
+                f"model '{model.name}' version {model.version} did not become ready in time: {going_on or drive.why}; "
                 "the load goes on, call again with a longer deadline"
             ) from None
         finally:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
+
 from mesh.api.describe import copy_message
 from mesh.api.messages import control
 from mesh.core.placement.explain import Explained
+from mesh.core.placement.progress import progress
 from mesh.core.placement.scores import SCORES
 from mesh.core.types import CopyState, ModelVersion
 from mesh.core.view import ClusterView, VersionKey
 
 
 def state_of(view: ClusterView, key: VersionKey) -> tuple[str, str]:
-    """Return "ready", "loading", "cold", "unloaded" or "failed", and why it failed."""
+    """Return "ready", "loading", "cold", "unloaded" or "failed", and why it failed or how far its load is."""
     copies = view.copies.get(key, ())
     states = {each.copy.state for each in copies}
     if view.is_off(key):
@@ -19,7 +22,7 @@ def state_of(view: ClusterView, key: VersionKey) -> tuple[str, str]:
     if view.serving.get(key):
         return "ready", ""
     if CopyState.LOADING in states:
-        return "loading", ""
+        return "loading", "; ".join(each.told for each in progress(view, key, time.time()))
     if CopyState.FAILED in states:
         return "failed", "; ".join(sorted({each.copy.error for each in copies if each.copy.error}))
     return "cold", ""
@@ -29,6 +32,7 @@ def model_message(view: ClusterView, model: ModelVersion) -> control.Model:
     """Return a version with its state and copies as mesh.v1 shows it."""
     key = (model.name, model.version)
     state, reason = state_of(view, key)
+    ahead = {each.node: each.ahead for each in progress(view, key, time.time())}
     return control.Model(
         name=model.name,
         version=model.version,
@@ -37,7 +41,10 @@ def model_message(view: ClusterView, model: ModelVersion) -> control.Model:
         size_bytes=model.size_bytes,
         digest=model.digest,
         reason=reason,
-        copies=[copy_message(each.copy, each.node.id) for each in view.copies.get(key, ())],
+        copies=[
+            copy_message(each.copy, each.node.id, loads_before=ahead.get(each.node.id, 0))
+            for each in view.copies.get(key, ())
+        ],
     )
 
 

@@ -40,6 +40,11 @@ from mesh.wire.transport import (
 MARGIN_S = 0.002
 """Taken off the caller's deadline for the node, so that the node's own answer about it still gets through."""
 
+COLD_MARGIN = 0.05
+MOST_COLD_MARGIN_S = 0.1
+"""Share of the time left, and at most how much of it, taken off a wait for a cold model: what it says at its end (which
+load it waited for, and how long that takes) must reach the caller before the caller's own clock cuts it off."""
+
 STALE_VIEW_S = 0.1
 """How long a request waits for a newer view after every copy in this one said that it does not hold the model."""
 
@@ -135,15 +140,20 @@ class Dispatch:
                 await self._newer_view()
                 tried.clear()
                 continue
-            limit_s = now_s + self.cold_wait_s
-            waited_s = time.monotonic()
-            deadline_s = limit_s if call.deadline_s is None else min(limit_s, call.deadline_s - MARGIN_S)
+            deadline_s, waited_s = self._cold_deadline_s(call, now_s), time.monotonic()
             outcome = "failed"
             try:
                 await self._cold.wait(model, deadline_s)
                 outcome = "ready"
             finally:
                 self.metrics.cold_wait(model.name, time.monotonic() - waited_s, outcome)
+
+    def _cold_deadline_s(self, call: Call, now_s: float) -> float:
+        limit_s = now_s + self.cold_wait_s
+        if call.deadline_s is None:
+            return limit_s
+        margin_s = max(MARGIN_S, min(MOST_COLD_MARGIN_S, COLD_MARGIN * (call.deadline_s - now_s)))
+        return min(limit_s, call.deadline_s - margin_s)
 
     def metadata(self, call: Call, model: ModelVersion, seen: Observed) -> Metadata:
         """Return what goes to the node: the caller's own metadata, what was resolved, and the trace."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 
 from mesh.api import messages as m
 from mesh.api.details import read_details
 from mesh.core.placement.cold import CHURN_AFTER_S
-from mesh_client import Client
+from mesh_client import Client, DeadlineExceeded
 from tests.fixtures import raw
 from tests.fixtures.etcd import EtcdServer
 from tests.fixtures.mesh import Process, start_node, start_router, until
@@ -35,6 +37,11 @@ inputs: [{name: x, dtype: FP32, shape: [-1, 4]}]
 outputs: [{name: y, dtype: FP32, shape: [-1, 4]}]
 """
 MIB = 1024 * 1024
+
+SLOW = """
+while not (pathlib.Path(__file__).parents[2] / "go").exists():
+    time.sleep(0.02)
+"""
 
 
 def write_model(root: Path, name: str, value: float, *, ballast: int = 0) -> None:
@@ -160,6 +167,52 @@ def test_the_copy_used_longest_ago_makes_room(mesh: Mesh) -> None:
     assert mesh.state(client, "recent") == "ready"
     assert mesh.ask("old") == 0.0
     client.close()
+
+
+def test_an_open_stream_keeps_its_copy_and_a_closed_one_does_not(mesh: Mesh) -> None:
+    for index, name in enumerate(("streamed", "recent", "new", "newer")):
+        write_model(mesh.repository, name, index, ballast=100 * MIB)
+    client = mesh.start("--memory-bytes", str(350 * MIB))
+    row = {"x": np.zeros((1, 4), np.float32)}
+    with client.stream() as stream:
+        for _ in range(2):
+            assert stream.infer("streamed", row)["y"].tolist() == [[0.0] * 4]
+        # The copy of the open stream is the one used longest ago, and the other one goes.
+        assert [mesh.ask(name) for name in ("recent", "recent", "new")] == [1.0, 1.0, 2.0]
+        until(lambda: mesh.state(client, "recent") == "cold", what="another copy was evicted")
+        assert mesh.state(client, "streamed") == "ready"
+        assert stream.infer("streamed", row)["y"].tolist() == [[0.0] * 4]
+    assert [mesh.ask(name) for name in ("new", "new", "newer")] == [2.0, 2.0, 3.0]
+    until(lambda: mesh.state(client, "streamed") == "cold", what="nothing keeps it any more")
+    client.close()
+
+
+def test_a_load_tells_how_far_it_is_and_what_it_waits_for(mesh: Mesh) -> None:
+    names = ("first", "second", "third", "fourth")
+    for name in names:
+        write_model(mesh.repository, name, 1)
+        file = mesh.repository / name / "1" / "model.py"
+        file.write_text(file.read_text() + f"\n\nimport time, pathlib\n{SLOW}")
+    client = mesh.start()
+    callers = [threading.Thread(target=mesh.ask, args=(name,)) for name in names]
+    try:
+        for caller in callers:
+            caller.start()
+        until(lambda: _loads_before(client, names) == [0, 1, 2, 3], what="four loads are told in their order")
+        waiting = max(client.models(), key=lambda each: sum(copy.loads_before for copy in each.copies))
+        assert re.fullmatch(r"loading on node 'a' for \d+\.\d s behind 3 others", waiting.reason)
+        with pytest.raises(DeadlineExceeded, match=r"in time: loading on node 'a' for .* behind 3 others; "):
+            client.infer(waiting.name, {"x": np.zeros((1, 4), np.float32)}, timeout_s=1)
+    finally:
+        (mesh.repository / "go").touch()
+        for caller in callers:
+            caller.join()
+    client.close()
+
+
+def _loads_before(client: Client, names: Collection[str]) -> list[int]:
+    found = [copy for each in client.models() if each.name in names for copy in each.copies]
+    return sorted(copy.loads_before for copy in found if copy.state == "loading")
 
 
 def test_a_model_that_can_never_fit_is_refused_with_the_numbers(mesh: Mesh) -> None:

@@ -127,7 +127,8 @@ class Pass:
         missing = self._missing(key, model.scaling.min_copies, have, rate)
         if missing is not None:
             return missing
-        if scaler is None and (not have or (len(have) == 1 and _is_content_with_one(model.scaling))):
+        if not have or (scaler is None and len(have) == 1 and _is_content_with_one(model.scaling)):
+            # Without a copy it was evicted: callers bring it back, or free memory does, and never at others' expense.
             return None
         desired = (scaler or Scaler(self._begun_s)).desired(
             model.scaling, ready=ready, now=len(have), nodes=len(self._staying), now_s=self._now_s

@@ -155,7 +155,7 @@ class Mesh:
     def second(self) -> None:
         """Let a second pass, and the leader read what was asked."""
         self.now_s += 1
-        told = [(node, Usage(key, count, 0.0, 0, 0.5)) for (node, key), count in self.counts.items()]
+        told = [(node, Usage(key, count, 1e-5 * count, 0, 0.5)) for (node, key), count in self.counts.items()]
         self.demand.read(told, self.now_s - 1, self.now_s)
 
     def duties(self) -> list[Duty]:
@@ -260,6 +260,19 @@ def test_a_node_that_joins_is_filled_with_what_is_in_demand() -> None:
     mesh.settle()
     assert len(mesh.held[NodeId("b")]) >= 1
     assert len(mesh.held[NodeId("a")]) == 2
+
+
+def test_what_had_to_make_room_a_moment_ago_is_not_brought_back_at_others_expense() -> None:
+    mesh = mesh_of("a", capacity=20)
+    for number in range(3):
+        mesh.add_model(version(number, Scaling(max_copies=1)))
+    for number in range(3):
+        assert mesh.ask((ModelName(f"m{number}"), Version("1")))
+        mesh.second()
+    held = set(mesh.held[NodeId("a")])
+    assert len(held) == 2
+    assert mesh.settle() == 0
+    assert set(mesh.held[NodeId("a")]) == held
 
 
 class Histories(RuleBasedStateMachine):

@@ -44,7 +44,7 @@ class Device(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., index: _Optional[int] = ..., name: _Optional[str] = ..., total_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ...) -> None: ...
 
 class Copy(_message.Message):
-    __slots__ = ("model", "version", "node", "state", "bytes", "last_used_s", "error", "device")
+    __slots__ = ("model", "version", "node", "state", "bytes", "last_used_s", "error", "device", "changed_s", "loads_before")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +53,8 @@ class Copy(_message.Message):
     LAST_USED_S_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_S_FIELD_NUMBER: _ClassVar[int]
+    LOADS_BEFORE_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     node: str
@@ -61,7 +63,9 @@ class Copy(_message.Message):
     last_used_s: float
     error: str
     device: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., node: _Optional[str] = ..., state: _Optional[str] = ..., bytes: _Optional[int] = ..., last_used_s: _Optional[float] = ..., error: _Optional[str] = ..., device: _Optional[str] = ...) -> None: ...
+    changed_s: float
+    loads_before: int
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., node: _Optional[str] = ..., state: _Optional[str] = ..., bytes: _Optional[int] = ..., last_used_s: _Optional[float] = ..., error: _Optional[str] = ..., device: _Optional[str] = ..., changed_s: _Optional[float] = ..., loads_before: _Optional[int] = ...) -> None: ...
 
 class Node(_message.Message):
     __slots__ = ("id", "address", "labels", "devices", "copies", "draining", "started_s")
