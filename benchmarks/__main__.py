@@ -15,10 +15,11 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import goals, report
+from benchmarks import goals, placement, report
 from benchmarks.compare import Effort, compare
 from benchmarks.figures import Figures, Results
 from benchmarks.load import LoadFailed
@@ -82,6 +83,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one short run: to see that it works, not to quote")
     parser.add_argument("--only", default="", metavar="PATTERN", help='expression found in "shape/peer"; see --list')
     parser.add_argument("--list", action="store_true", help="print every shape/peer and end")
+    parser.add_argument(
+        "--section", choices=("all", "wire", "placement"), default="all", help="what to measure; --only is of the wire"
+    )
     parser.add_argument("--engine", default="", metavar="NAME", help="what the mesh gets as --wire; default: no flag")
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--markdown", action="store_true", help="print Markdown tables")
@@ -96,21 +100,23 @@ def options() -> argparse.Namespace:
     return found
 
 
-def show(results: Results, asked: list[Shape], flags: argparse.Namespace) -> None:
+def show(results: Results, placed: dict[str, dict[str, Any]], asked: list[Shape], flags: argparse.Namespace) -> None:
     """Print the results the way that was chosen."""
     if flags.json:
         runs = [{"shape": shape, "peer": peer, **asdict(each)} for (shape, peer), each in results.items()]
-        print(json.dumps({"machine": describe(), "engine": flags.engine, "figures": runs}))
+        print(json.dumps({"machine": describe(), "engine": flags.engine, "figures": runs, "placement": placed}))
         return
     one = report.markdown if flags.markdown else report.text
     engine = f"; --wire {flags.engine}" if flags.engine else ""
     print(f"{describe()}{engine}; medians of {flags.runs} runs of {flags.seconds:g} s")
-    for shape in asked:
+    for shape in asked if results else ():
         found = {peer: results[shape.key, peer] for peer in shape.peers if (shape.key, peer) in results}
         print(f"\n{one(shape.title, *report.table(found, shape.base, goals.DIRECT))}")
     made = goals.rows(results)
     if made:
         print(f"\n{one('Goals', goals.HEADER, made)}")
+    for title, header, rows in placement.tables(placed):
+        print(f"\n{one(title, header, rows)}")
 
 
 def measured(asked: list[Shape], flags: argparse.Namespace) -> Results:
@@ -136,11 +142,14 @@ def main() -> None:
         return
     if len(CORES) < 2:
         print("there is one core only: load and servers share it, so the rates say little", file=sys.stderr)
+    results: Results = {}
     try:
-        results = measured(asked, flags)
+        if flags.section != "placement":
+            results = measured(asked, flags)
     except (Unavailable, LoadFailed) as error:
         sys.exit(f"error: {error}")
-    show(results, asked, flags)
+    placed = placement.measure(quick=flags.quick) if flags.section != "wire" and not flags.only else {}
+    show(results, placed, asked, flags)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from mesh.core.placement.asked import Asked
 from mesh.core.placement.choose import choose
@@ -75,9 +76,7 @@ class SimNode:
         """Evict one copy."""
         del self.held[key]
         self.ledger.release(key)
-        world.where[key].discard(self.record.id)
-        if not world.where[key]:
-            del world.where[key]
+        world.dropped(key, self.record.id)
 
 
 @dataclass(slots=True)
@@ -86,16 +85,35 @@ class Outcome:
 
     requests: int = 0
     hits: int = 0
+    cold_starts: int = 0
+    """Loads that a request waited for."""
     loads: int = 0
+    """All loads."""
     refused: int = 0
     moved_bytes: int = 0
     plans_us: list[float] = field(default_factory=list)
+
+
+class Follower(Protocol):
+    """Who hears what happens: the leader, where there is one."""
+
+    def told(self, id_: NodeId) -> None:
+        """Hear that a node told its record, or is gone."""
+
+    def moved(self, key: VersionKey, id_: NodeId, *, loaded: bool) -> None:
+        """Hear that a copy came or went."""
+
+    def passed(self) -> None:
+        """Hear that time passed."""
 
 
 class World:
     """The mesh: nodes by id, where each version is, and what was learned of the demand."""
 
     def __init__(self, capacities: Iterable[int], *, zones: int = 0) -> None:
+        self.follower: Follower | None = None
+        self.counts: dict[tuple[NodeId, VersionKey], tuple[int, float]] = {}
+        """Requests of each copy and when the last one came; kept for a follower."""
         self.now_s = 1e6
         self.nodes: dict[NodeId, SimNode] = {}
         for number, capacity in enumerate(capacities):
@@ -116,7 +134,7 @@ class World:
         self.now_s = now_s
         key = (model.name, model.version)
         self.learner.asked(key, 1, now_s)
-        if now_s - self._learned_s >= LEARN_S:
+        if self.follower is None and now_s - self._learned_s >= LEARN_S:
             self._learned_s = now_s
             self.forecast = self.learner.forecast()
         self.outcome.requests += 1
@@ -124,6 +142,11 @@ class World:
             self.outcome.hits += 1
         else:
             self.load(key, model)
+        if self.follower is not None:
+            if key in self.where:
+                copy = (min(self.where[key]), key)
+                self.counts[copy] = (self.counts.get(copy, (0, 0.0))[0] + 1, now_s)
+            self.follower.passed()
 
     def load(self, key: VersionKey, model: ModelVersion) -> None:
         """Place and load one copy. A node that had to refuse tells what it has, and others are tried."""
@@ -133,17 +156,39 @@ class World:
             self.outcome.plans_us.append((time.perf_counter() - began) * 1e6)
             if not choice.nodes:
                 break
-            node = self.nodes[choice.nodes[0]]
-            done = node.load(key, model, self)
-            self._publish(node)
-            if done:
-                self.where.setdefault(key, set()).add(node.record.id)
-                self.outcome.loads += 1
-                self.outcome.moved_bytes += model.size_bytes
+            if self.load_on(self.nodes[choice.nodes[0]], key, model):
+                self.outcome.cold_starts += 1
                 self._refresh()
                 return
         self.outcome.refused += 1
         self._refresh()
+
+    def load_on(self, node: SimNode, key: VersionKey, model: ModelVersion) -> bool:
+        """Let one node load a copy; tell whether it found the room."""
+        done = node.load(key, model, self)
+        self.publish(node)
+        if done:
+            self.where.setdefault(key, set()).add(node.record.id)
+            self.outcome.loads += 1
+            self.outcome.moved_bytes += model.size_bytes
+            if self.follower is not None:
+                self.follower.moved(key, node.record.id, loaded=True)
+        return done
+
+    def dropped(self, key: VersionKey, id_: NodeId) -> None:
+        """Note that a copy is gone."""
+        self.where[key].discard(id_)
+        if not self.where[key]:
+            del self.where[key]
+        self.counts.pop((id_, key), None)
+        if self.follower is not None:
+            self.follower.moved(key, id_, loaded=False)
+
+    def follow(self, follower: Follower) -> None:
+        """Tell `follower` what is and what happens from now on."""
+        self.follower = follower
+        for id_ in self.nodes:
+            follower.told(id_)
 
     def lose(self, gone: Iterable[NodeId]) -> None:
         """Nodes die, with all that is on them."""
@@ -151,14 +196,22 @@ class World:
             node = self.nodes.pop(id_)
             for key in list(node.held):
                 node.drop(key, self)
+            if self.follower is not None:
+                self.follower.told(id_)
         self._seat()
+
+    def leave(self, id_: NodeId) -> None:
+        """Let a node say that it is leaving: nothing new is placed on it."""
+        node = self.nodes[id_]
+        node.record = replace(node.record, leaving=True)
+        self.publish(node)
 
     def join(self, name: str, capacity: int, zone: str = "") -> None:
         """Start an empty node."""
         node = SimNode(name, capacity, zone)
         self.nodes[node.record.id] = node
-        node.tell(self)
         self._seat()
+        self.publish(node)
 
     def _copies(self, key: VersionKey) -> dict[NodeId, Copy]:
         return {id_: Copy(*key, CopyState.READY) for id_ in self.where.get(key, ())}
@@ -168,11 +221,14 @@ class World:
         self._turn += 1
         node = self.nodes[self._roster[self._turn % len(self._roster)].id]
         if self.now_s - node.told_s >= REFRESH_S:
-            self._publish(node)
+            self.publish(node)
 
-    def _publish(self, node: SimNode) -> None:
+    def publish(self, node: SimNode) -> None:
+        """Let a node tell what it has now."""
         node.tell(self)
         self._roster[self._places[node.record.id]] = node.record
+        if self.follower is not None:
+            self.follower.told(node.record.id)
 
     def _seat(self) -> None:
         self._roster = [self.nodes[id_].record for id_ in sorted(self.nodes)]

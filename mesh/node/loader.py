@@ -17,11 +17,12 @@ from urllib.parse import unquote, urlsplit
 from mesh.core.errors import LoadFailed, MeshError
 from mesh.core.placement.failing import Failing
 from mesh.core.placement.forecast import History
-from mesh.core.placement.ledger import MIN_BYTES, predicted_bytes
+from mesh.core.placement.ledger import predicted_bytes
 from mesh.core.reconcile import Load, Unload, desired_of, reconcile
 from mesh.core.types import Copy, CopyState, ModelName, ModelVersion, NodeId, Version
 from mesh.core.view import ClusterView, VersionKey, version_order
-from mesh.node.capacity import Account, choose, used_bytes
+from mesh.node.capacity import Account, choose
+from mesh.node.growth import Growths
 from mesh.node.memory import Memory, NoRoom
 from mesh.node.publish import Publisher
 from mesh.node.repository import labels_of
@@ -78,6 +79,7 @@ class Loader:
         self._default_queue_size = default_queue_size
         self._drain_s = drain_s
         self._loading = asyncio.Semaphore(LOADS_AT_ONCE)
+        self._growth = Growths()
         self._wake = asyncio.Event()
         self._copies: dict[VersionKey, Copy] = {}
         self._served: dict[VersionKey, Served] = {}
@@ -239,14 +241,13 @@ class Loader:
         runtime = self._runtimes.get(model.runtime)
         if runtime is None:
             raise LoadFailed(f"failed to load '{model.name}', this node has no runtime '{model.runtime}'")
-        await self.memory.reserve(model, account, predicted_bytes(model))
+        await self.memory.reserve(model, account, predicted_bytes(model, self._mirror.view.forecast.factors))
         committed = False
         try:
-            before = used_bytes(account.device)
-            loaded = await asyncio.to_thread(runtime.load, LoadSpec(model, _folder(model), account.now()))
+            with self._growth.of(account) as growth:
+                loaded = await asyncio.to_thread(runtime.load, LoadSpec(model, _folder(model), account.now()))
             await _check_batch_axis(model, loaded)
-            # Noise of other work may hide a small load: never less than the files themselves, or what a session takes.
-            measured = max(used_bytes(account.device) - before, model.size_bytes, MIN_BYTES)
+            measured = growth.of_load(model)
             account.ledger.commit(key, measured)
             committed = True
             return loaded, measured

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Final
 
@@ -16,7 +17,8 @@ from mesh.api.messages import node_control
 from mesh.core.errors import MeshError
 from mesh.core.placement.demand import Demand, Usage
 from mesh.core.placement.duties import Duty, Pass
-from mesh.core.types import ModelName, Node, NodeId, Version
+from mesh.core.placement.ledger import learned_factors
+from mesh.core.types import ModelName, ModelVersion, Node, NodeId, Version
 from mesh.core.view import ClusterView, VersionKey
 from mesh.registry import records
 from mesh.registry.keys import FORECAST, LEADER, placement_key
@@ -42,6 +44,9 @@ SLICE: Final = 256
 
 TELL_S: Final = 20.0
 """How often the forecast is written for the nodes."""
+
+SAMPLE: Final = 5000
+"""Versions that are looked at for what a runtime's models take in memory."""
 
 LEASE_S: Final = 5
 USAGE: Final = "/mesh.v1.NodeControl/Usage"
@@ -98,14 +103,16 @@ class Steward:
             work = Pass(view, demand, now_s=now_s, begun_s=begun_s)
             try:
                 took_s = await _look(work, demand, whole=whole)
+                duties = work.decide()
                 if whole:
-                    next_whole_s = now_s + max(WHOLE_S, took_s / WHOLE_SHARE)
-                for duty in work.decide():
+                    next_whole_s = now_s + max(READ_S if work.more else WHOLE_S, took_s / WHOLE_SHARE)
+                for duty in duties:
                     if await self._do(duty) and duty.fewer:
                         demand.lowered((duty.after.model, duty.after.version), now_s, begun_s)
                 if now_s - told_s >= TELL_S:
                     told_s = now_s
-                    demand.forecast = demand.learner.forecast()
+                    factors = learned_factors(_some_models(view))
+                    demand.forecast = replace(demand.learner.forecast(), factors=factors)
                     await self._store.put(FORECAST, records.encode(demand.forecast))
             except MeshError as error:
                 log.warning("the leader could not do its duties", error=error.message)
@@ -182,6 +189,11 @@ class Steward:
     def __repr__(self) -> str:
         """Show whether it leads."""
         return f"<Steward {self._election!r}>"
+
+
+def _some_models(view: ClusterView) -> Iterator[ModelVersion]:
+    """Return enough versions to learn from; the map's own order is as good as chance."""
+    return islice((model for versions in view.models.values() for model in versions.values()), SAMPLE)
 
 
 async def _look(work: Pass, demand: Demand, *, whole: bool) -> float:

@@ -58,6 +58,8 @@ class Asked:
     """Failures for requests before this time do not count: an operator asked again."""
     zones: Collection[str] = ()
     """Zones with a copy: another one goes elsewhere if it can."""
+    factors: Mapping[str, float] = field(default_factory=dict)
+    """Bytes in memory per byte of files, by runtime."""
     neighbours: Mapping[NodeId, int] = field(default_factory=dict)
     """How many models of the same pipelines are on each node."""
 
@@ -66,7 +68,7 @@ class Asked:
 
     def __post_init__(self) -> None:
         """Work out what is asked of every node once."""
-        object.__setattr__(self, "needs", predicted_bytes(self.model))
+        object.__setattr__(self, "needs", predicted_bytes(self.model, self.factors))
 
     def room_on(self, on: Node) -> Room | None:
         """Return the cheapest room for it on a node; None when no device has enough, even without its idle copies."""

@@ -112,7 +112,7 @@ def where(
 ) -> Choice:
     """Return the nodes to load `model` on, as many as it asks for at once, among those that have no copy of it."""
     copies: dict[NodeId, Copy] = {each.node.id: each.copy for each in view.copies.get((model.name, model.version), ())}
-    asked = Asked(model, now_s, copies, avoid=avoid, forced_s=forced_s)
+    asked = Asked(model, now_s, copies, avoid=avoid, forced_s=forced_s, factors=view.forecast.factors)
     return choose(asked, roster(view), max(1, model.scaling.min_copies))
 
 

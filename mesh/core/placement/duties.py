@@ -32,7 +32,11 @@ FREE_SHARE: Final = 0.1
 """Share of a device that stays free of what is only nice to have: a load that somebody waits for finds room there."""
 
 LOADS_AT_ONCE: Final = 16
-"""Loads that a pass may have begun and not seen the end of, over all nodes: others wait for theirs too."""
+"""Loads that a pass may have begun and not seen the end of, over all nodes, if these are no more than four times as
+many: others wait for theirs too."""
+
+NODES_A_LOAD: Final = 4
+"""With more nodes than that, one such load for so many nodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,10 @@ class Pass:
         self._begun_s = begun_s
         self._nodes = {id_: view.nodes[id_] for id_ in sorted(view.nodes)}
         self._staying = {id_ for id_, node in view.nodes.items() if not (node.draining or node.leaving)}
-        self._left = LOADS_AT_ONCE - sum(node.loading for node in view.nodes.values())
+        at_once = max(LOADS_AT_ONCE, len(view.nodes) // NODES_A_LOAD)
+        self._left = at_once - sum(node.loading for node in view.nodes.values())
+        self.more = False
+        """Whether more would have been loaded if not so much were being loaded already."""
         self._needs: list[_Need] = []
         self._worth: list[tuple[float, VersionKey]] = []
 
@@ -163,6 +170,7 @@ class Pass:
     def _add(self, need: _Need, *, spare: bool) -> Duty | None:
         """Return the placement with more nodes; None when no node can take it, or too many loads go on already."""
         if self._left <= 0:
+            self.more = True
             return None
         view, key = self._view, need.key
         model = view.models[key[0]][key[1]]
@@ -219,7 +227,8 @@ class Pass:
     def _asked(self, key: VersionKey, model: ModelVersion) -> Asked:
         located = self._view.copies.get(key, ())
         zones = zones_of(self._view, [each.node.id for each in located if each.node.id in self._staying])
-        return Asked(model, self._now_s, {each.node.id: each.copy for each in located}, zones=zones)
+        copies = {each.node.id: each.copy for each in located}
+        return Asked(model, self._now_s, copies, zones=zones, factors=self._view.forecast.factors)
 
 
 def _failed(copy: Copy | None) -> bool:

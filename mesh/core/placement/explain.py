@@ -56,5 +56,5 @@ def _decide(
 ) -> Explained:
     located = [each for each in view.copies.get((model.name, model.version), ()) if each.node.id != without]
     copies = {each.node.id: each.copy for each in located}
-    asked = Asked(model, now_s, copies, zones=zones_of(view, copies))
+    asked = Asked(model, now_s, copies, zones=zones_of(view, copies), factors=view.forecast.factors)
     return Explained(asked, choose(asked, nodes, 1, enough=max(1, len(nodes))))

@@ -15,8 +15,8 @@ Pure bookkeeping: the caller says what was asked for and what time it is, in sec
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import frexp, log
 from typing import Final, Generic, TypeVar
 
@@ -95,6 +95,8 @@ class Forecast:
     """The table as of one moment: `rates[level][age]` in requests per second. LEVELS x AGES."""
 
     rates: tuple[tuple[float, ...], ...]
+    factors: Mapping[str, float] = field(default_factory=dict)
+    """Bytes in memory per byte of files, by runtime (`mesh.core.placement.ledger.learned_factors`)."""
 
     def rate(self, history: History, now_s: float) -> float:
         """Return the requests per second to expect of a model with this history; 0 for one never asked for."""

@@ -6,6 +6,8 @@ may push `held` above capacity (a copy turned out larger than predicted): then `
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from mesh.core.types import ModelVersion
 from mesh.core.view import VersionKey
 
@@ -16,9 +18,39 @@ LOADED_FACTOR = 2
 """Predicted bytes in memory per byte of file: weights plus workspace, before anything was measured."""
 
 
-def predicted_bytes(model: ModelVersion) -> int:
-    """Return what a copy is expected to take in memory: what one took before, or a multiple of its files."""
-    return max(MIN_BYTES, model.loaded_bytes or model.size_bytes * LOADED_FACTOR)
+ENOUGH_LOADED = 5
+"""Versions of a runtime that must have been loaded before their factor counts."""
+
+CAUTIOUS = 0.75
+"""Share of a runtime's versions that its factor is enough for."""
+
+_NONE: Mapping[str, float] = {}
+
+
+def predicted_bytes(model: ModelVersion, factors: Mapping[str, float] = _NONE) -> int:
+    """Return what a copy is expected to take in memory: what one took before, or a multiple of its files.
+
+    `factors` are `learned_factors`; a runtime that is not among them has `LOADED_FACTOR`.
+    """
+    if model.loaded_bytes:
+        return max(MIN_BYTES, model.loaded_bytes)
+    return max(MIN_BYTES, int(model.size_bytes * factors.get(model.runtime, LOADED_FACTOR)))
+
+
+def learned_factors(models: Iterable[ModelVersion]) -> dict[str, float]:
+    """Return, by runtime, how many bytes in memory a byte of files became in those of `models` that were loaded.
+
+    Models smaller than `MIN_BYTES` say nothing: what they take is the session. O(models log models).
+    """
+    found: dict[str, list[float]] = {}
+    for model in models:
+        if model.loaded_bytes and model.size_bytes >= MIN_BYTES:
+            found.setdefault(model.runtime, []).append(model.loaded_bytes / model.size_bytes)
+    return {
+        runtime: round(sorted(ratios)[int(CAUTIOUS * (len(ratios) - 1))], 2)
+        for runtime, ratios in sorted(found.items())
+        if len(ratios) >= ENOUGH_LOADED
+    }
 
 
 class Ledger:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from mesh.core.placement.ledger import MIN_BYTES, Ledger, predicted_bytes
+from mesh.core.placement.ledger import ENOUGH_LOADED, MIN_BYTES, Ledger, learned_factors, predicted_bytes
 from mesh.core.types import ModelName, ModelVersion, Version
 
 CAPACITY = 100
@@ -72,3 +74,22 @@ def test_what_a_copy_took_is_expected_again() -> None:
 
 def version(*, size_bytes: int, loaded_bytes: int = 0) -> ModelVersion:
     return ModelVersion(*key(0), "onnx", "file:///r/m/1", "d", size_bytes, loaded_bytes=loaded_bytes)
+
+
+def loaded(size: int, taken: int, runtime: str = "onnx") -> ModelVersion:
+    return replace(version(size_bytes=size * MIN_BYTES, loaded_bytes=taken * MIN_BYTES), runtime=runtime)
+
+
+def test_a_runtime_learns_what_its_models_take() -> None:
+    known = [loaded(10, 10 + 3 * number) for number in range(ENOUGH_LOADED)]
+    assert learned_factors(known[:-1]) == {}
+    factors = learned_factors([*known, loaded(10, 900, "python"), version(size_bytes=10 * MIN_BYTES)])
+    assert factors == {"onnx": 1.9}
+    assert predicted_bytes(version(size_bytes=10 * MIN_BYTES), factors) == 19 * MIN_BYTES
+    assert predicted_bytes(replace(version(size_bytes=10 * MIN_BYTES), runtime="python"), factors) == 20 * MIN_BYTES
+    assert predicted_bytes(known[0], factors) == 10 * MIN_BYTES
+
+
+def test_small_models_say_nothing_about_a_runtime() -> None:
+    tiny = version(size_bytes=MIN_BYTES // 2, loaded_bytes=MIN_BYTES)
+    assert learned_factors([tiny] * 100) == {}
