@@ -154,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--lose", type=int, default=0, metavar="PERCENT", help="nodes that die at half time")
     parser.add_argument("--roll", action="store_true", help="restart every node, one after another, from half time on")
     parser.add_argument(
-        "--no-leader", dest="leader", action="store_false", help="leave out what the leading router does"
+        "--leader", action=argparse.BooleanOptionalAction, help="what the leading router does, too; when nodes are lost"
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")

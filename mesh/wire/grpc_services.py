@@ -11,13 +11,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import grpc
-from google.protobuf import descriptor_pool
+from google.protobuf import descriptor_pool, duration_pb2
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from mesh.api.gen.grpc.health.v1 import health_pb2
 from mesh.api.gen.inference import grpc_service_pb2, model_config_pb2
-from mesh.api.gen.mesh.v1 import control_pb2, node_pb2
+from mesh.api.gen.mesh.v1 import control_pb2, details_pb2, node_pb2
 from mesh.api.service import generic_handler
 
 HEALTH = "grpc.health.v1.Health"
@@ -128,4 +128,27 @@ def _reflection_pool() -> descriptor_pool.DescriptorPool:
             method.input_type = method.input_type.replace("v1alpha", "v1")
             method.output_type = method.output_type.replace("v1alpha", "v1")
     pool.AddSerializedFile(v1.SerializeToString())
+    pool.AddSerializedFile(duration_pb2.DESCRIPTOR.serialized_pb)
+    pool.AddSerializedFile(_error_details().SerializeToString())
     return pool
+
+
+def _error_details() -> FileDescriptorProto:
+    """Return what the details of a refusal are on the wire, by the names that tools look for (google/rpc)."""
+    ours = FileDescriptorProto.FromString(details_pb2.DESCRIPTOR.serialized_pb)
+    file = FileDescriptorProto(
+        name="google/rpc/error_details.proto",
+        package="google.rpc",
+        syntax="proto3",
+        dependency=[duration_pb2.DESCRIPTOR.name],
+        message_type=[each for each in ours.message_type if each.name in {"ErrorInfo", "RetryInfo"}],
+    )
+    names = {
+        ".mesh.v1.Span": ".google.protobuf.Duration",
+        ".mesh.v1.ErrorInfo.MetadataEntry": ".google.rpc.ErrorInfo.MetadataEntry",
+    }
+    for message in file.message_type:
+        for field in message.field:
+            if field.type_name:
+                field.type_name = names.get(field.type_name, field.type_name)
+    return file

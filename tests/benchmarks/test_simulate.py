@@ -69,3 +69,26 @@ def test_a_trace_that_cannot_be_read_is_one_sentence(
         monkeypatch.setattr("sys.argv", ["simulate", "--trace", str(tmp_path / name)])
         assert simulate.main() == 2
         assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("event", [("--lose", "20"), ("--roll",)], ids=["nodes are lost", "nodes are restarted"])
+def test_nodes_that_go_cost_cold_starts_for_a_while_and_no_request(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, event: tuple[str, ...]
+) -> None:
+    words = ("--models", "300", "--requests", "20000", "--room", "60", "--nodes", "6", "--rate", "50")
+    found = run(capsys, monkeypatch, *words, *event)
+    assert found["refused"] == 0
+    assert found["cold_event"] > found["cold_usual"]
+    assert found["loads"] >= found["cold_starts"]
+    assert (found["event_s"] > 6 * 5) is (event == ("--roll",))
+
+
+def test_the_leader_loads_what_nobody_waits_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--models", "50", "--requests", "4000", "--room", "60", "--nodes", "6", "--rate", "5", "--lose", "20")
+    with_it = run(capsys, monkeypatch, *words)
+    without = run(capsys, monkeypatch, *words, "--no-leader")
+    assert without["loads"] == without["cold_starts"]
+    assert with_it["loads"] > with_it["cold_starts"]
+    assert with_it["cold_starts"] < without["cold_starts"]

@@ -224,6 +224,22 @@ def test_a_model_that_can_never_fit_is_refused_with_the_numbers(mesh: Mesh) -> N
     client.close()
 
 
+def test_grpcurl_reads_why_a_call_was_refused(mesh: Mesh) -> None:
+    need("grpcurl")
+    write_model(mesh.repository, "large", 1, ballast=60 * MIB)
+    client = mesh.start("--memory-bytes", str(100 * MIB))
+    until(lambda: mesh.state(client, "large") == "cold", what="the model is known")
+    row = '{"model_name": "large", "inputs": [{"name": "x", "datatype": "FP32", "shape": [0, 4]}]}'
+    call = ("-d", row, mesh.router.grpc, "inference.GRPCInferenceService/ModelInfer")
+    done = subprocess.run(["grpcurl", "-plaintext", *call], capture_output=True, text=True, timeout=60, check=False)
+    assert '"reason": "NO_CAPACITY"' in done.stderr
+    assert '"domain": "mesh"' in done.stderr
+    described = ("grpcurl", "-plaintext", mesh.router.grpc, "describe", "google.rpc.RetryInfo")
+    done = subprocess.run(described, capture_output=True, text=True, timeout=60, check=False)
+    assert ".google.protobuf.Duration retry_delay = 1;" in done.stdout
+    client.close()
+
+
 @pytest.mark.parametrize("busy_s", [1, 12], ids=["for a moment", "for long"])
 def test_a_model_in_use_is_not_evicted(mesh: Mesh, busy_s: int) -> None:
     write_model(mesh.repository, "busy", 1, ballast=30 * MIB)
