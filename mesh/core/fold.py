@@ -66,9 +66,12 @@ Change = NodeChange | CopyChange | ModelChange | PlacementChange | ForecastChang
 
 
 def fold(view: ClusterView, changes: Iterable[Change], revision: int) -> ClusterView:
-    """Return the view after `changes`, at `revision`. O(changes x log keys + nodes + copies of nodes that moved)."""
+    """Return the view after `changes`, at `revision`. O(changes x log keys + nodes + copies of nodes that moved).
+
+    A map in which nothing changed is the same object as before.
+    """
     copies = _Copies(view)
-    models, placements = _mutation(view.models), _mutation(view.placements)
+    models, placements = _Changing(view.models), _Changing(view.placements)
     placed: _Grouped[Placement] = _Grouped(view.placed)
     forecast = view.forecast
     for change in changes:
@@ -81,7 +84,7 @@ def fold(view: ClusterView, changes: Iterable[Change], revision: int) -> Cluster
                 _fold_model(models, name, version, model)
             case PlacementChange(key, placement):
                 _fold_placement(placed, key, placements.get(key), placement)
-                _set(placements, key, placement)
+                placements.set(key, placement)
             case ForecastChange(told):
                 forecast = told or SUPPOSED
     listed, serving = copies.indexes()
@@ -99,17 +102,17 @@ def fold(view: ClusterView, changes: Iterable[Change], revision: int) -> Cluster
 
 
 def _fold_model(
-    models: MapMutation[ModelName, Mapping[Version, ModelVersion]],
+    models: _Changing[ModelName, Mapping[Version, ModelVersion]],
     name: ModelName,
     version: Version,
     model: ModelVersion | None,
 ) -> None:
-    held = dict(models.get(name, {}))
+    held = dict(models.get(name) or {})
     if model is None:
         held.pop(version, None)
     else:
         held[version] = model
-    _set(models, name, held or None)
+    models.set(name, held or None)
 
 
 def _fold_placement(
@@ -121,20 +124,45 @@ def _fold_placement(
         placed.set(id_, key, after)
 
 
+class _Changing(Generic[K, V]):
+    """A map, being changed as soon as something is set."""
+
+    def __init__(self, before: Mapping[K, V]) -> None:
+        self._before = before
+        self._now: MapMutation[K, V] | None = None
+
+    def get(self, key: K) -> V | None:
+        return self._before.get(key) if self._now is None else self._now.get(key)
+
+    def set(self, key: K, value: V | None) -> None:
+        if self._now is None:
+            self._now = (self._before if isinstance(self._before, Map) else Map(self._before)).mutate()
+        if value is None:
+            self._now.pop(key, None)
+        else:
+            self._now[key] = value
+
+    def finish(self) -> Mapping[K, V]:
+        return self._before if self._now is None else self._now.finish()
+
+
 class _Grouped(Generic[V]):
     """Maps by node, being changed; a node's map is there while it holds something."""
 
     def __init__(self, before: Mapping[NodeId, Mapping[VersionKey, V]]) -> None:
         self._before = before
-        self._changing: dict[NodeId, MapMutation[VersionKey, V]] = {}
+        self._changing: dict[NodeId, _Changing[VersionKey, V]] = {}
 
     def set(self, node: NodeId, key: VersionKey, value: V | None) -> None:
-        _set(self.of(node), key, value)
+        self._of(node).set(key, value)
 
-    def of(self, node: NodeId) -> MapMutation[VersionKey, V]:
+    def get(self, node: NodeId, key: VersionKey) -> V | None:
+        return self._of(node).get(key)
+
+    def _of(self, node: NodeId) -> _Changing[VersionKey, V]:
         changing = self._changing.get(node)
         if changing is None:
-            changing = self._changing[node] = _mutation(self._before.get(node, Map()))
+            changing = self._changing[node] = _Changing(self._before.get(node, Map()))
         return changing
 
     def finish(self) -> Mapping[NodeId, Mapping[VersionKey, V]]:
@@ -142,8 +170,8 @@ class _Grouped(Generic[V]):
             return self._before
         after = dict(self._before)
         for node, changing in self._changing.items():
-            if changing:
-                after[node] = changing.finish()
+            if held := changing.finish():
+                after[node] = held
             else:
                 after.pop(node, None)
         return after
@@ -185,18 +213,18 @@ class _Copies:
         if not self._touched:
             return view.copies, view.serving
         hosts: dict[NodeId, Host | None] = {}
-        copies, serving = _mutation(view.copies), _mutation(view.serving)
+        copies, serving = _Changing(view.copies), _Changing(view.serving)
         for key, ids in self._touched.items():
             located = [each for each in view.copies.get(key, ()) if each.node.id not in ids]
             for id_ in ids:
                 if id_ not in hosts:
                     hosts[id_] = _host(self.nodes.get(id_))
-                host, copy = hosts[id_], self.held.of(id_).get(key)
+                host, copy = hosts[id_], self.held.get(id_, key)
                 if host is not None and copy is not None:
                     located.append(Located(host, copy))
             located.sort(key=_by_node)
-            _set(copies, key, tuple(located) or None)
-            _set(serving, key, tuple([each for each in located if may_serve(each)]) or None)
+            copies.set(key, tuple(located) or None)
+            serving.set(key, tuple([each for each in located if may_serve(each)]) or None)
         return copies.finish(), serving.finish()
 
     def _touch(self, id_: NodeId, key: VersionKey) -> None:
@@ -213,14 +241,3 @@ def _host(node: Node | None) -> Host | None:
 
 def _by_node(located: Located) -> NodeId:
     return located.node.id
-
-
-def _mutation(mapping: Mapping[K, V]) -> MapMutation[K, V]:
-    return (mapping if isinstance(mapping, Map) else Map(mapping)).mutate()
-
-
-def _set(mapping: MapMutation[K, V], key: K, value: V | None) -> None:
-    if value is None:
-        mapping.pop(key, None)
-    else:
-        mapping[key] = value

@@ -135,8 +135,15 @@ class Loader:
 
     async def run(self) -> None:
         """Reconcile for ever. Cancelled, it leaves the copies as they are; `close` ends them."""
+        seen: ClusterView | None = None
         while True:
             view = self._mirror.view
+            if seen is not None and not self._wake.is_set() and self._asks_the_same(seen, view):
+                # Other nodes' memory and copies change many times a second: nothing to this one.
+                seen = view
+                await self._news(view)
+                continue
+            seen = view
             self._wake.clear()
             for action in reconcile(desired_of(view, self._node), self._copies):
                 match action:
@@ -149,13 +156,21 @@ class Loader:
             for key, served in self._served.items():
                 if self._is_free(key) and _lacks(view, served.model):
                     self._start(key, self._describe(served.model, served.loaded))
-            moved = asyncio.ensure_future(self._mirror.next(view))
-            woken = asyncio.ensure_future(self._wake.wait())
-            try:
-                await asyncio.wait((moved, woken), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                moved.cancel()
-                woken.cancel()
+            await self._news(view)
+
+    def _asks_the_same(self, seen: ClusterView, view: ClusterView) -> bool:
+        """Tell whether two views ask the same of this node. O(1): what did not change is the same object."""
+        return seen.models is view.models and seen.placed.get(self._node) is view.placed.get(self._node)
+
+    async def _news(self, view: ClusterView) -> None:
+        """Return at the next view, or when something ended here."""
+        moved = asyncio.ensure_future(self._mirror.next(view))
+        woken = asyncio.ensure_future(self._wake.wait())
+        try:
+            await asyncio.wait((moved, woken), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            moved.cancel()
+            woken.cancel()
 
     async def close(self) -> None:
         """Stop loading and close every copy."""

@@ -36,6 +36,16 @@ class Changes:
     refused: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class _Found:
+    """How the repositories differ from the registry."""
+
+    refused: Mapping[str, str]
+    fresh: dict[VersionKey, ModelVersion] = field(default_factory=dict)
+    changed: dict[VersionKey, ModelVersion] = field(default_factory=dict)
+    gone: list[VersionKey] = field(default_factory=list)
+
+
 class Publisher:
     """Scans and writes. One scan at a time."""
 
@@ -62,21 +72,12 @@ class Publisher:
     async def scan(self) -> Changes:
         """Read the repositories and write what changed. Raises `RegistryUnavailable`."""
         async with self._scanning:
-            scan = await asyncio.to_thread(self._scanner.scan)
-            done = Changes(refused=dict(scan.refused))
-            view = self._mirror.view
-            known = {key: view.models.get(key[0], {}).get(key[1]) for key in scan.models}
-            await self._add({key: model for key, model in scan.models.items() if known[key] is None}, done)
-            for key, before in known.items():
-                if before is not None:
-                    await self._write(key, before, scan.models[key], done)
-            gone = [
-                (name, version)
-                for name, versions in view.models.items()
-                for version, model in versions.items()
-                if self._is_ours(model) and (name, version) not in scan.models and not _is_under(model, scan.refused)
-            ]
-            for key in gone:
+            found = await asyncio.to_thread(self._look)
+            done = Changes(refused=dict(found.refused))
+            await self._add(found.fresh, done)
+            for key, model in found.changed.items():
+                await self._write(key, model, done)
+            for key in found.gone:
                 await self._remove(key, done)
             for path, why in done.refused.items():
                 if self._refused.get(path) != why:
@@ -85,6 +86,25 @@ class Publisher:
             if done.added or done.changed or done.removed:
                 log.info("models changed", added=len(done.added), changed=len(done.changed), removed=len(done.removed))
             return done
+
+    def _look(self) -> _Found:
+        """Scan, and compare with what the registry holds. Runs in a thread: with very many models it takes a while."""
+        scan = self._scanner.scan()
+        view = self._mirror.view
+        found = _Found(refused=scan.refused)
+        for key, model in scan.models.items():
+            known = view.models.get(key[0], {}).get(key[1])
+            if known is None:
+                found.fresh[key] = model
+            elif not _same(known, model):
+                found.changed[key] = model
+        found.gone += [
+            (name, version)
+            for name, versions in view.models.items()
+            for version, model in versions.items()
+            if (name, version) not in scan.models and self._is_ours(model) and not _is_under(model, scan.refused)
+        ]
+        return found
 
     async def describe(
         self, model: ModelVersion, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
@@ -120,11 +140,9 @@ class Publisher:
                 done.added.extend("/".join(keys[path]) for path in batch)
                 continue
             for path in batch:
-                await self._write(keys[path], None, models[keys[path]], done)
+                await self._write(keys[path], models[keys[path]], done)
 
-    async def _write(self, key: VersionKey, known: ModelVersion | None, found: ModelVersion, done: Changes) -> None:
-        if known is not None and _same(known, found):
-            return
+    async def _write(self, key: VersionKey, found: ModelVersion, done: Changes) -> None:
         path = model_key(*key)
         entry = await self._store.get(path)
         latest = records.decode_model(entry.value) if entry else None

@@ -7,9 +7,12 @@ when an inference would be tried. All are NOT_SERVING while the router drains, s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import Final
 
 from mesh.api.messages import INFERENCE_SERVICE
+from mesh.core.types import ModelName
 from mesh.core.view import ClusterView
 from mesh.registry.mirror import Mirror
 from mesh.router.catalog import may_answer
@@ -21,7 +24,6 @@ class RouterHealth:
     def __init__(self, mirror: Mirror) -> None:
         self._mirror = mirror
         self._draining = asyncio.Event()
-        self._answered: tuple[ClusterView, bool, Mapping[str, bool]] | None = None
 
     def drain(self) -> None:
         """Say NOT_SERVING from now on."""
@@ -33,16 +35,8 @@ class RouterHealth:
         return not self._draining.is_set() and any(not node.draining for node in nodes)
 
     def serving(self) -> Mapping[str, bool]:
-        """Return every service and model with whether it serves. O(models) once per view, then O(1)."""
-        view, ready = self._mirror.view, self.is_ready()
-        if self._answered is None or self._answered[0] is not view or self._answered[1] is not ready:
-            said = {
-                str(name): ready and any(may_answer(view, model) for model in versions.values())
-                for name, versions in view.models.items()
-            }
-            said[""] = said[INFERENCE_SERVICE.full_name] = ready
-            self._answered = (view, ready, said)
-        return self._answered[2]
+        """Return every service and model with whether it serves, each found out when it is asked for."""
+        return _Serving(self._mirror.view, ready=self.is_ready())
 
     async def changed(self) -> None:
         """Return at the next view or when draining begins."""
@@ -55,3 +49,26 @@ class RouterHealth:
         finally:
             draining.cancel()
             moved.cancel()
+
+
+class _Serving(Mapping[str, bool]):
+    """What serves in one view. Of very many models a check asks for one."""
+
+    def __init__(self, view: ClusterView, *, ready: bool) -> None:
+        self._view = view
+        self._ready = ready
+
+    def __getitem__(self, service: str) -> bool:
+        if service in _WHOLE:
+            return self._ready
+        versions = self._view.models[ModelName(service)]
+        return self._ready and any(may_answer(self._view, model) for model in versions.values())
+
+    def __iter__(self) -> Iterator[str]:
+        return chain(_WHOLE, self._view.models)
+
+    def __len__(self) -> int:
+        return len(_WHOLE) + len(self._view.models)
+
+
+_WHOLE: Final = ("", INFERENCE_SERVICE.full_name)

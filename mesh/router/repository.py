@@ -26,6 +26,10 @@ WRITE_TRIES = 10
 """Compare-and-swap tries. A key that ten others changed in a row is a fault to report, not to wait out."""
 
 
+SLICE = 256
+"""Models described before requests get their turn: a few milliseconds."""
+
+
 class Repository:
     """RepositoryIndex, RepositoryModelLoad and RepositoryModelUnload over the registry."""
 
@@ -34,26 +38,27 @@ class Repository:
         self._store = store
         self._cold = cold
 
-    def index(self, *, ready_only: bool) -> m.RepositoryIndexResponse:
+    async def index(self, *, ready_only: bool) -> m.RepositoryIndexResponse:
         """Return every version with Triton's state names; with `ready_only` those that serve now."""
         answer = m.RepositoryIndexResponse()
-        for model in self.list(""):
+        for model in await self.list(""):
             state, reason = _TRITON_STATE[model.state]
             if not ready_only or state == "READY":
                 answer.models.add(name=model.name, version=model.version, state=state, reason=model.reason or reason)
         return answer
 
-    def list(self, name: str) -> list[control.Model]:
-        """Return every version, or those of `name`, in order. Raises `UnknownModel`."""
+    async def list(self, name: str) -> list[control.Model]:
+        """Return every version, or those of `name`, in order. Raises `UnknownModel`. Requests go on in between."""
         view = self._mirror.view
         if name and ModelName(name) not in view.models:
             raise UnknownModel(f"Request for unknown model: '{name}' is not found")
         names = [ModelName(name)] if name else sorted(view.models)
-        return [
-            model_message(view, view.models[each][version])
-            for each in names
-            for version in reversed(view.versions(each))
-        ]
+        found: list[control.Model] = []
+        for place, each in enumerate(names):
+            if place % SLICE == SLICE - 1:
+                await asyncio.sleep(0)
+            found.extend(model_message(view, view.models[each][version]) for version in reversed(view.versions(each)))
+        return found
 
     async def load(self, name: str, deadline_s: float, config: str = "") -> None:
         """Load the latest version of `name`, wherever it fits; return when it serves. `deadline_s` is monotonic.

@@ -73,7 +73,7 @@ class InferenceService:
         return await told(context, self._catalog.statistics(request.name, request.version, left_s))
 
     async def RepositoryIndex(self, request: m.RepositoryIndexRequest, context: Any) -> Any:
-        return self._repository.index(ready_only=request.ready)
+        return await self._repository.index(ready_only=request.ready)
 
     async def RepositoryModelLoad(self, request: m.RepositoryModelLoadRequest, context: Any) -> Any:
         name = _model_of(request)
@@ -141,9 +141,10 @@ class ControlService:
         )
 
     async def ListModels(self, request: control.ListModelsRequest, context: Any) -> Any:
-        return await told(
-            context, _later(lambda: control.ListModelsResponse(models=self._repository.list(request.name)))
-        )
+        return await told(context, self._models(request.name))
+
+    async def _models(self, name: str) -> control.ListModelsResponse:
+        return control.ListModelsResponse(models=await self._repository.list(name))
 
     async def Explain(self, request: control.ExplainRequest, context: Any) -> Any:
         return await told(context, _later(lambda: self._explain(request)))

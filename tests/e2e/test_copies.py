@@ -104,6 +104,16 @@ async def asked(address: str, model: str, callers: int) -> AsyncIterator[list[st
             stop.set()
 
 
+async def leading(etcd: EtcdServer, routers: list[Process]) -> Process:
+    """Return the router that leads."""
+    store = EtcdClient(RegistryConfig(endpoints=(etcd.address,)))
+    entry = await store.get(LEADER)
+    await store.close()
+    assert entry is not None
+    leader = entry.value.decode()
+    return next(each for each in routers if leader.endswith(f"-{each.pid}"))
+
+
 async def when(condition: Callable[[], bool], what: str) -> None:
     await asyncio.to_thread(until, condition, what=what, deadline_s=120)
 
@@ -203,14 +213,45 @@ async def test_the_duties_go_on_when_the_leader_dies(etcd: EtcdServer, repositor
     write(repository, "two", "{min_copies: 2}")
     with cluster(etcd.address, repository, "a", "b", "c", routers=2) as (routers, nodes):
         await when(lambda: len(holders(routers[0], "two")) == 2, "two copies are ready")
-        store = EtcdClient(RegistryConfig(endpoints=(etcd.address,)))
-        entry = await store.get(LEADER)
-        await store.close()
-        assert entry is not None
-        leader = entry.value.decode()
-        dead = next(each for each in routers if leader.endswith(f"-{each.pid}"))
+        dead = await leading(etcd, routers)
         (left,) = [each for each in routers if each is not dead]
         dead.send(signal.SIGKILL)
         gone = min(holders(left, "two"))
         nodes[gone].send(signal.SIGKILL)
         await when(lambda: len(holders(left, "two") - {gone}) == 2, "the next leader replaced the copy")
+
+
+async def test_a_router_that_slept_through_changes_serves_at_once_and_the_mesh_agrees_again(
+    etcd: EtcdServer, repository: Path
+) -> None:
+    for name in ("moves", "two"):
+        write(repository, name, "{min_copies: 2}" if name == "two" else "{max_copies: 1}")
+    with cluster(etcd.address, repository, "a", "b", "c", routers=2) as (routers, nodes):
+        for router in routers:
+            with Client(router.grpc) as client:
+                assert client.infer("moves", X)["y"].tolist() == [1.0]
+        await when(lambda: len(holders(routers[0], "two")) == 2, "two copies are ready")
+        leader = await leading(etcd, routers)
+        (other,) = [each for each in routers if each is not leader]
+        leader.send(signal.SIGSTOP)
+        try:
+            (home,) = holders(other, "moves")
+            gone = min(holders(other, "two") - {home} or {home})
+            nodes[gone].send(signal.SIGKILL)
+            with Client(other.grpc, timeout_s=60) as client:
+                client.unload("moves")
+                await when(lambda: not holders(other, "moves"), "it is unloaded")
+                client.load("moves")
+                assert client.infer("moves", X)["y"].tolist() == [1.0]
+            await when(lambda: len(holders(other, "two") - {gone}) == 2, "the other router leads and replaced the copy")
+        finally:
+            leader.send(signal.SIGCONT)
+        # Its view is as old as its sleep, and so may be its belief that it leads.
+        with Client(leader.grpc, timeout_s=60) as client:
+            for _ in range(20):
+                assert client.infer("moves", X)["y"].tolist() == [1.0]
+        await when(lambda: holders(leader, "two") == holders(other, "two"), "both see the same copies")
+        settled = holders(other, "two")
+        await asyncio.sleep(6.0)
+        assert holders(leader, "two") == holders(other, "two") == settled, "two leaders would move copies to and fro"
+        assert await leading(etcd, routers) is other
