@@ -1,0 +1,202 @@
+"""One request in a graph: which steps run next, what they get, and when it is over. Pure; tensors are opaque here.
+
+| a step is | when |
+|---|---|
+| waiting | a tensor it needs may still come |
+| skipped | its condition is false, or a tensor it needs can no longer come |
+| running | everything is there; `Call` was returned for it |
+| done | its outputs are there |
+
+A tensor with several sources is the first of them that comes, in the order they are written, once those before it can
+no longer come: so the answer does not depend on which branch is quicker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from mesh.core.errors import ModelFailed
+from mesh.core.pipeline.spec import Condition, Pipeline, Ref, Source, Step
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """Run a step, then tell `Run.done` or `Run.failed`."""
+
+    step: Step
+    model: str
+    """The step's own, or the one that stands in for it."""
+    version: str
+    inputs: Mapping[str, T]
+    attempt: int
+    """0 for the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finish(Generic[T]):
+    """The request is answered; what still runs is not needed. An output of steps that were skipped is left out."""
+
+    outputs: Mapping[str, T]
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """The request failed with this step; what still runs may be given up."""
+
+    step: str
+    error: Exception
+
+
+Action = Call[T] | Finish[T] | Fail
+
+
+class Graph:
+    """A checked pipeline, made ready for running: which steps wait for which. One for all requests."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self.steps = {step.name: step for step in pipeline.steps}
+        self.waiting_for: dict[str, tuple[str, ...]] = {step.name: () for step in pipeline.steps}
+        """By step: those that may run when it has ended."""
+        for step in pipeline.steps:
+            for before in sorted({ref.step for ref in step.refs() if ref.step}):
+                self.waiting_for[before] = (*self.waiting_for[before], step.name)
+        refs = [ref for step in pipeline.steps for ref in step.refs()]
+        refs += [ref for source in pipeline.outputs.values() for ref in source]
+        self.needed = {name: {ref.tensor for ref in refs if ref.step == name} for name in self.steps}
+        """By step: those of its outputs that somebody wants."""
+
+    def __repr__(self) -> str:
+        """Show the size."""
+        return f"<Graph {self.pipeline.name}@{self.pipeline.revision} steps={len(self.steps)}>"
+
+
+class _Never:
+    """What is looked up in vain: `PENDING` may still come, `SKIPPED` never will."""
+
+
+PENDING = _Never()
+SKIPPED = _Never()
+
+
+class Run(Generic[T]):
+    """One request. `truth` tells whether a condition holds for a tensor; it may raise, and the step then failed.
+
+    Every `Call` returned is answered once, by `done` or by `failed`; what they return is to be done in that order, and
+    nothing more comes after a `Finish` or a `Fail`.
+    """
+
+    def __init__(self, graph: Graph, given: Mapping[str, T], truth: Callable[[Condition, T], bool]) -> None:
+        self._graph = graph
+        self._given = given
+        self._truth = truth
+        self._outputs: dict[str, Mapping[str, T]] = {}
+        self._skipped: set[str] = set()
+        self._running: dict[str, Call[T]] = {}
+        self.over = False
+
+    def begin(self) -> list[Action[T]]:
+        """Return what to do first."""
+        return self._after(self._graph.steps)
+
+    def done(self, step: str, outputs: Mapping[str, T]) -> list[Action[T]]:
+        """Take a step's outputs; return what to do next. O(steps that wait for it)."""
+        if self.over:
+            return []
+        missing = self._graph.needed[step] - outputs.keys()
+        if missing:
+            model, names = self._running[step].model, ", ".join(sorted(missing))
+            return self.failed(step, ModelFailed(f"model '{model}' of step '{step}' did not answer with {names}"))
+        del self._running[step]
+        self._outputs[step] = outputs
+        return self._after(self._graph.waiting_for[step])
+
+    def failed(self, step: str, error: Exception, *, again: bool = True) -> list[Action[T]]:
+        """Take a step's failure; return another attempt, the model that stands in, or `Fail`.
+
+        `again` says whether another attempt may end otherwise: a request that makes no sense is not repeated.
+        """
+        if self.over:
+            return []
+        call = self._running.pop(step)
+        spec = call.step
+        stands_in = bool(spec.use_on_error) and call.model == spec.use_on_error
+        if again and not stands_in and call.attempt < spec.retries:
+            following = Call(spec, call.model, call.version, call.inputs, call.attempt + 1)
+        elif spec.use_on_error and not stands_in:
+            following = Call(spec, spec.use_on_error, "", call.inputs, call.attempt + 1)
+        else:
+            self.over = True
+            return [Fail(step, error)]
+        self._running[step] = following
+        return [following]
+
+    def _after(self, names: Mapping[str, Step] | tuple[str, ...]) -> list[Action[T]]:
+        """Look at the steps that may be able to run now, and at those behind the ones that never will."""
+        actions: list[Action[T]] = []
+        look = list(names)
+        while look:
+            name = look.pop(0)
+            if name in self._running or name in self._outputs or name in self._skipped:
+                continue
+            step = self._graph.steps[name]
+            try:
+                found = self._inputs(step)
+            except Exception as error:  # noqa: BLE001 - a condition over a tensor that it does not fit
+                self.over = True
+                return [Fail(name, error)]
+            if found is SKIPPED:
+                self._skipped.add(name)
+                look.extend(self._graph.waiting_for[name])
+            elif not isinstance(found, _Never):
+                call = self._running[name] = Call(step, step.model, step.version, found, 0)
+                actions.append(call)
+        answer = {name: self._find(source) for name, source in self._graph.pipeline.outputs.items()}
+        if any(found is PENDING for found in answer.values()):
+            return actions
+        self.over = True
+        return [Finish({name: found for name, found in answer.items() if not isinstance(found, _Never)})]
+
+    def _inputs(self, step: Step) -> Mapping[str, T] | _Never:
+        """Return a step's inputs when all are there; else whether they may still come."""
+        if step.when is not None:
+            compared = self._find((step.when.of,))
+            if isinstance(compared, _Never):
+                return compared
+            if not self._truth(step.when, compared):
+                return SKIPPED
+        found = {}
+        pending = False
+        for name, source in step.inputs.items():
+            tensor = self._find(source)
+            if tensor is SKIPPED:
+                return SKIPPED
+            if isinstance(tensor, _Never):
+                pending = True
+            else:
+                found[name] = tensor
+        return PENDING if pending else found
+
+    def _find(self, source: Source) -> T | _Never:
+        for ref in source:
+            found = self._one(ref)
+            if found is not SKIPPED:
+                return found
+        return SKIPPED
+
+    def _one(self, ref: Ref) -> T | _Never:
+        if not ref.step:
+            return self._given.get(ref.tensor, SKIPPED)
+        if ref.step in self._skipped:
+            return SKIPPED
+        outputs = self._outputs.get(ref.step)
+        return PENDING if outputs is None else outputs[ref.tensor]
+
+    def __repr__(self) -> str:
+        """Show how far it is."""
+        running = ",".join(sorted(self._running)) or "-"
+        return f"<Run {self._graph!r} done={len(self._outputs)} skipped={len(self._skipped)} running={running}>"
