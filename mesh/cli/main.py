@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from mesh.cli import client, node, router, up
+from mesh.cli import client, node, pipelines, router, up
 from mesh.cli.bench import bench
 from mesh.cli.demo import demo
 from mesh.cli.explain import explain
@@ -27,6 +27,8 @@ app.command("infer")(client.infer)
 app.command("models")(client.models)
 app.command("nodes")(client.nodes)
 app.command("explain")(explain)
+app.command("apply")(pipelines.apply)
+app.add_typer(pipelines.app, name="pipelines")
 app.command("demo")(demo)
 app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)
 

@@ -64,6 +64,10 @@ class UnknownModel(MeshError):
     code = Code.NOT_FOUND
 
 
+class NamesPipeline(UnknownModel):
+    """The name is a pipeline's: no model answers it, a graph of models does."""
+
+
 class Unimplemented(MeshError):
     """A call or option that this server does not offer."""
 

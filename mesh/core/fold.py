@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 
 from immutables import Map, MapMutation
 
+from mesh.core.pipeline.spec import Pipeline
 from mesh.core.placement.forecast import SUPPOSED, Forecast
 from mesh.core.types import Copy, ModelName, ModelVersion, Node, NodeId, Placement, Version
 from mesh.core.view import ClusterView, Host, Located, VersionKey, may_serve
@@ -56,13 +57,21 @@ class PlacementChange:
 
 
 @dataclass(frozen=True, slots=True)
+class PipelineChange:
+    """A pipeline came, changed or (None) went."""
+
+    name: str
+    pipeline: Pipeline | None
+
+
+@dataclass(frozen=True, slots=True)
 class ForecastChange:
     """The leader told its forecast anew, or (None) it went."""
 
     forecast: Forecast | None
 
 
-Change = NodeChange | CopyChange | ModelChange | PlacementChange | ForecastChange
+Change = NodeChange | CopyChange | ModelChange | PlacementChange | PipelineChange | ForecastChange
 
 
 def fold(view: ClusterView, changes: Iterable[Change], revision: int) -> ClusterView:
@@ -73,6 +82,7 @@ def fold(view: ClusterView, changes: Iterable[Change], revision: int) -> Cluster
     copies = _Copies(view)
     models, placements = _Changing(view.models), _Changing(view.placements)
     placed: _Grouped[Placement] = _Grouped(view.placed)
+    pipelines = _Changing(view.pipelines)
     forecast = view.forecast
     for change in changes:
         match change:
@@ -85,6 +95,8 @@ def fold(view: ClusterView, changes: Iterable[Change], revision: int) -> Cluster
             case PlacementChange(key, placement):
                 _fold_placement(placed, key, placements.get(key), placement)
                 placements.set(key, placement)
+            case PipelineChange(called, pipeline):
+                pipelines.set(called, pipeline)
             case ForecastChange(told):
                 forecast = told or SUPPOSED
     listed, serving = copies.indexes()
@@ -97,6 +109,7 @@ def fold(view: ClusterView, changes: Iterable[Change], revision: int) -> Cluster
         listed,
         serving,
         placed.finish(),
+        pipelines.finish(),
         forecast,
     )
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from immutables import Map
 
+from mesh.core.pipeline.spec import Pipeline
 from mesh.core.placement.forecast import SUPPOSED, Forecast
 from mesh.core.types import Copy, CopyState, ModelName, ModelVersion, Node, NodeId, Placement, Version
 
@@ -55,6 +56,8 @@ class ClusterView:
     """The copies that may take new work: ready, on a node that is not draining. Subset of `copies`."""
     placed: Mapping[NodeId, Mapping[VersionKey, Placement]] = field(default_factory=dict)
     """The placements that name a node, by node. Index of `placements`."""
+    pipelines: Mapping[str, Pipeline] = field(default_factory=Map)
+    """By name. A model of the same name wins."""
     forecast: Forecast = SUPPOSED
     """What the leader learned of the demand."""
 

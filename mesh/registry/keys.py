@@ -21,6 +21,7 @@ NODES = ROOT + "nodes/"
 COPIES = ROOT + "copies/"
 MODELS = ROOT + "models/"
 PLACEMENTS = ROOT + "placements/"
+PIPELINES = ROOT + "pipelines/"
 FORECAST = ROOT + "forecast"
 LEADER = ROOT + "leader/placement"
 
@@ -48,6 +49,17 @@ def model_key(name: ModelName, version: Version) -> str:
 def placement_key(name: ModelName, version: Version) -> str:
     """Return the key of a version's placement."""
     return f"{PLACEMENTS}{_quote(name)}/{_quote(version)}"
+
+
+def pipeline_key(name: str) -> str:
+    """Return the key of a pipeline."""
+    return f"{PIPELINES}{_quote(name)}"
+
+
+def split_pipeline_key(key: str) -> str:
+    """Return the name of a key under PIPELINES. Raises ValueError for any other key."""
+    (name,) = _parts(key, PIPELINES, 1)
+    return name
 
 
 def split_node_key(key: str) -> NodeId:

@@ -1,7 +1,7 @@
 """The watch-fed view: registry keys in, `ClusterView`s out.
 
 Owns the decoding of watch batches and the publishing of views. Folding is `mesh.core.fold`'s, and which deletions to
-believe after the registry was away is `mesh.core.grace`'s. Keys of other kinds (routes, pipelines, the leader) are
+believe after the registry was away is `mesh.core.grace`'s. Keys of other kinds (routes, the leader) are
 passed over.
 """
 
@@ -15,7 +15,16 @@ from contextlib import aclosing
 from typing import Final
 
 from mesh.core.errors import RegistryUnavailable
-from mesh.core.fold import Change, CopyChange, ForecastChange, ModelChange, NodeChange, PlacementChange, fold
+from mesh.core.fold import (
+    Change,
+    CopyChange,
+    ForecastChange,
+    ModelChange,
+    NodeChange,
+    PipelineChange,
+    PlacementChange,
+    fold,
+)
 from mesh.core.grace import Grace
 from mesh.core.view import ClusterView
 from mesh.registry.keys import (
@@ -23,17 +32,28 @@ from mesh.registry.keys import (
     FORECAST,
     MODELS,
     NODES,
+    PIPELINES,
     PLACEMENTS,
     ROOT,
     copy_key,
     model_key,
     node_key,
+    pipeline_key,
     placement_key,
     split_copy_key,
     split_model_key,
     split_node_key,
+    split_pipeline_key,
 )
-from mesh.registry.records import BadRecord, decode_copy, decode_forecast, decode_model, decode_node, decode_placement
+from mesh.registry.records import (
+    BadRecord,
+    decode_copy,
+    decode_forecast,
+    decode_model,
+    decode_node,
+    decode_pipeline,
+    decode_placement,
+)
 from mesh.registry.store import Batch, Event, Store
 
 _log: Final = logging.getLogger(__name__)
@@ -176,29 +196,60 @@ class Mirror:
 def _decode(event: Event) -> Change | None:
     """Return what an event means. Raises ValueError (`BadRecord` among them) for a wrong key or value."""
     key, value = event.key, event.entry.value if event.entry is not None else None
-    if key.startswith(NODES):
-        id_ = split_node_key(key)
-        node = decode_node(value) if value is not None else None
-        _agree(key, node_key(id_ if node is None else node.id))
-        return NodeChange(id_, node)
-    if key.startswith(COPIES):
-        on, held = split_copy_key(key)
-        copy = decode_copy(value) if value is not None else None
-        _agree(key, copy_key(on, held if copy is None else (copy.model, copy.version)))
-        return CopyChange(on, held, copy)
-    if key.startswith(MODELS):
-        model = decode_model(value) if value is not None else None
-        named = split_model_key(key)
-        _agree(key, model_key(*(named if model is None else (model.name, model.version))))
-        return ModelChange(named, model)
-    if key.startswith(PLACEMENTS):
-        placement = decode_placement(value) if value is not None else None
-        named = split_model_key(key, PLACEMENTS)
-        _agree(key, placement_key(*(named if placement is None else (placement.model, placement.version))))
-        return PlacementChange(named, placement)
-    if key == FORECAST:
-        return ForecastChange(decode_forecast(value) if value is not None else None)
+    for prefix, read in _KINDS:
+        if key.startswith(prefix):
+            return read(key, value)
     return None
+
+
+def _model(key: str, value: bytes | None) -> Change:
+    model = decode_model(value) if value is not None else None
+    named = split_model_key(key)
+    _agree(key, model_key(*(named if model is None else (model.name, model.version))))
+    return ModelChange(named, model)
+
+
+def _copy(key: str, value: bytes | None) -> Change:
+    on, held = split_copy_key(key)
+    copy = decode_copy(value) if value is not None else None
+    _agree(key, copy_key(on, held if copy is None else (copy.model, copy.version)))
+    return CopyChange(on, held, copy)
+
+
+def _placement(key: str, value: bytes | None) -> Change:
+    placement = decode_placement(value) if value is not None else None
+    named = split_model_key(key, PLACEMENTS)
+    _agree(key, placement_key(*(named if placement is None else (placement.model, placement.version))))
+    return PlacementChange(named, placement)
+
+
+def _node(key: str, value: bytes | None) -> Change:
+    id_ = split_node_key(key)
+    node = decode_node(value) if value is not None else None
+    _agree(key, node_key(id_ if node is None else node.id))
+    return NodeChange(id_, node)
+
+
+def _pipeline(key: str, value: bytes | None) -> Change:
+    name = split_pipeline_key(key)
+    pipeline = decode_pipeline(value) if value is not None else None
+    _agree(key, pipeline_key(name if pipeline is None else pipeline.name))
+    return PipelineChange(name, pipeline)
+
+
+def _forecast(key: str, value: bytes | None) -> Change:
+    _agree(key, FORECAST)
+    return ForecastChange(decode_forecast(value) if value is not None else None)
+
+
+_KINDS: Final[tuple[tuple[str, Callable[[str, bytes | None], Change]], ...]] = (
+    (MODELS, _model),
+    (COPIES, _copy),
+    (PLACEMENTS, _placement),
+    (NODES, _node),
+    (PIPELINES, _pipeline),
+    (FORECAST, _forecast),
+)
 
 
 def _agree(key: str, named: str) -> None:
@@ -222,5 +273,6 @@ def _absent(view: ClusterView, events: Iterable[Event]) -> list[Change]:
         for version in held
         if model_key(name, version) not in present
     )
+    changes.extend(PipelineChange(name, None) for name in view.pipelines if pipeline_key(name) not in present)
     changes.extend(PlacementChange(key, None) for key in view.placements if placement_key(*key) not in present)
     return changes

@@ -11,15 +11,17 @@ from typing import Any, Final
 
 import msgspec
 
+from mesh.core.pipeline.spec import Pipeline
 from mesh.core.placement.forecast import AGES, LEVELS, Forecast
 from mesh.core.types import Copy, ModelVersion, Node, Placement
 
-Record = Node | Copy | ModelVersion | Placement | Forecast
+Record = Node | Copy | ModelVersion | Placement | Pipeline | Forecast
 
 _NODE: Final = msgspec.json.Decoder(Node)
 _COPY: Final = msgspec.json.Decoder(Copy)
 _MODEL: Final = msgspec.json.Decoder(ModelVersion)
 _PLACEMENT: Final = msgspec.json.Decoder(Placement)
+_PIPELINE: Final = msgspec.json.Decoder(Pipeline)
 _FORECAST: Final = msgspec.json.Decoder(Forecast)
 
 
@@ -65,6 +67,14 @@ def decode_placement(value: bytes) -> Placement:
         return _PLACEMENT.decode(value)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise _bad("a placement", value, error) from error
+
+
+def decode_pipeline(value: bytes) -> Pipeline:
+    """Return the pipeline record in `value`. Raises `BadRecord`."""
+    try:
+        return _PIPELINE.decode(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise _bad("a pipeline", value, error) from error
 
 
 def decode_forecast(value: bytes) -> Forecast:

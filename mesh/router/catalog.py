@@ -9,13 +9,15 @@ from typing import Any
 import mesh
 from mesh.api import messages as m
 from mesh.api.describe import model_config, model_metadata
-from mesh.core.errors import DeadlineExceeded, MeshError, RemoteError
+from mesh.core.errors import DeadlineExceeded, MeshError, NamesPipeline, RemoteError, UnknownModel
 from mesh.core.traffic.route import resolve
 from mesh.core.types import ModelName, ModelVersion, Version
 from mesh.core.view import ClusterView, VersionKey
 from mesh.registry.mirror import Mirror
 from mesh.router.channels import Channels
 from mesh.router.cold import Cold
+from mesh.router.pipelines import as_model
+from mesh.router.signatures import models_of
 
 EXTENSIONS = (
     "classification",
@@ -55,21 +57,40 @@ class Catalog:
 
         False for an unknown, an unloaded and a broken version, as Triton's released servers answer (not an error).
         """
+        view = self._mirror.view
         try:
-            model = resolve(self._mirror.view, name, version)
+            return may_answer(view, resolve(view, name, version))
+        except NamesPipeline:
+            return version in {"", str(view.pipelines[name].revision)} and all(
+                self.model_ready(*each) for each in models_of(view, name)
+            )
         except MeshError:
             return False
-        return may_answer(self._mirror.view, model)
 
     async def metadata(self, name: str, version: str, deadline_s: float) -> m.ModelMetadataResponse:
         """Return ModelMetadata. Loads a model whose signature nobody knows yet. Raises what `resolve` raises."""
-        model = await self._described(name, version, deadline_s)
+        pipeline = self._pipeline(name, version)
+        if pipeline is not None:
+            return model_metadata(pipeline, [pipeline.version])
+        model = await self.described(name, version, deadline_s)
         listed = [version] if version else sorted(self._mirror.view.models.get(model.name, {model.version: model}))
         return model_metadata(model, listed)
 
     async def config(self, name: str, version: str, deadline_s: float) -> m.ModelConfigResponse:
         """Return ModelConfig. Loads a model whose signature nobody knows yet. Raises what `resolve` raises."""
-        return m.ModelConfigResponse(config=model_config(await self._described(name, version, deadline_s)))
+        pipeline = self._pipeline(name, version)
+        found = pipeline if pipeline is not None else await self.described(name, version, deadline_s)
+        return m.ModelConfigResponse(config=model_config(found))
+
+    def _pipeline(self, name: str, version: str) -> ModelVersion | None:
+        """Return a pipeline as a model; None for the name of a model. Raises `UnknownModel` for another revision."""
+        view = self._mirror.view
+        pipeline = view.pipelines.get(name)
+        if pipeline is None or ModelName(name) in view.models:
+            return None
+        if version not in {"", str(pipeline.revision)}:
+            raise UnknownModel(f"Request for unknown model: '{name}' version {version} is not found")
+        return as_model(view, pipeline)
 
     async def statistics(self, name: str, version: str, context_deadline_s: float | None) -> m.ModelStatisticsResponse:
         """Return the statistics of one model or all, summed over the nodes. Raises what `resolve` raises."""
@@ -96,7 +117,8 @@ class Catalog:
             return m.ModelStatisticsResponse()
         return m.ModelStatisticsResponse.FromString(reply.message)
 
-    async def _described(self, name: str, version: str, deadline_s: float) -> ModelVersion:
+    async def described(self, name: str, version: str, deadline_s: float) -> ModelVersion:
+        """Return a version's record with its signature; loads it when nobody knows that yet."""
         model = resolve(self._mirror.view, name, version)
         if model.inputs and model.outputs:
             return model

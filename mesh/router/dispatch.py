@@ -11,7 +11,7 @@ import random
 import time
 from typing import Self
 
-from mesh.core.errors import Code, DeadlineExceeded, MeshError, RemoteError, Unimplemented
+from mesh.core.errors import Code, DeadlineExceeded, MeshError, NamesPipeline, RemoteError, Unimplemented
 from mesh.core.traffic.balance import Balancer
 from mesh.core.traffic.retry import may_retry
 from mesh.core.traffic.route import resolve
@@ -21,6 +21,7 @@ from mesh.registry.mirror import Mirror
 from mesh.router.channels import Channels
 from mesh.router.cold import Cold
 from mesh.router.observe import Observed
+from mesh.router.pipelines import Pipelines
 from mesh.router.target import Targets
 from mesh.telemetry.metrics import RouterMetrics
 from mesh.telemetry.tracing import Tracing
@@ -72,6 +73,7 @@ class Dispatch:
         self.tracing = tracing
         self.cold_wait_s = cold_wait_s
         self.targets = Targets(mirror)
+        self.pipelines = Pipelines(mirror, self.infer)
         self.max_attempts = max_attempts
 
     async def infer(self, call: Call, message: bytes) -> bytes:
@@ -85,7 +87,10 @@ class Dispatch:
 
     async def answer(self, call: Call, message: bytes, request: Peeked, seen: Observed) -> bytes:
         """Answer one request whose fields were read already, on as many copies as it safely takes."""
-        model = seen.model = self.route(call, request)
+        try:
+            model = seen.model = self.route(call, request)
+        except NamesPipeline:
+            return await self.pipelines.answer(call, message, request, seen)
         if model.decoupled:
             raise Unimplemented("ModelInfer RPC doesn't support models with decoupled transaction policy")
         metadata = self.metadata(call, model, seen)

@@ -28,6 +28,7 @@ from mesh.router.health import RouterHealth
 from mesh.router.repository import Repository
 from mesh.router.service import ControlService, InferenceService
 from mesh.router.settings import Settings
+from mesh.router.shelf import PipelineShelf
 from mesh.router.steward import Steward
 from mesh.router.streams import Streams
 from mesh.telemetry import logs
@@ -102,16 +103,19 @@ def _build(config: RouterConfig, store: EtcdClient, tracing: Tracing) -> _Parts:
     streams = Streams(dispatch, metrics)
     health = RouterHealth(mirror)
     repository = Repository(mirror, store, cold)
+    catalog = Catalog(mirror, channels, cold, server_name=config.server_name, cold_wait_s=config.cold_wait_s)
+    shelf = PipelineShelf(mirror, store, catalog)
     inference = InferenceService(
-        Catalog(mirror, channels, cold, server_name=config.server_name, cold_wait_s=config.cold_wait_s),
+        catalog,
         repository,
         Settings(tracing),
         is_ready=health.is_ready,
         default_wait_s=config.cold_wait_s,
     )
+    control = ControlService(mirror, repository, shelf, default_wait_s=config.cold_wait_s)
     services = [
         generic_handler(INFERENCE_SERVICE, inference),
-        generic_handler(MESH_CONTROL_SERVICE, ControlService(mirror, repository)),
+        generic_handler(MESH_CONTROL_SERVICE, control),
         *health_handlers(health),
         *reflection_handlers([INFERENCE_SERVICE.full_name, MESH_CONTROL_SERVICE.full_name]),
     ]

@@ -24,6 +24,7 @@ from mesh.router.describe import explanation
 from mesh.router.override import check_file_path
 from mesh.router.repository import Repository
 from mesh.router.settings import Settings
+from mesh.router.shelf import PipelineShelf
 from mesh.telemetry import logs
 
 log = logs.get(__name__)
@@ -130,9 +131,11 @@ class InferenceService:
 class ControlService:
     """mesh.v1.MeshControl."""
 
-    def __init__(self, mirror: Mirror, repository: Repository) -> None:
+    def __init__(self, mirror: Mirror, repository: Repository, shelf: PipelineShelf, *, default_wait_s: float) -> None:
         self._mirror = mirror
         self._repository = repository
+        self._shelf = shelf
+        self._default_wait_s = default_wait_s
 
     async def ListNodes(self, request: control.ListNodesRequest, context: Any) -> control.ListNodesResponse:
         view = self._mirror.view
@@ -145,6 +148,17 @@ class ControlService:
 
     async def _models(self, name: str) -> control.ListModelsResponse:
         return control.ListModelsResponse(models=await self._repository.list(name))
+
+    async def ApplyPipeline(self, request: control.ApplyPipelineRequest, context: Any) -> Any:
+        left_s = context.time_remaining()
+        deadline_s = time.monotonic() + (self._default_wait_s if left_s is None else left_s)
+        return await told(context, self._shelf.apply(request, deadline_s))
+
+    async def ListPipelines(self, request: control.ListPipelinesRequest, context: Any) -> Any:
+        return await told(context, _later(lambda: self._shelf.listed(request.name)))
+
+    async def DeletePipeline(self, request: control.DeletePipelineRequest, context: Any) -> Any:
+        return await told(context, self._shelf.delete(request.name))
 
     async def Explain(self, request: control.ExplainRequest, context: Any) -> Any:
         return await told(context, _later(lambda: self._explain(request)))

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine
 from contextlib import aclosing
 
 from mesh.api.stream import error_message, final_message
-from mesh.core.errors import Code, MeshError, RemoteError
+from mesh.core.errors import Code, MeshError, NamesPipeline, RemoteError
 from mesh.core.types import ModelVersion, NodeId
 from mesh.core.view import Located
 from mesh.router.dispatch import Dispatch, left_s
@@ -43,6 +43,8 @@ class Streams:
             try:
                 request = peek(message)
                 model = self.dispatch.route(call, request)
+            except NamesPipeline:
+                return Ordered(self.one(call, message, request, strict=strict))
             except MeshError as error:
                 return Ordered(_failed(error, _id(message), strict=strict))
             if model.decoupled:

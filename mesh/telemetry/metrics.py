@@ -6,9 +6,9 @@ called from the event loop's thread; scrapes may come from any thread. Triton's 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final
+from typing import Any, Final, cast
 
 import prometheus_client
 from prometheus_client import CollectorRegistry
@@ -62,7 +62,9 @@ class RouterMetrics:
     def view_published(self, view: ClusterView) -> None:
         """Say what the mesh holds now: names outside it are counted as "unknown". O(1)."""
         self._view = lambda: view
-        self._table.keep(view.models)
+        graphs = {name: {str(pipeline.revision): pipeline} for name, pipeline in view.pipelines.items()}
+        known: Any = ChainMap(graphs, cast("Any", view.models))
+        self._table.keep(known)
 
     def request_done(self, model: str, version: str, code: Code, total_s: float, attempts: int) -> None:
         """Count one call, or one message of a stream, that was answered. About 1 us.

@@ -5,7 +5,17 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.core.fold import Change, CopyChange, ForecastChange, ModelChange, NodeChange, PlacementChange, fold
+from mesh.core.fold import (
+    Change,
+    CopyChange,
+    ForecastChange,
+    ModelChange,
+    NodeChange,
+    PipelineChange,
+    PlacementChange,
+    fold,
+)
+from mesh.core.pipeline.spec import Pipeline
 from mesh.core.placement.forecast import Forecast
 from mesh.core.types import Copy, CopyState, ModelName, ModelVersion, Node, NodeId, Placement, Version
 from mesh.core.view import ClusterView
@@ -19,7 +29,7 @@ copies = st.builds(Copy, model=names, version=versions, state=st.sampled_from(Co
 
 @st.composite
 def changes(draw: st.DrawFn) -> Change:
-    kind = draw(st.integers(0, 4))
+    kind = draw(st.integers(0, 5))
     present = draw(st.booleans())
     id_ = NodeId(draw(st.sampled_from("xyz")))
     if kind == 0:
@@ -30,6 +40,9 @@ def changes(draw: st.DrawFn) -> Change:
     if kind == 4:
         copy = draw(copies)
         return CopyChange(id_, (copy.model, copy.version), copy if present else None)
+    if kind == 5:
+        name = draw(st.sampled_from(["p", "q"]))
+        return PipelineChange(name, Pipeline(name, (), {}, revision=draw(st.integers(1, 3))) if present else None)
     key = draw(keys)
     if kind == 1:
         return ModelChange(
@@ -78,6 +91,8 @@ def _named(change: Change) -> object:
             return id_, key
         case ForecastChange():
             return None
+        case PipelineChange(name, _):
+            return name
         case _:
             return type(change), change.key
 

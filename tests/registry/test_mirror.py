@@ -129,7 +129,7 @@ async def test_a_record_that_goes_bad_leaves_the_last_good_one(store: EtcdClient
 
 async def test_keys_of_other_kinds_are_passed_over(store: EtcdClient, caplog: pytest.LogCaptureFixture) -> None:
     async with following(store) as mirror:
-        for kind in ("routes", "pipelines", "leader"):
+        for kind in ("routes", "leader"):
             revision = await store.put(f"{ROOT}{kind}/x", b"anything")
         view = await view_when(mirror, lambda view: view.revision >= revision)
         assert view == ClusterView(revision)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mesh.core.pipeline.spec import Condition, Op, Pipeline, Ref, Step
 from mesh.core.types import (
     Copy,
     CopyState,
@@ -22,7 +23,15 @@ from mesh.core.types import (
     TensorSpec,
     Version,
 )
-from mesh.registry.records import BadRecord, decode_copy, decode_model, decode_node, decode_placement, encode
+from mesh.registry.records import (
+    BadRecord,
+    decode_copy,
+    decode_model,
+    decode_node,
+    decode_pipeline,
+    decode_placement,
+    encode,
+)
 
 NODE = Node(
     NodeId("a"),
@@ -47,12 +56,23 @@ MODEL = ModelVersion(
 )
 PLACEMENT = Placement(ModelName("m"), Version("1"), (NodeId("a"),), requested_s=3.0)
 
+STEP = Step(
+    "s",
+    "m",
+    inputs={"x": (Ref("", "x"), Ref("t", "y"))},
+    when=Condition(Ref("t", "z"), Op.AT_LEAST, 0.5),
+    each=("x",),
+    parameters={"flag": True, "count": 3, "share": 0.5, "text": "a"},
+)
+PIPELINE = Pipeline("p", (STEP,), {"y": (Ref("s", "y"),)}, MODEL.inputs, revision=3)
+
 
 def test_every_kind_of_record_comes_back_as_it_was() -> None:
     assert decode_node(encode(NODE)) == NODE
     assert decode_copy(encode(COPY)) == COPY
     assert decode_model(encode(MODEL)) == MODEL
     assert decode_placement(encode(PLACEMENT)) == PLACEMENT
+    assert decode_pipeline(encode(PIPELINE)) == PIPELINE
 
 
 def test_a_record_is_json_that_a_person_can_read() -> None:

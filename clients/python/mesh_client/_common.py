@@ -50,6 +50,9 @@ UNLOAD = _inference("RepositoryModelUnload", m.RepositoryModelUnloadResponse)
 LIST_NODES = Method("/mesh.v1.MeshControl/ListNodes", m.control.ListNodesResponse)
 LIST_MODELS = Method("/mesh.v1.MeshControl/ListModels", m.control.ListModelsResponse)
 EXPLAIN = Method("/mesh.v1.MeshControl/Explain", m.control.ExplainResponse)
+APPLY_PIPELINE = Method("/mesh.v1.MeshControl/ApplyPipeline", m.control.ApplyPipelineResponse)
+LIST_PIPELINES = Method("/mesh.v1.MeshControl/ListPipelines", m.control.ListPipelinesResponse)
+DELETE_PIPELINE = Method("/mesh.v1.MeshControl/DeletePipeline", m.control.DeletePipelineResponse)
 HEALTH_CHECK = Method("/grpc.health.v1.Health/Check", health.HealthCheckResponse)
 
 HealthCheckRequest = health.HealthCheckRequest

@@ -99,6 +99,11 @@ class Run(Generic[T]):
         self._running: dict[str, Call[T]] = {}
         self.over = False
 
+    @property
+    def pipeline(self) -> Pipeline:
+        """What is run."""
+        return self._graph.pipeline
+
     def begin(self) -> list[Action[T]]:
         """Return what to do first."""
         return self._after(self._graph.steps)

@@ -51,7 +51,8 @@ class Condition:
 
     def __str__(self) -> str:
         """Return it as it is written."""
-        return f"{self.of} {self.op.value} {self.value!r}"
+        value = str(self.value).lower() if isinstance(self.value, bool) else repr(self.value)
+        return f"{self.of} {self.op.value} {value}"
 
 
 @dataclass(frozen=True, slots=True)

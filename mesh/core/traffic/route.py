@@ -5,7 +5,7 @@ Error texts are Triton's, because clients match on them.
 
 from __future__ import annotations
 
-from mesh.core.errors import InvalidRequest, UnknownModel
+from mesh.core.errors import InvalidRequest, NamesPipeline, UnknownModel
 from mesh.core.types import ModelName, ModelVersion, Version
 from mesh.core.view import ClusterView
 
@@ -13,12 +13,14 @@ from mesh.core.view import ClusterView
 def resolve(view: ClusterView, name: str, version: str) -> ModelVersion:
     """Return the record of `version` of `name`, or of its latest version when `version` is empty. O(versions).
 
-    Raises `UnknownModel` for a name or version that is not there and for one that an operator unloaded, and
-    `InvalidRequest` for a version that is no number while none is held by that text.
+    Raises `NamesPipeline` for the name of a pipeline, `UnknownModel` for a name or version that is not there and for
+    one that an operator unloaded, and `InvalidRequest` for a version that is no number while none is held by that text.
     """
     model = ModelName(name)
     held = view.models.get(model)
     if held is None:
+        if name in view.pipelines:
+            raise NamesPipeline(f"'{name}' is a pipeline and no model")
         raise UnknownModel(f"Request for unknown model: '{name}' is not found")
     if version and Version(version) not in held:
         if not version.isdecimal():

@@ -140,6 +140,23 @@ class AsyncClient:
         request = m.control.ExplainRequest(name=name, version=version, remove_node=remove_node)
         return list((await self._call(c.EXPLAIN, request, timeout_s)).models)
 
+    async def apply_pipeline(
+        self, pipeline: m.control.Pipeline, *, dry_run: bool = False, timeout_s: float | None = None
+    ) -> m.control.ApplyPipelineResponse:
+        """Check a pipeline and store it; with `dry_run` check only. Its `problems` say why it was not stored."""
+        request = m.control.ApplyPipelineRequest(pipeline=pipeline, dry_run=dry_run)
+        answer: m.control.ApplyPipelineResponse = await self._call(c.APPLY_PIPELINE, request, timeout_s)
+        return answer
+
+    async def pipelines(self, name: str = "", *, timeout_s: float | None = None) -> list[m.control.Pipeline]:
+        """Return every pipeline, or the one that is called `name`."""
+        answer = await self._call(c.LIST_PIPELINES, m.control.ListPipelinesRequest(name=name), timeout_s)
+        return list(answer.pipelines)
+
+    async def delete_pipeline(self, name: str, *, timeout_s: float | None = None) -> None:
+        """Forget a pipeline; requests that run finish."""
+        await self._call(c.DELETE_PIPELINE, m.control.DeletePipelineRequest(name=name), timeout_s)
+
     async def health(self, service: str = "", *, timeout_s: float | None = None) -> bool:
         """Tell whether `service` (a model's name, or the whole server) is SERVING; False for an unknown one."""
         try:

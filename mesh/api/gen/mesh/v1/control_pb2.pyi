@@ -7,6 +7,138 @@ from typing import Any as _Any, ClassVar as _ClassVar, Optional as _Optional, Un
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Pipeline(_message.Message):
+    __slots__ = ("name", "inputs", "steps", "outputs", "revision")
+    class InputsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class OutputsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    inputs: _containers.ScalarMap[str, str]
+    steps: _containers.RepeatedCompositeFieldContainer[Step]
+    outputs: _containers.ScalarMap[str, str]
+    revision: int
+    def __init__(self, name: _Optional[str] = ..., inputs: _Optional[_Mapping[str, str]] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping[str, _Any]]]] = ..., outputs: _Optional[_Mapping[str, str]] = ..., revision: _Optional[int] = ...) -> None: ...
+
+class Step(_message.Message):
+    __slots__ = ("name", "model", "version", "inputs", "when", "each", "timeout_s", "retries", "on_error", "parameters")
+    class InputsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class ParametersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Value
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Value, _Mapping[str, _Any]]] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    WHEN_FIELD_NUMBER: _ClassVar[int]
+    EACH_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    RETRIES_FIELD_NUMBER: _ClassVar[int]
+    ON_ERROR_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    model: str
+    version: str
+    inputs: _containers.ScalarMap[str, str]
+    when: str
+    each: _containers.RepeatedScalarFieldContainer[str]
+    timeout_s: float
+    retries: int
+    on_error: OnError
+    parameters: _containers.MessageMap[str, Value]
+    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., inputs: _Optional[_Mapping[str, str]] = ..., when: _Optional[str] = ..., each: _Optional[_Iterable[str]] = ..., timeout_s: _Optional[float] = ..., retries: _Optional[int] = ..., on_error: _Optional[_Union[OnError, _Mapping[str, _Any]]] = ..., parameters: _Optional[_Mapping[str, Value]] = ...) -> None: ...
+
+class OnError(_message.Message):
+    __slots__ = ("use",)
+    USE_FIELD_NUMBER: _ClassVar[int]
+    use: str
+    def __init__(self, use: _Optional[str] = ...) -> None: ...
+
+class Value(_message.Message):
+    __slots__ = ("bool_value", "int_value", "float_value", "text_value")
+    BOOL_VALUE_FIELD_NUMBER: _ClassVar[int]
+    INT_VALUE_FIELD_NUMBER: _ClassVar[int]
+    FLOAT_VALUE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_VALUE_FIELD_NUMBER: _ClassVar[int]
+    bool_value: bool
+    int_value: int
+    float_value: float
+    text_value: str
+    def __init__(self, bool_value: _Optional[bool] = ..., int_value: _Optional[int] = ..., float_value: _Optional[float] = ..., text_value: _Optional[str] = ...) -> None: ...
+
+class Problem(_message.Message):
+    __slots__ = ("path", "message")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    message: str
+    def __init__(self, path: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class ApplyPipelineRequest(_message.Message):
+    __slots__ = ("pipeline", "dry_run")
+    PIPELINE_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    pipeline: Pipeline
+    dry_run: bool
+    def __init__(self, pipeline: _Optional[_Union[Pipeline, _Mapping[str, _Any]]] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+
+class ApplyPipelineResponse(_message.Message):
+    __slots__ = ("pipeline", "problems", "changed")
+    PIPELINE_FIELD_NUMBER: _ClassVar[int]
+    PROBLEMS_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_FIELD_NUMBER: _ClassVar[int]
+    pipeline: Pipeline
+    problems: _containers.RepeatedCompositeFieldContainer[Problem]
+    changed: bool
+    def __init__(self, pipeline: _Optional[_Union[Pipeline, _Mapping[str, _Any]]] = ..., problems: _Optional[_Iterable[_Union[Problem, _Mapping[str, _Any]]]] = ..., changed: _Optional[bool] = ...) -> None: ...
+
+class ListPipelinesRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class ListPipelinesResponse(_message.Message):
+    __slots__ = ("pipelines",)
+    PIPELINES_FIELD_NUMBER: _ClassVar[int]
+    pipelines: _containers.RepeatedCompositeFieldContainer[Pipeline]
+    def __init__(self, pipelines: _Optional[_Iterable[_Union[Pipeline, _Mapping[str, _Any]]]] = ...) -> None: ...
+
+class DeletePipelineRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class DeletePipelineResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class ListNodesRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -1,0 +1,106 @@
+"""Pipelines between the protocol's messages and core's types. What cannot be read is a problem with its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from mesh.api.messages import control
+from mesh.core.pipeline import text
+from mesh.core.pipeline.check import Path, Problem
+from mesh.core.pipeline.spec import Condition, Literal, Pipeline, Source, Step
+from mesh.core.types import TensorSpec
+
+T = TypeVar("T")
+
+
+class _Reader:
+    """Reads parts, and keeps what is wrong with them."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+
+    def read(self, at: Path, read: Callable[[str], T], written: str, otherwise: T) -> T:
+        try:
+            return read(written)
+        except text.BadText as error:
+            self.problems.append(Problem(at, str(error)))
+            return otherwise
+
+    def sources(self, at: Path, written: Mapping[str, str]) -> dict[str, Source]:
+        return {name: self.read((*at, name), text.source, each, ()) for name, each in sorted(written.items())}
+
+    def step(self, index: int, said: Any) -> Step:
+        at: Path = ("steps", index)
+        when: Condition | None = None
+        if said.when:
+            when = self.read((*at, "when"), text.condition, said.when, None)
+        return Step(
+            name=said.name or said.model,
+            model=said.model,
+            version=said.version,
+            inputs=self.sources((*at, "inputs"), said.inputs),
+            when=when,
+            each=tuple(said.each),
+            timeout_s=said.timeout_s,
+            retries=said.retries,
+            use_on_error=said.on_error.use,
+            parameters={name: _value(each) for name, each in sorted(said.parameters.items())},
+        )
+
+
+def read_pipeline(said: Any) -> tuple[Pipeline, list[Problem]]:
+    """Return the pipeline that a `mesh.v1.Pipeline` describes, and what of it cannot be read."""
+    reader = _Reader()
+    inputs: list[TensorSpec] = []
+    for name, written in sorted(said.inputs.items()):
+        spec = reader.read(("inputs", name), lambda each, name=name: text.tensor(name, each), written, None)  # type: ignore[misc] # mypy does not infer the default's type
+        if spec is not None:
+            inputs.append(spec)
+    steps = tuple(reader.step(index, each) for index, each in enumerate(said.steps))
+    outputs = reader.sources(("outputs",), said.outputs)
+    return Pipeline(said.name, steps, outputs, tuple(inputs)), reader.problems
+
+
+def pipeline_message(pipeline: Pipeline) -> control.Pipeline:
+    """Return a pipeline as mesh.v1 shows it: written as it may be applied."""
+    return control.Pipeline(
+        name=pipeline.name,
+        inputs={spec.name: f"{spec.dtype.value} [{', '.join(map(str, spec.shape))}]" for spec in pipeline.inputs},
+        steps=[_step_message(step) for step in pipeline.steps],
+        outputs={name: _written(source) for name, source in pipeline.outputs.items()},
+        revision=pipeline.revision,
+    )
+
+
+def _step_message(step: Step) -> control.Step:
+    return control.Step(
+        name=step.name,
+        model=step.model,
+        version=step.version,
+        inputs={name: _written(source) for name, source in step.inputs.items()},
+        when=str(step.when) if step.when is not None else "",
+        each=step.each,
+        timeout_s=step.timeout_s,
+        retries=step.retries,
+        on_error=control.OnError(use=step.use_on_error) if step.use_on_error else None,
+        parameters={name: _value_message(each) for name, each in step.parameters.items()},
+    )
+
+
+def _written(source: Source) -> str:
+    return " | ".join(map(str, source))
+
+
+def _value(said: Any) -> Literal:
+    kind = said.WhichOneof("kind")
+    value: Literal = getattr(said, kind) if kind else ""
+    return value
+
+
+def _value_message(value: Literal) -> control.Value:
+    if isinstance(value, bool):
+        return control.Value(bool_value=value)
+    if isinstance(value, int):
+        return control.Value(int_value=value)
+    return control.Value(float_value=value) if isinstance(value, float) else control.Value(text_value=value)
