@@ -15,8 +15,13 @@ from typing import Any, Final
 import yaml
 
 from mesh.api.messages import control
+from mesh.core.types import Dtype
 
 KINDS: Final = ("Pipeline",)
+
+
+_TENSOR: Final = re.compile(rf"(:[ \t]+)((?:{'|'.join(Dtype.__members__)})[ \t]*\[[-\d, \t]*\])")
+"""A type and a shape: inside braces YAML wants quotes around them, which nobody would think of."""
 
 
 class BadManifest(ValueError):
@@ -42,7 +47,8 @@ class Manifest:
 def read(file: str, text: str) -> list[Manifest]:
     """Return the documents of `text`. Raises `BadManifest`."""
     try:
-        nodes = [node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if node is not None]
+        quoted = _TENSOR.sub(r'\1"\2"', text)
+        nodes = [node for node in yaml.compose_all(quoted, Loader=yaml.SafeLoader) if node is not None]
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark is not None else 1

@@ -34,6 +34,19 @@ DRIVE_IDLE_S = 120.0
 """A drive whose callers all left goes on for this long. Loads that take longer finish on the node all the same."""
 
 
+MARGIN = 0.05
+MOST_MARGIN_S = 0.1
+"""Share of the time left, and at most how much of it, taken off a wait: what is said at its end (which load was waited
+for, and how long that takes) must reach the caller before the caller's own clock cuts it off."""
+
+
+def patience_s(deadline_s: float | None, now_s: float, most_s: float) -> float:
+    """Return until when a call waits for a cold model: `most_s` at most, and so long that it still hears why."""
+    if deadline_s is None:
+        return now_s + most_s
+    return min(now_s + most_s, deadline_s - max(0.002, min(MOST_MARGIN_S, MARGIN * (deadline_s - now_s))))
+
+
 @dataclass(slots=True)
 class _Drive:
     task: asyncio.Task[None]

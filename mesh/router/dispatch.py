@@ -19,7 +19,7 @@ from mesh.core.types import ModelVersion, NodeId
 from mesh.core.view import Host, Located
 from mesh.registry.mirror import Mirror
 from mesh.router.channels import Channels
-from mesh.router.cold import Cold
+from mesh.router.cold import Cold, patience_s
 from mesh.router.observe import Observed
 from mesh.router.pipelines import Pipelines
 from mesh.router.target import Targets
@@ -40,11 +40,6 @@ from mesh.wire.transport import (
 
 MARGIN_S = 0.002
 """Taken off the caller's deadline for the node, so that the node's own answer about it still gets through."""
-
-COLD_MARGIN = 0.05
-MOST_COLD_MARGIN_S = 0.1
-"""Share of the time left, and at most how much of it, taken off a wait for a cold model: what it says at its end (which
-load it waited for, and how long that takes) must reach the caller before the caller's own clock cuts it off."""
 
 STALE_VIEW_S = 0.1
 """How long a request waits for a newer view after every copy in this one said that it does not hold the model."""
@@ -87,10 +82,10 @@ class Dispatch:
 
     async def answer(self, call: Call, message: bytes, request: Peeked, seen: Observed) -> bytes:
         """Answer one request whose fields were read already, on as many copies as it safely takes."""
-        try:
-            model = seen.model = self.route(call, request)
-        except NamesPipeline:
+        model = self._model(call, request)
+        if model is None:
             return await self.pipelines.answer(call, message, request, seen)
+        seen.model = model
         if model.decoupled:
             raise Unimplemented("ModelInfer RPC doesn't support models with decoupled transaction policy")
         metadata = self.metadata(call, model, seen)
@@ -127,6 +122,13 @@ class Dispatch:
         name = call.meta("mm-vmodel-id") or call.meta("mm-model-id") or request.model_name
         return resolve(self._mirror.view, name, request.model_version)
 
+    def _model(self, call: Call, request: Peeked) -> ModelVersion | None:
+        """Return what `route` returns, None for a pipeline."""
+        try:
+            return self.route(call, request)
+        except NamesPipeline:
+            return None
+
     async def pick(self, call: Call, model: ModelVersion, sequence: str, tried: list[NodeId]) -> Located:
         """Return the copy to ask, waiting for one within the caller's deadline when none serves."""
         key = (model.name, model.version)
@@ -145,20 +147,13 @@ class Dispatch:
                 await self._newer_view()
                 tried.clear()
                 continue
-            deadline_s, waited_s = self._cold_deadline_s(call, now_s), time.monotonic()
+            deadline_s, waited_s = patience_s(call.deadline_s, now_s, self.cold_wait_s), time.monotonic()
             outcome = "failed"
             try:
                 await self._cold.wait(model, deadline_s)
                 outcome = "ready"
             finally:
                 self.metrics.cold_wait(model.name, time.monotonic() - waited_s, outcome)
-
-    def _cold_deadline_s(self, call: Call, now_s: float) -> float:
-        limit_s = now_s + self.cold_wait_s
-        if call.deadline_s is None:
-            return limit_s
-        margin_s = max(MARGIN_S, min(MOST_COLD_MARGIN_S, COLD_MARGIN * (call.deadline_s - now_s)))
-        return min(limit_s, call.deadline_s - margin_s)
 
     def metadata(self, call: Call, model: ModelVersion, seen: Observed) -> Metadata:
         """Return what goes to the node: the caller's own metadata, what was resolved, and the trace."""

@@ -7,7 +7,6 @@ A step of a request that is over (answered, failed, given up) is cancelled at it
 from __future__ import annotations
 
 import asyncio
-import copy
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -245,7 +244,9 @@ def _of_step(run: Run[Carried], step: str, error: Exception) -> Exception:
         error = error.exceptions[0]
     if not isinstance(error, MeshError):
         return error
-    told = copy.copy(error)
+    # A copy: callers that wait for one load share its failure.
+    told = type(error).__new__(type(error))
+    told.__dict__.update(error.__dict__)
     told.message = f"step '{step}' of pipeline '{run.pipeline.name}': {error.message}"
     told.args = (told.message,)
     return told
