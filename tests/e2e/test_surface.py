@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -55,6 +58,21 @@ def test_the_readmes_grpcurl_lines_work(mesh: Process) -> None:
         assert said in done.stdout
     # One answer of the single call, two of the stream.
     assert done.stdout.count('"int64_contents"') == 3
+
+
+def test_the_lines_of_the_page_on_pipelines_work(mesh: Process, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "pipelines.md").read_text()
+    (file,) = re.findall(r"```yaml\n# (?:\S+)\n(.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "matching.yaml").write_text(file)
+    script = "\n".join(re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL))
+    found = {**os.environ, "MESH_ADDRESS": mesh.grpc, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-ec", script], cwd=tmp_path, env=found, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "pipeline title-matcher is now revision 1" in done.stdout
+    assert "features <- text_features.features" in done.stdout
+    assert "title-matching version 1" in done.stdout
 
 
 def test_grpcurl_describes_the_service(mesh: Process) -> None:

@@ -18,7 +18,7 @@ from mesh.registry import records
 from mesh.registry.etcd_client import EtcdClient
 from mesh.registry.keys import copy_key, model_key, node_key
 from mesh.registry.mirror import Mirror
-from mesh.router.cold import Cold
+from mesh.router.cold import Cold, patience_s
 
 MIB = 1024 * 1024
 MODEL = ModelVersion(ModelName("m"), Version("1"), "onnx", "file:///r/m/1", "d", size_bytes=MIB)
@@ -100,3 +100,11 @@ async def test_every_call_is_answered_or_refused_within_its_deadline(
         left = [each.key for each in (await store.list("/mesh/v1/")).entries]
         for key in left:
             await store.delete(key)
+
+
+def test_a_call_gives_up_waiting_early_enough_to_hear_why() -> None:
+    assert patience_s(None, 10.0, 60.0) == 70.0
+    assert patience_s(500.0, 10.0, 60.0) == 70.0
+    assert patience_s(12.0, 10.0, 60.0) == pytest.approx(11.9)
+    assert patience_s(11.0, 10.0, 60.0) == pytest.approx(10.95)
+    assert patience_s(10.01, 10.0, 60.0) == pytest.approx(10.008)
