@@ -10,9 +10,14 @@ from contextlib import suppress
 
 from google.protobuf.message import DecodeError
 
-from mesh.api.messages import InferTensorContents
+from mesh.api.carried import read_tensors
+from mesh.api.messages import InferTensorContents, control
+from mesh.api.pipelines import pipeline_message, read_pipeline
 from mesh.api.tensors import TensorError, decode_contents, decode_raw
+from mesh.cli.manifest import BadManifest
+from mesh.cli.manifest import read as read_manifest
 from mesh.core.errors import InvalidRequest, LoadFailed, MeshError
+from mesh.core.pipeline.check import check
 from mesh.core.types import Dtype, ModelName, ModelVersion, TensorSpec, Version
 from mesh.node.repository import BadFolder, _config
 from mesh.node.running import decode
@@ -67,11 +72,18 @@ def fuzz_tensor(data: bytes) -> None:
 
 def fuzz_records(data: bytes) -> None:
     """Registry records and keys."""
-    for read in (records.decode_node, records.decode_model, records.decode_placement):
+    for read in (
+        records.decode_node,
+        records.decode_copy,
+        records.decode_model,
+        records.decode_placement,
+        records.decode_pipeline,
+        records.decode_forecast,
+    ):
         with suppress(records.BadRecord):
             read(data)
     key = data.decode("latin-1")
-    for split in (keys.split_node_key, keys.split_model_key):
+    for split in (keys.split_node_key, keys.split_model_key, keys.split_copy_key, keys.split_pipeline_key):
         with suppress(ValueError):
             split(key)
         with suppress(ValueError):
@@ -186,6 +198,24 @@ def fuzz_front(data: bytes) -> None:
         peek_front(data, 0, whole=False)
 
 
+def fuzz_carried(data: bytes) -> None:
+    """The router's reading of a request to a pipeline; what it takes, the node can decode."""
+    with suppress(InvalidRequest):
+        for tensor in read_tensors(decode(data)).values():
+            decode_raw(tensor.raw, tensor.dtype, tensor.shape)
+
+
+def fuzz_pipeline(data: bytes) -> None:
+    """A pipeline as a message, and as a file."""
+    with suppress(DecodeError):
+        pipeline, problems = read_pipeline(control.Pipeline.FromString(data))
+        check(pipeline, lambda _, __: None)
+        assert problems or read_pipeline(pipeline_message(pipeline))[0] == pipeline
+    with suppress(BadManifest):
+        for manifest in read_manifest("f", data.decode("utf-8", "replace")):
+            read_pipeline(manifest.pipeline)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "server_connection": fuzz_server_connection,
     "client_connection": fuzz_client_connection,
@@ -198,5 +228,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "records": fuzz_records,
     "model_yaml": fuzz_model_yaml,
     "override": fuzz_override,
+    "carried": fuzz_carried,
+    "pipeline": fuzz_pipeline,
     **WIRE_TARGETS,
 }
