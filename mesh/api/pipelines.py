@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from mesh.api.carried import Carried
 from mesh.api.messages import control
+from mesh.core.errors import InvalidRequest
 from mesh.core.pipeline import text
-from mesh.core.pipeline.check import Path, Problem
+from mesh.core.pipeline.check import Path, Problem, Signature
 from mesh.core.pipeline.spec import Condition, Literal, Pipeline, Source, Step
 from mesh.core.types import TensorSpec
 
 T = TypeVar("T")
+
+TYPED = "mesh_typed_contents"
+"""Request parameter: answer with typed contents, for people with grpcurl. tritonclient reads raw contents only."""
 
 
 class _Reader:
@@ -104,3 +109,46 @@ def _value_message(value: Literal) -> control.Value:
     if isinstance(value, int):
         return control.Value(int_value=value)
     return control.Value(float_value=value) if isinstance(value, float) else control.Value(text_value=value)
+
+
+def check_inputs(name: str, found: Signature | None, given: Mapping[str, Carried]) -> None:
+    """Raise `InvalidRequest`, in Triton's words, unless `given` is what a pipeline of this signature takes."""
+    if found is None:
+        return
+    required = [each for each, spec in found.inputs.items() if not spec.optional]
+    missing = [each for each in required if each not in given]
+    if missing:
+        got, lacks = ",".join(f"'{each}'" for each in given), ",".join(f"'{each}'" for each in missing)
+        raise InvalidRequest(
+            f"expected {len(required)} inputs but got {len(given)} inputs for model '{name}'. "
+            f"Got input(s) [{got}], but missing required input(s) [{lacks}]. Please provide all required input(s)."
+        )
+    for each, tensor in given.items():
+        spec = found.inputs.get(each)
+        if spec is None:
+            takes = ", ".join(sorted(found.inputs))
+            raise InvalidRequest(f"unexpected inference input '{each}' for model '{name}', which takes {takes}")
+        if tensor.dtype is not spec.dtype:
+            raise InvalidRequest(
+                f"inference input '{each}' data-type is '{tensor.dtype.value}', "
+                f"but model '{name}' expects '{spec.dtype.value}'"
+            )
+        fits = len(tensor.shape) == len(spec.shape) and all(
+            want in {-1, size} for size, want in zip(tensor.shape, spec.shape, strict=True)
+        )
+        if not fits:
+            expected, got = (f"[{','.join(map(str, shape))}]" for shape in (spec.shape, tensor.shape))
+            raise InvalidRequest(
+                f"unexpected shape for input '{each}' for model '{name}'. Expected {expected}, got {got}"
+            )
+
+
+def wanted_outputs(pipeline: Pipeline, named: list[str]) -> list[str]:
+    """Return the outputs to answer: those named, or all. Raises `InvalidRequest` for one that there is not."""
+    for name in named:
+        if name not in pipeline.outputs:
+            there = ", ".join(pipeline.outputs)
+            raise InvalidRequest(
+                f"unexpected inference output '{name}' for model '{pipeline.name}', which answers {there}"
+            )
+    return named or list(pipeline.outputs)

@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 
 from mesh.api.messages import InferParameter, ModelInferRequest, ModelInferResponse
+from mesh.api.pipelines import TYPED
 from mesh.api.tensors import TensorError, dtype_of, encode_contents, encode_raw
 from mesh.core.errors import InvalidRequest, ModelFailed
 from mesh.core.types import Dtype, TensorSpec
 from mesh.node.runtimes.base import Array, Tensors
 from mesh.node.served import Served
-
-TYPED = "mesh_typed_contents"
-"""Request parameter: answer with typed contents, for people with grpcurl. tritonclient reads raw contents only."""
 
 
 def wanted_outputs(request: ModelInferRequest, served: Served) -> list[tuple[TensorSpec, int]]:

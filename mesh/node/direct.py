@@ -15,6 +15,7 @@ from typing import Final
 from mesh.api.messages import ModelInferRequest
 from mesh.api.stream import FINAL, INFER_RESPONSE_TAG
 from mesh.core.errors import Code, MeshError, RemoteError
+from mesh.node.graph import GraphRunning
 from mesh.node.infer import WINDOW, Infer
 from mesh.node.plan import Part, varint
 from mesh.node.running import Asked, Running, decode, failed_message, not_run
@@ -25,10 +26,11 @@ from mesh.wire.header_cache import encode
 from mesh.wire.heads import ANSWER, OK_TRAILERS, RequestHead
 from mesh.wire.server_call import STREAM_BUFFER, Origin, ServerCall, UnaryCall, status_of, stop_sending
 from mesh.wire.streams import Stream
-from mesh.wire.transport import LOAD_TRAILER, MODEL_HEADER, NOT_RUN_TRAILER, VERSION_HEADER, Direct
+from mesh.wire.transport import LOAD_TRAILER, MODEL_HEADER, NOT_RUN_TRAILER, PIPELINE_HEADER, VERSION_HEADER, Direct
 
 _MODEL: Final = MODEL_HEADER.encode()
 _VERSION: Final = VERSION_HEADER.encode()
+_PIPELINE: Final = PIPELINE_HEADER.encode()
 _LOAD: Final = LOAD_TRAILER.encode()
 
 
@@ -50,16 +52,19 @@ def _asked(head: RequestHead, deadline_s: float | None) -> Asked:
     if known.__class__ is not _Known:
         known = head.memo = _Known(head)
     assert isinstance(known, _Known)
-    return Asked(known.method, lambda: head.metadata, deadline_s, known.model, known.version, known.traceparent)
+    return Asked(
+        known.method, lambda: head.metadata, deadline_s, known.model, known.version, known.traceparent, known.pipeline
+    )
 
 
 class _Known:
-    __slots__ = ("method", "model", "traceparent", "version")
+    __slots__ = ("method", "model", "pipeline", "traceparent", "version")
 
     def __init__(self, head: RequestHead) -> None:
         self.method = head.path.decode("latin-1")
         self.model = (head.get(_MODEL) or b"").decode("utf-8", "replace")
         self.version = (head.get(_VERSION) or b"").decode("utf-8", "replace")
+        self.pipeline = (head.get(_PIPELINE) or b"").decode("utf-8", "replace")
         self.traceparent = (head.get(b"traceparent") or b"").decode("latin-1")
 
 
@@ -75,7 +80,7 @@ class DirectUnary(UnaryCall):
     def __init__(self, connection: Connection, stream: Stream, origin: Origin, infer: Infer) -> None:
         super().__init__(connection, stream, origin)
         self._infer = infer
-        self._running: Running | None = None
+        self._running: Running | GraphRunning | None = None
         infer.outstanding += 1
 
     def received(self, message: bytes) -> None:
@@ -187,8 +192,13 @@ class DirectStream(ServerCall):
         self._turns.append(turn)
         infer.outstanding += 1
         try:
-            turn.running = infer.beginner.planned(asked, message, turn)
-            if turn.running is None:
+            if asked.pipeline:
+                turn.running = graph = infer.graphs.begin(asked, message, turn)
+                for each in graph.served:
+                    self._pins.add(each)
+                return
+            turn.running = planned = infer.beginner.planned(asked, message, turn)
+            if planned is None:
                 request = decode(message)
                 turn.id = request.id
                 served = infer.served(asked, request)
@@ -200,7 +210,7 @@ class DirectStream(ServerCall):
                     return
                 turn.running = infer.beginner.begin(asked, message, request, served, turn)
             else:
-                self._pins.add(turn.running.served)
+                self._pins.add(planned.served)
         except MeshError as error:
             turn.fail(error)
 
@@ -324,7 +334,7 @@ class _Turn:
         self.id = ""
         self.message: bytes | None = None
         """With its prefix; None while it is not there."""
-        self.running: Running | None = None
+        self.running: Running | GraphRunning | None = None
 
     def answer(self, response: list[Part]) -> None:
         """Take the response."""

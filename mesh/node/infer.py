@@ -14,8 +14,10 @@ from contextlib import aclosing
 from mesh.api.messages import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
 from mesh.api.stream import final_message
 from mesh.core.errors import InvalidRequest, MeshError
+from mesh.core.view import ClusterView
 from mesh.node.answer import encode, final, wanted_outputs
 from mesh.node.batcher import Ran, model_failed
+from mesh.node.graph import GraphRunning, Graphs
 from mesh.node.observe import Observed
 from mesh.node.plan import Part
 from mesh.node.running import Asked, Beginner, Reply, Running, decode, failed_message, not_run, read_request
@@ -25,7 +27,7 @@ from mesh.node.validate import read_inputs
 from mesh.telemetry.metrics import NodeMetrics
 from mesh.telemetry.tracing import Tracing
 from mesh.wire.stream_order import Answer, Interleaved, Ordered, answer_stream
-from mesh.wire.transport import LOAD_TRAILER, MODEL_HEADER, NOT_RUN_TRAILER, VERSION_HEADER, Call
+from mesh.wire.transport import LOAD_TRAILER, MODEL_HEADER, NOT_RUN_TRAILER, PIPELINE_HEADER, VERSION_HEADER, Call
 
 WINDOW = 64
 """Requests of one stream being answered at a time; beyond it the caller waits."""
@@ -34,14 +36,23 @@ WINDOW = 64
 class Infer:
     """Answers ModelInfer and ModelStreamInfer. `find(name, version)` returns the copy that serves, or None."""
 
-    def __init__(self, find: Callable[[str, str], Served | None], metrics: NodeMetrics, tracing: Tracing) -> None:
+    def __init__(
+        self,
+        find: Callable[[str, str], Served | None],
+        metrics: NodeMetrics,
+        tracing: Tracing,
+        view: Callable[[], ClusterView] = ClusterView,
+    ) -> None:
         self.beginner = Beginner(find, metrics, tracing)
+        self.graphs = Graphs(find, view, self.beginner.seen)
         self.metrics = metrics
         self.tracing = tracing
         self.outstanding = 0
 
-    def begin(self, asked: Asked, message: bytes, reply: Reply) -> Running:
+    def begin(self, asked: Asked, message: bytes, reply: Reply) -> Running | GraphRunning:
         """Begin one request; `reply` hears its end. Raises `MeshError` when it cannot even be queued."""
+        if asked.pipeline:
+            return self.graphs.begin(asked, message, reply)
         running = self.beginner.planned(asked, message, reply)
         if running is not None:
             return running
@@ -104,6 +115,8 @@ class Infer:
         request = ModelInferRequest()
         try:
             request = decode(message)
+            if asked.pipeline:
+                return Ordered(self._message(asked, message, request.id))
             served = self.served(asked, request)
         except MeshError as error:
             return Ordered(_later(failed_message(error, request.id, asked)))
@@ -188,4 +201,5 @@ def _asked(call: Call) -> Asked:
         call.meta(MODEL_HEADER) or "",
         call.meta(VERSION_HEADER) or "",
         call.meta("traceparent") or "",
+        call.meta(PIPELINE_HEADER) or "",
     )

@@ -50,6 +50,8 @@ class Asked:
     """What the router resolved the name to; empty: the message's own name counts."""
     version: str = ""
     traceparent: str = ""
+    pipeline: str = ""
+    """The revision, when `model` is a pipeline's name that the router wants to be run here."""
 
 
 class Running:
@@ -152,7 +154,7 @@ class Beginner:
         inputs = plan.read(message)
         if inputs is None:
             return None
-        seen = self._seen(asked, served)
+        seen = self.seen(asked, served)
         running = Running(served, message, plan, reply, seen)
         seen.begin()
         try:
@@ -166,7 +168,7 @@ class Beginner:
         """Begin a request on `served`. Raises `MeshError`, counted, when it cannot even be queued."""
         if served.model.decoupled:
             raise Unimplemented("ModelInfer RPC doesn't support models with decoupled transaction policy")
-        seen = self._seen(asked, served)
+        seen = self.seen(asked, served)
         running = Running(served, message, None, reply, seen)
         seen.begin()
         try:
@@ -176,7 +178,8 @@ class Beginner:
             raise
         return running
 
-    def _seen(self, asked: Asked, served: Served) -> Observed:
+    def seen(self, asked: Asked, served: Served) -> Observed:
+        """Return what counts and traces one request."""
         if self.tracing.on and self.tracing.wants(asked.traceparent, random.random()):  # noqa: S311 - a share of traces
             decided = not asked.traceparent
             return Observed(self.metrics, self.tracing, asked.method, asked.metadata(), served, decided=decided)

@@ -114,7 +114,7 @@ def _build(
         is_mine=report.is_mine,
         on_event=lambda text: log.warning("registration", event=text),
     )
-    infer = Infer(loader.find, metrics, tracing)
+    infer = Infer(loader.find, metrics, tracing, lambda: mirror.view)
     metrics.observe(report.record, loader.copies, lambda: infer.outstanding)
     health = NodeHealth(loader, report)
     services = [

@@ -38,9 +38,9 @@ def read_inputs(
                 f"but model '{name}' expects '{spec.dtype}'"
             )
         shape = tuple(tensor.shape)
-        _check_shape(shape, spec, name)
+        check_shape(shape, spec, name)
         if max_batch_size:
-            rows = _check_rows(shape, spec, name, rows, max_batch_size)
+            rows = check_rows(shape, spec, name, rows, max_batch_size)
         arrays[spec.name] = _read(
             tensor, raws[index] if index < len(raws) else None, spec, name, uses_raw=len(raws) > 0
         )
@@ -73,7 +73,8 @@ def _quoted(names: Sequence[str]) -> str:
     return ",".join(f"'{each}'" for each in names)
 
 
-def _check_shape(shape: tuple[int, ...], spec: TensorSpec, name: str) -> None:
+def check_shape(shape: tuple[int, ...], spec: TensorSpec, name: str) -> None:
+    """Raise `InvalidRequest` unless `shape` is one that the input of model `name` may have."""
     fits = len(shape) == len(spec.shape) and all(
         size >= 0 and want in (-1, size) for size, want in zip(shape, spec.shape, strict=True)
     )
@@ -84,7 +85,8 @@ def _check_shape(shape: tuple[int, ...], spec: TensorSpec, name: str) -> None:
         )
 
 
-def _check_rows(shape: tuple[int, ...], spec: TensorSpec, name: str, rows: int, limit: int) -> int:
+def check_rows(shape: tuple[int, ...], spec: TensorSpec, name: str, rows: int, limit: int) -> int:
+    """Return the rows of an input, the same as those before (`rows`, 0: none) and at most `limit`."""
     if shape[0] > limit:
         raise InvalidRequest(f"inference request batch-size must be <= {limit} for '{name}'")
     if shape[0] < 1:

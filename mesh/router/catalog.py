@@ -9,15 +9,14 @@ from typing import Any
 import mesh
 from mesh.api import messages as m
 from mesh.api.describe import model_config, model_metadata
-from mesh.core.errors import DeadlineExceeded, MeshError, NamesPipeline, RemoteError, UnknownModel
+from mesh.core.errors import DeadlineExceeded, MeshError, NamesPipeline, RemoteError
+from mesh.core.pipeline.signatures import models_of, pipeline_model
 from mesh.core.traffic.route import resolve
 from mesh.core.types import ModelName, ModelVersion, Version
 from mesh.core.view import ClusterView, VersionKey
 from mesh.registry.mirror import Mirror
 from mesh.router.channels import Channels
 from mesh.router.cold import Cold
-from mesh.router.pipelines import as_model
-from mesh.router.signatures import models_of
 
 EXTENSIONS = (
     "classification",
@@ -85,12 +84,9 @@ class Catalog:
     def _pipeline(self, name: str, version: str) -> ModelVersion | None:
         """Return a pipeline as a model; None for the name of a model. Raises `UnknownModel` for another revision."""
         view = self._mirror.view
-        pipeline = view.pipelines.get(name)
-        if pipeline is None or ModelName(name) in view.models:
+        if name not in view.pipelines or ModelName(name) in view.models:
             return None
-        if version not in {"", str(pipeline.revision)}:
-            raise UnknownModel(f"Request for unknown model: '{name}' version {version} is not found")
-        return as_model(view, pipeline)
+        return pipeline_model(view, name, version)
 
     async def statistics(self, name: str, version: str, context_deadline_s: float | None) -> m.ModelStatisticsResponse:
         """Return the statistics of one model or all, summed over the nodes. Raises what `resolve` raises."""

@@ -68,7 +68,7 @@ class Dispatch:
         self.tracing = tracing
         self.cold_wait_s = cold_wait_s
         self.targets = Targets(mirror)
-        self.pipelines = Pipelines(mirror, self.infer)
+        self.pipelines = Pipelines(mirror, self)
         self.max_attempts = max_attempts
 
     async def infer(self, call: Call, message: bytes) -> bytes:
@@ -82,10 +82,10 @@ class Dispatch:
 
     async def answer(self, call: Call, message: bytes, request: Peeked, seen: Observed) -> bytes:
         """Answer one request whose fields were read already, on as many copies as it safely takes."""
-        model = self._model(call, request)
+        model = seen.model = self._model(call, request)
         if model is None:
-            return await self.pipelines.answer(call, message, request, seen)
-        seen.model = model
+            target = self.targets.find(named_in(call, request), request.model_version)
+            return await self.pipelines.answer(call, message, target, seen)
         if model.decoupled:
             raise Unimplemented("ModelInfer RPC doesn't support models with decoupled transaction policy")
         metadata = self.metadata(call, model, seen)
@@ -95,7 +95,7 @@ class Dispatch:
             located = await self.pick(call, model, sequence, tried)
             seen.asked(located.node.id)
             try:
-                reply = await self._send(call, located, message, metadata)
+                reply = await self.send(call, located, message, metadata)
             except RemoteError as error:
                 self.refuse_or_retry(error, located, model, seen, in_sequence=bool(sequence))
                 tried.append(located.node.id)
@@ -118,9 +118,8 @@ class Dispatch:
             raise named(error, located, model) from error
 
     def route(self, call: Call, request: Peeked) -> ModelVersion:
-        """Return the version that answers. A name in ModelMesh's metadata wins over the one in the message."""
-        name = call.meta("mm-vmodel-id") or call.meta("mm-model-id") or request.model_name
-        return resolve(self._mirror.view, name, request.model_version)
+        """Return the version that answers."""
+        return resolve(self._mirror.view, named_in(call, request), request.model_version)
 
     def _model(self, call: Call, request: Peeked) -> ModelVersion | None:
         """Return what `route` returns, None for a pipeline."""
@@ -161,7 +160,8 @@ class Dispatch:
         kept = [pair for pair in call.metadata if pair[0] not in dropped and not pair[0].startswith(_DROPPED_PREFIXES)]
         return (*kept, *seen.headers(), (MODEL_HEADER, model.name), (VERSION_HEADER, model.version))
 
-    async def _send(self, call: Call, located: Located, message: bytes, metadata: Metadata) -> Reply:
+    async def send(self, call: Call, located: Located, message: bytes, metadata: Metadata) -> Reply:
+        """Send one request to a copy. Raises `RemoteError`."""
         with self.outstanding(located) as asked:
             channel = self.channels.to(located.node.address)
             reply = await channel.unary(MODEL_INFER, message, metadata=metadata, timeout_s=left_s(call))
@@ -182,6 +182,11 @@ class Dispatch:
     def __repr__(self) -> str:
         """Show the balancer."""
         return f"<Dispatch {self.balancer!r}>"
+
+
+def named_in(call: Call, request: Peeked) -> str:
+    """Return the name that is asked for. One in ModelMesh's metadata wins over that in the message."""
+    return call.meta("mm-vmodel-id") or call.meta("mm-model-id") or request.model_name
 
 
 class _Asked:

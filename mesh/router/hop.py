@@ -11,7 +11,7 @@ import random
 import time
 from typing import Final
 
-from mesh.core.errors import Code, DeadlineExceeded, MeshError, NamesPipeline, RemoteError, TooLarge, Unimplemented
+from mesh.core.errors import Code, DeadlineExceeded, MeshError, RemoteError, TooLarge, Unimplemented
 from mesh.core.traffic.retry import may_retry
 from mesh.core.types import NodeId
 from mesh.core.view import Located
@@ -144,7 +144,7 @@ class Hop:
                 self._credit()
             elif not self._route(request):
                 self._hand_over(data)
-        except (PeekError, NamesPipeline):
+        except PeekError:
             self._hand_over(data)
         except MeshError as error:
             self._close(error)

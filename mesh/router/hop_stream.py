@@ -16,7 +16,7 @@ from contextlib import aclosing
 from typing import Any, Final
 
 from mesh.api.stream import ERROR_TAG, error_message, read_error
-from mesh.core.errors import Code, MeshError, NamesPipeline, RemoteError
+from mesh.core.errors import Code, MeshError, RemoteError
 from mesh.core.traffic.balance import Balancer
 from mesh.core.types import ModelVersion, NodeId
 from mesh.core.view import Located
@@ -178,13 +178,6 @@ class HopStream(ServerCall):
         try:
             request = _peek(message)
             target = self._targets.find(self._passed.name or request.model_name, request.model_version)
-        except NamesPipeline:
-            assert request is not None
-            self._turns.append(turn)
-            self._bytes += len(message)
-            one = self._streams.one(self._as_call(), message[PREFIX_BYTES:], request, strict=self._strict)
-            self._start(self._one(turn, one))
-            return None
         except MeshError as error:
             self._turns.append(turn)
             self._failed(turn, error, request.id if request is not None else "")

@@ -8,6 +8,7 @@ from mesh.api.messages import control
 from mesh.api.pipelines import pipeline_message, read_pipeline
 from mesh.core.errors import Conflict, MeshError, UnknownModel
 from mesh.core.pipeline.check import Problem, check
+from mesh.core.pipeline.signatures import contains, signature
 from mesh.core.pipeline.spec import Pipeline
 from mesh.core.traffic.route import resolve
 from mesh.core.types import ModelName
@@ -16,7 +17,6 @@ from mesh.registry.keys import pipeline_key
 from mesh.registry.mirror import Mirror
 from mesh.registry.store import Store
 from mesh.router.catalog import Catalog
-from mesh.router.signatures import contains, signature
 from mesh.telemetry import logs
 
 log = logs.get(__name__)

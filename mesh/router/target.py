@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Final
 
+from mesh.core.errors import MeshError, NamesPipeline
+from mesh.core.pipeline.run import Graph
+from mesh.core.pipeline.signatures import pipeline_model
+from mesh.core.pipeline.spec import Pipeline
 from mesh.core.traffic.route import resolve
-from mesh.core.types import ModelVersion
+from mesh.core.types import ModelVersion, NodeId
 from mesh.core.view import ClusterView, Located
 from mesh.registry.mirror import Mirror
 from mesh.wire.fields import Field
 from mesh.wire.header_cache import encode
 from mesh.wire.heads import RequestHead
-from mesh.wire.transport import MODEL_HEADER, VERSION_HEADER
+from mesh.wire.transport import MODEL_HEADER, PIPELINE_HEADER, VERSION_HEADER
 
 MAX_TARGETS: Final = 16_384
 """Names and versions kept per view; beyond it all are forgotten and made again."""
@@ -26,11 +30,14 @@ class Target:
 
     __slots__ = ("block", "candidates", "model")
 
-    def __init__(self, model: ModelVersion, candidates: tuple[Located, ...]) -> None:
+    def __init__(self, model: ModelVersion, candidates: tuple[Located, ...], *, pipeline: bool = False) -> None:
         self.model = model
         self.candidates = candidates
-        self.block = encode(MODEL_HEADER.encode(), model.name.encode()) + encode(
-            VERSION_HEADER.encode(), model.version.encode()
+        said = encode(PIPELINE_HEADER.encode(), model.version.encode()) if pipeline else b""
+        self.block = (
+            said
+            + encode(MODEL_HEADER.encode(), model.name.encode())
+            + encode(VERSION_HEADER.encode(), model.version.encode())
         )
         """HPACK bytes that say to the node what was resolved."""
 
@@ -50,12 +57,38 @@ class Targets:
             self._view, self._found = view, {}
         target = self._found.get((name, version))
         if target is None:
-            model = resolve(view, name, version)
-            target = Target(model, view.serving.get((model.name, model.version), ()))
+            target = _target(view, name, version)
             if len(self._found) >= MAX_TARGETS:
                 self._found.clear()
             self._found[name, version] = target
         return target
+
+
+def _target(view: ClusterView, name: str, version: str) -> Target:
+    try:
+        model = resolve(view, name, version)
+    except NamesPipeline:
+        model = pipeline_model(view, name, version)
+        return Target(model, together(view, view.pipelines[name]), pipeline=True)
+    return Target(model, view.serving.get((model.name, model.version), ()))
+
+
+def together(view: ClusterView, pipeline: Pipeline) -> tuple[Located, ...]:
+    """Return a copy on each node that holds all models of a pipeline: there it runs in one hop. O(models x copies).
+
+    None for a pipeline with another one in it, and for one that needs a model which gives several responses.
+    """
+    found: dict[NodeId, Located] | None = None
+    for name, version in Graph(pipeline).models:
+        try:
+            model = resolve(view, name, version)
+        except MeshError:
+            return ()
+        serving = {each.node.id: each for each in view.serving.get((model.name, model.version), ())}
+        found = serving if found is None else {id_: each for id_, each in found.items() if id_ in serving}
+        if not found or model.decoupled:
+            return ()
+    return tuple(found.values()) if found else ()
 
 
 class Passed:

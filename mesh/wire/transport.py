@@ -26,6 +26,7 @@ copy may be asked. Set for every error whose class is `retry_safe`. The router s
 
 MODEL_HEADER = "mesh-model"
 VERSION_HEADER = "mesh-version"
+PIPELINE_HEADER = "mesh-pipeline"
 """What the router resolved the request to. On a node they win over the name and version in the message, which the
 router forwards as it came. The router drops every ``mesh-`` key that a client sends."""
 

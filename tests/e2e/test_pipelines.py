@@ -181,6 +181,7 @@ def test_a_failing_step_is_named_and_another_model_stands_in(client: Client) -> 
 
 def test_a_step_has_a_timeout_of_its_own_and_the_request_its_deadline(client: Client) -> None:
     apply(client, "patient", [step("a", "slow", "$x", timeout_s=0.3)], y="a.y")
+    client.infer("slow", {"x": X * 0})
     assert client.infer("patient", {"x": X * 0})["y"].tolist() == [[0.0, 0.0]]
     with pytest.raises(MeshClientError, match=r"step 'a' of pipeline 'patient': no answer within the step's timeout"):
         client.infer("patient", {"x": X}, timeout_s=60)

@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from mesh.core.errors import ModelFailed
-from mesh.core.pipeline.spec import Condition, Pipeline, Ref, Source, Step
+from mesh.core.errors import Code, InvalidRequest, MeshError, ModelFailed
+from mesh.core.pipeline.spec import Condition, Literal, Op, Pipeline, Ref, Source, Step
 
 T = TypeVar("T")
 
@@ -60,6 +60,10 @@ class Graph:
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
         self.steps = {step.name: step for step in pipeline.steps}
+        asked = {(step.model, step.version) for step in pipeline.steps}
+        spare = {(step.use_on_error, "") for step in pipeline.steps if step.use_on_error}
+        self.models = sorted(asked | spare)
+        """(name, version) of all that may be asked."""
         self.waiting_for: dict[str, tuple[str, ...]] = {step.name: () for step in pipeline.steps}
         """By step: those that may run when it has ended."""
         for step in pipeline.steps:
@@ -73,6 +77,41 @@ class Graph:
     def __repr__(self) -> str:
         """Show the size."""
         return f"<Graph {self.pipeline.name}@{self.pipeline.revision} steps={len(self.steps)}>"
+
+
+def compare(when: Condition, value: Literal) -> bool:
+    """Tell whether a condition is true of `value`. Raises `InvalidRequest` where the two cannot be compared."""
+    wanted = when.value
+    if isinstance(value, str) is not isinstance(wanted, str):
+        raise InvalidRequest(f"expected {when.of} to compare with {wanted!r}, got {value!r}")
+    match when.op:
+        case Op.EQUAL:
+            return value == wanted
+        case Op.NOT_EQUAL:
+            return value != wanted
+        case Op.LESS:
+            return value < wanted  # type: ignore[operator] # both are text or both are numbers
+        case Op.AT_MOST:
+            return value <= wanted  # type: ignore[operator] # as above
+        case Op.MORE:
+            return value > wanted  # type: ignore[operator] # as above
+    return value >= wanted  # type: ignore[operator] # as above
+
+
+def of_step(pipeline: str, step: str, error: Exception) -> Exception:
+    """Return the failure of a step as the caller reads it: of the same kind, with the step's name before its words."""
+    if not isinstance(error, MeshError):
+        return error
+    # A copy: callers that wait for one load share its failure.
+    told = type(error).__new__(type(error))
+    told.__dict__.update(error.__dict__)
+    told.message = f"step '{step}' of pipeline '{pipeline}': {error.message}"
+    told.args = (told.message,)
+    return told
+
+
+NEVER_BETTER = frozenset({Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.UNIMPLEMENTED, Code.PERMISSION_DENIED})
+"""Codes that another attempt at a step ends with again."""
 
 
 class _Never:

@@ -87,12 +87,23 @@ def cold_step(
         kept = () if again else tuple(node for node in present if node in failed)
         requested_s = held.requested_s if kept else now_s
         return Place(replace(held, nodes=kept + choice.nodes, off=False, requested_s=requested_s))
+    if loading:
+        return _at_it_already(view, held, loading, now_s)
     if failed:
         copy = next(iter(failed.values()))
         left_s = copy.requested_s + retry_after_s(copy.failures) - now_s
         facts = {"model": model.name, "version": model.version}
         return Refused(LoadFailed(_told(copy), retry_after_s=left_s, facts=facts))
     return _without_a_node(model, choice, waited_s=now_s - since_s)
+
+
+def _at_it_already(view: ClusterView, held: Placement, nodes: tuple[NodeId, ...], now_s: float) -> Step:
+    """Return what becomes of an operator's load when `nodes`, which were asked before, are all that can hold it."""
+    if held.off:
+        return Place(replace(held, nodes=nodes, off=False, requested_s=now_s))
+    if any(each.node.id in nodes for each in view.serving.get((held.model, held.version), ())):
+        return Serving()
+    return Waiting(nodes, f"loading on {', '.join(nodes)}")
 
 
 def _without_a_node(model: ModelVersion, choice: Choice, *, waited_s: float) -> Step:

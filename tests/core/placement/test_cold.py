@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain
 
 from mesh.core.errors import Churn, LoadFailed, NoCapacity
@@ -124,3 +125,15 @@ def test_memory_that_is_all_in_use_is_waited_for_a_moment_and_then_refused() -> 
     step = cold_step(view, MODEL, None, avoid=(), now_s=NOW_S, since_s=NOW_S - 60)
     assert isinstance(step, Refused)
     assert isinstance(step.error, Churn)
+
+
+def test_an_operators_load_waits_for_the_load_that_goes_on_where_no_other_node_can_hold_it() -> None:
+    view = view_of(node("a", copy(CopyState.LOADING)), node("b", root="file:///other"))
+    step = cold_step(view, MODEL, placed("a"), avoid=(), now_s=NOW_S, since_s=NOW_S, forced=True)
+    assert step == Waiting((NodeId("a"),), "loading on a")
+    off = replace(placed("a"), off=True)
+    step = cold_step(view, MODEL, off, avoid=(), now_s=NOW_S, since_s=NOW_S, forced=True)
+    assert step == Place(replace(off, off=False, requested_s=NOW_S))
+    ready = view_of(node("a", copy(CopyState.READY)), node("b", root="file:///other"))
+    step = cold_step(ready, MODEL, placed("a"), avoid=(), now_s=NOW_S, since_s=NOW_S, forced=True)
+    assert step == Serving(), "it became ready before the operator's load was looked at"

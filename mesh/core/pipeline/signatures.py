@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from mesh.core.errors import MeshError, NamesPipeline
+from mesh.core.errors import MeshError, NamesPipeline, UnknownModel
 from mesh.core.pipeline.check import Signature, signature_of
 from mesh.core.traffic.route import resolve
+from mesh.core.types import ModelName, ModelVersion, Version
 from mesh.core.view import ClusterView
 
 DEEPEST = 16
@@ -44,3 +45,26 @@ def contains(view: ClusterView, name: str, within: str, *, depth: int = 0) -> bo
         return False
     asked = {step.model for step in pipeline.steps} | {step.use_on_error for step in pipeline.steps}
     return name in asked or any(contains(view, name, each, depth=depth + 1) for each in asked)
+
+
+def pipeline_model(view: ClusterView, name: str, version: str) -> ModelVersion:
+    """Return a pipeline as calls about models show it: an ensemble, as Triton calls it.
+
+    Raises `UnknownModel` for a name that is no pipeline's, and for another revision than the present one.
+    """
+    pipeline = view.pipelines.get(name)
+    if pipeline is None or version not in {"", str(pipeline.revision)}:
+        told = f" version {version}" if version else ""
+        raise UnknownModel(f"Request for unknown model: '{name}'{told} is not found")
+    found = signature(view, name, "") or Signature({}, {})
+    return ModelVersion(
+        ModelName(name),
+        Version(str(pipeline.revision)),
+        runtime="pipeline",
+        source="",
+        digest="",
+        size_bytes=0,
+        platform="ensemble",
+        inputs=tuple(found.inputs.values()),
+        outputs=tuple(found.outputs.values()),
+    )
