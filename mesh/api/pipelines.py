@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from mesh.api.carried import Carried
 from mesh.api.messages import control
 from mesh.core.errors import InvalidRequest
 from mesh.core.pipeline import text
-from mesh.core.pipeline.check import Path, Problem, Signature
+from mesh.core.pipeline.check import Path, Problem
 from mesh.core.pipeline.spec import Condition, Literal, Pipeline, Source, Step
 from mesh.core.types import TensorSpec
 
@@ -111,11 +111,12 @@ def _value_message(value: Literal) -> control.Value:
     return control.Value(float_value=value) if isinstance(value, float) else control.Value(text_value=value)
 
 
-def check_inputs(name: str, found: Signature | None, given: Mapping[str, Carried]) -> None:
-    """Raise `InvalidRequest`, in Triton's words, unless `given` is what a pipeline of this signature takes."""
-    if found is None:
-        return
-    required = [each for each, spec in found.inputs.items() if not spec.optional]
+def check_inputs(name: str, specs: Iterable[TensorSpec], given: Mapping[str, Carried]) -> None:
+    """Raise `InvalidRequest`, in Triton's words, unless `given` is what a pipeline with these inputs takes."""
+    known = {spec.name: spec for spec in specs}
+    if not known:
+        return  # Nobody knows what its models take; they will say so.
+    required = [each for each, spec in known.items() if not spec.optional]
     missing = [each for each in required if each not in given]
     if missing:
         got, lacks = ",".join(f"'{each}'" for each in given), ",".join(f"'{each}'" for each in missing)
@@ -124,9 +125,9 @@ def check_inputs(name: str, found: Signature | None, given: Mapping[str, Carried
             f"Got input(s) [{got}], but missing required input(s) [{lacks}]. Please provide all required input(s)."
         )
     for each, tensor in given.items():
-        spec = found.inputs.get(each)
+        spec = known.get(each)
         if spec is None:
-            takes = ", ".join(sorted(found.inputs))
+            takes = ", ".join(sorted(known))
             raise InvalidRequest(f"unexpected inference input '{each}' for model '{name}', which takes {takes}")
         if tensor.dtype is not spec.dtype:
             raise InvalidRequest(
@@ -143,12 +144,19 @@ def check_inputs(name: str, found: Signature | None, given: Mapping[str, Carried
             )
 
 
-def wanted_outputs(pipeline: Pipeline, named: list[str]) -> list[str]:
-    """Return the outputs to answer: those named, or all. Raises `InvalidRequest` for one that there is not."""
-    for name in named:
-        if name not in pipeline.outputs:
+def wanted_outputs(pipeline: Pipeline, outputs: Iterable[Any]) -> list[str]:
+    """Return the names of what to answer: those of a request's `outputs`, or all.
+
+    Raises `InvalidRequest` for one that there is not, and for classes, which models alone answer with.
+    """
+    named = []
+    for output in outputs:
+        if output.name not in pipeline.outputs:
             there = ", ".join(pipeline.outputs)
             raise InvalidRequest(
-                f"unexpected inference output '{name}' for model '{pipeline.name}', which answers {there}"
+                f"unexpected inference output '{output.name}' for model '{pipeline.name}', which answers {there}"
             )
+        if "classification" in output.parameters:
+            raise InvalidRequest(f"parameter 'classification' is not offered for outputs of pipeline '{pipeline.name}'")
+        named.append(output.name)
     return named or list(pipeline.outputs)

@@ -39,6 +39,7 @@ class Owner(Protocol):
     """The request that an attempt is part of."""
 
     asked: Asked
+    queue_timeout_s: float | None
 
     def see(self, asked: Asked, served: Served) -> Observed:
         """Return what counts one request of a copy."""
@@ -158,7 +159,7 @@ class _Part:
                 seen.rows,
                 self,
                 deadline_s=owner.asked.deadline_s,
-                queue_timeout_s=None,
+                queue_timeout_s=owner.queue_timeout_s,
             )
         except BaseException as error:
             seen.end(error)

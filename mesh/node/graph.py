@@ -17,13 +17,14 @@ from mesh.api.pipelines import TYPED, check_inputs, wanted_outputs
 from mesh.api.tensors import TensorError, decode_raw
 from mesh.core.errors import MeshError, ModelFailed, NotHere, code_of
 from mesh.core.pipeline.run import NEVER_BETTER, Action, Call, Fail, Finish, Graph, Run, compare, of_step
-from mesh.core.pipeline.signatures import signature
+from mesh.core.pipeline.signatures import pipeline_model
 from mesh.core.pipeline.spec import Condition, Pipeline
 from mesh.core.traffic.route import resolve
+from mesh.core.types import TensorSpec
 from mesh.core.view import ClusterView
 from mesh.node.attempt import Attempt, Held, carried
 from mesh.node.observe import Observed
-from mesh.node.running import Asked, Reply, decode, read_request
+from mesh.node.running import Asked, Reply, decode, queue_timeout_s, read_request
 from mesh.node.served import Served
 
 See = Callable[[Asked, Served], Observed]
@@ -37,6 +38,7 @@ class Graphs:
         self._view = view
         self.see = see
         self._known: dict[str, Graph] = {}
+        self._takes: dict[str, tuple[Pipeline, object, tuple[TensorSpec, ...]]] = {}
 
     def begin(self, asked: Asked, message: bytes, reply: Reply) -> GraphRunning:
         """Begin one request of the pipeline that the router named; `reply` hears its end.
@@ -51,7 +53,7 @@ class Graphs:
         served = {key: self._copy(view, *key) for key in graph.models}
         request = decode(message)
         given = read_tensors(request)
-        check_inputs(pipeline.name, signature(view, pipeline.name, ""), given)
+        check_inputs(pipeline.name, self._inputs(view, pipeline), given)
         running = GraphRunning(self, graph, served, asked, request, reply)
         running.begin(given)
         return running
@@ -61,6 +63,14 @@ class Graphs:
         if known is None or known.pipeline is not pipeline:
             known = self._known[pipeline.name] = Graph(pipeline)
         return known
+
+    def _inputs(self, view: ClusterView, pipeline: Pipeline) -> tuple[TensorSpec, ...]:
+        """Return what a pipeline takes; found out anew when it or any model of the mesh changed."""
+        known = self._takes.get(pipeline.name)
+        if known is None or known[0] is not pipeline or known[1] is not view.models:
+            specs = pipeline_model(view, pipeline.name, "").inputs
+            known = self._takes[pipeline.name] = (pipeline, view.models, specs)
+        return known[2]
 
     def _copy(self, view: ClusterView, model: str, version: str) -> Served:
         try:
@@ -97,9 +107,10 @@ class GraphRunning:
         self._copies = served
         self._request = request
         self._reply = reply
-        self._wanted = wanted_outputs(graph.pipeline, [each.name for each in request.outputs])
+        self._wanted = wanted_outputs(graph.pipeline, request.outputs)
         self._parameters = {k: v for k, v in read_request(request).parameters.items() if k != TYPED}
         self._run: Run[Held]
+        self.queue_timeout_s = queue_timeout_s(request)
         self._attempts: dict[str, Attempt] = {}
         self._todo: deque[Action[Held]] = deque()
         self._busy = False

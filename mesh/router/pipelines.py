@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING, Any
 from mesh.api.carried import Carried, read_tensors, request_message, response_message, stacked
 from mesh.api.messages import ModelInferRequest, ModelInferResponse
 from mesh.api.pipelines import TYPED, check_inputs, wanted_outputs
-from mesh.core.errors import DeadlineExceeded, InvalidRequest, RemoteError, UnknownModel, code_of
+from mesh.core.errors import DeadlineExceeded, InvalidRequest, RemoteError, code_of
 from mesh.core.pipeline import run as graphs
 from mesh.core.pipeline.run import NEVER_BETTER, Graph, Run, compare, of_step
-from mesh.core.pipeline.signatures import signature
 from mesh.core.pipeline.spec import Condition, Pipeline
-from mesh.core.types import ModelVersion
 from mesh.registry.mirror import Mirror
 from mesh.router.observe import Observed
 from mesh.router.target import Target
@@ -50,7 +48,7 @@ class Pipelines:
         """
         seen.model = target.model
         answer = await self._in_one_hop(call, message, target, seen)
-        return await self._step_by_step(call, message, target.model, seen) if answer is None else answer
+        return await self._step_by_step(call, message, target, seen) if answer is None else answer
 
     async def _in_one_hop(self, call: Call, message: bytes, target: Target, seen: Observed) -> bytes | None:
         """Return a node's answer; None when there is no such node, or it went away or lacks a model after all."""
@@ -59,11 +57,9 @@ class Pipelines:
         if located is None:
             return None
         seen.asked(located.node.id)
-        revision = (PIPELINE_HEADER, target.model.version)
+        metadata = (*dispatch.metadata(call, target.model, seen), (PIPELINE_HEADER, str(target.model.version)))
         try:
-            reply = await dispatch.send(
-                call, located, message, (*dispatch.metadata(call, target.model, seen), revision)
-            )
+            reply = await dispatch.send(call, located, message, metadata)
         except RemoteError as error:
             dispatch.metrics.attempt_failed(located.node.id, error.status.name)
             if error.transport_failed or any(key == NOT_RUN_TRAILER for key, _ in error.trailers):
@@ -71,15 +67,13 @@ class Pipelines:
             raise
         return reply.message
 
-    async def _step_by_step(self, call: Call, message: bytes, model: ModelVersion, seen: Observed) -> bytes:
-        view = self._mirror.view
-        pipeline = view.pipelines.get(model.name)
-        if pipeline is None:
-            raise UnknownModel(f"Request for unknown model: '{model.name}' is not found")
+    async def _step_by_step(self, call: Call, message: bytes, target: Target, seen: Observed) -> bytes:
+        pipeline, model = target.pipeline, target.model
+        assert pipeline is not None
         asked = ModelInferRequest.FromString(message)
         given = read_tensors(asked)
-        check_inputs(pipeline.name, signature(view, pipeline.name, ""), given)
-        wanted = wanted_outputs(pipeline, [each.name for each in asked.outputs])
+        check_inputs(pipeline.name, model.inputs, given)
+        wanted = wanted_outputs(pipeline, asked.outputs)
         parameters = {name: value for name, value in asked.parameters.items() if name != TYPED}
         run: Run[Carried] = Run(self._graph(pipeline), given, _holds)
         outputs = await self._drive(run, call, parameters, seen.headers())
@@ -101,7 +95,7 @@ class Pipelines:
                         case graphs.Finish(outputs):
                             return outputs
                         case graphs.Fail(step, error):
-                            raise of_step(run.pipeline.name, step, _alone(error))
+                            raise of_step(run.pipeline.name, step, error)
                         case graphs.Call():
                             one = self._step(action, call, parameters, metadata)
                             running[asyncio.create_task(one)] = action
@@ -113,8 +107,9 @@ class Pipelines:
                     if failed is None:
                         actions += run.done(step, task.result())
                     elif isinstance(failed, Exception):
-                        again = code_of(failed) not in NEVER_BETTER and _has_time(call)
-                        actions += run.failed(step, failed, again=again)
+                        error = _alone(failed)
+                        again = code_of(error) not in NEVER_BETTER and _has_time(call)
+                        actions += run.failed(step, error, again=again)
         finally:
             for task in running:
                 task.cancel()

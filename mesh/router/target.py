@@ -28,12 +28,14 @@ TRACE: Final = frozenset({b"traceparent", b"tracestate"})
 class Target:
     """A version that requests resolve to, with the copies that serve it now."""
 
-    __slots__ = ("block", "candidates", "model")
+    __slots__ = ("block", "candidates", "model", "pipeline")
 
-    def __init__(self, model: ModelVersion, candidates: tuple[Located, ...], *, pipeline: bool = False) -> None:
+    def __init__(self, model: ModelVersion, candidates: tuple[Located, ...], pipeline: Pipeline | None = None) -> None:
         self.model = model
         self.candidates = candidates
-        said = encode(PIPELINE_HEADER.encode(), model.version.encode()) if pipeline else b""
+        self.pipeline = pipeline
+        """What `model` stands for, when it is a pipeline; `candidates` then hold all of its models."""
+        said = encode(PIPELINE_HEADER.encode(), model.version.encode()) if pipeline is not None else b""
         self.block = (
             said
             + encode(MODEL_HEADER.encode(), model.name.encode())
@@ -69,7 +71,7 @@ def _target(view: ClusterView, name: str, version: str) -> Target:
         model = resolve(view, name, version)
     except NamesPipeline:
         model = pipeline_model(view, name, version)
-        return Target(model, together(view, view.pipelines[name]), pipeline=True)
+        return Target(model, together(view, view.pipelines[name]), view.pipelines[name])
     return Target(model, view.serving.get((model.name, model.version), ()))
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
 
 from mesh.api.messages import control
 from mesh_client import Client, MeshClientError, Tensor
@@ -207,6 +209,17 @@ def test_steps_of_a_fused_request_count_at_their_models(mesh: Mesh, client: Clie
     before = count()
     client.infer(name, {"x": X})
     assert count() == before + 2
+
+
+@pytest.mark.parametrize("sides", ["l", "lr"], ids=["fused", "spread"])
+def test_what_only_models_answer_with_is_refused(client: Client, sides: str) -> None:
+    name = apply(client, f"classes-{sides}", "parameters", sides)
+    other = triton.InferenceServerClient(client.address)
+    given = triton.InferInput("x", [2, 2], "FP32")
+    given.set_data_from_numpy(X)
+    with pytest.raises(InferenceServerException, match="'classification' is not offered for outputs of pipeline"):
+        other.infer(name, [given], outputs=[triton.InferRequestedOutput("y", class_count=2)])
+    other.close()
 
 
 def test_a_node_without_a_model_leaves_the_request_to_others(mesh: Mesh, client: Client) -> None:
