@@ -82,7 +82,7 @@ def fold(view: ClusterView, changes: Iterable[Change], revision: int) -> Cluster
     copies = _Copies(view)
     models, placements = _Changing(view.models), _Changing(view.placements)
     placed: _Grouped[Placement] = _Grouped(view.placed)
-    pipelines = _Changing(view.pipelines)
+    pipelines, used_in = _Changing(view.pipelines), _Changing(view.used_in)
     forecast = view.forecast
     for change in changes:
         match change:
@@ -96,6 +96,7 @@ def fold(view: ClusterView, changes: Iterable[Change], revision: int) -> Cluster
                 _fold_placement(placed, key, placements.get(key), placement)
                 placements.set(key, placement)
             case PipelineChange(called, pipeline):
+                _fold_pipeline(used_in, called, pipelines.get(called), pipeline)
                 pipelines.set(called, pipeline)
             case ForecastChange(told):
                 forecast = told or SUPPOSED
@@ -110,6 +111,7 @@ def fold(view: ClusterView, changes: Iterable[Change], revision: int) -> Cluster
         serving,
         placed.finish(),
         pipelines.finish(),
+        used_in.finish(),
         forecast,
     )
 
@@ -135,6 +137,15 @@ def _fold_placement(
         placed.set(id_, key, None)
     for id_ in after.nodes if after is not None else ():
         placed.set(id_, key, after)
+
+
+def _fold_pipeline(
+    used_in: _Changing[str, tuple[str, ...]], name: str, before: Pipeline | None, after: Pipeline | None
+) -> None:
+    for model in {step.model for step in (before.steps if before is not None else ())}:
+        used_in.set(model, tuple(each for each in used_in.get(model) or () if each != name) or None)
+    for model in {step.model for step in (after.steps if after is not None else ())}:
+        used_in.set(model, tuple(sorted({*(used_in.get(model) or ()), name})))
 
 
 class _Changing(Generic[K, V]):

@@ -58,6 +58,8 @@ class ClusterView:
     """The placements that name a node, by node. Index of `placements`."""
     pipelines: Mapping[str, Pipeline] = field(default_factory=Map)
     """By name. A model of the same name wins."""
+    used_in: Mapping[str, tuple[str, ...]] = field(default_factory=Map)
+    """By the name of a model: the pipelines that have it as a step. Index of `pipelines`."""
     forecast: Forecast = SUPPOSED
     """What the leader learned of the demand."""
 

@@ -15,7 +15,7 @@ from mesh.core.fold import (
     PlacementChange,
     fold,
 )
-from mesh.core.pipeline.spec import Pipeline
+from mesh.core.pipeline.spec import Pipeline, Step
 from mesh.core.placement.forecast import Forecast
 from mesh.core.types import Copy, CopyState, ModelName, ModelVersion, Node, NodeId, Placement, Version
 from mesh.core.view import ClusterView
@@ -42,7 +42,8 @@ def changes(draw: st.DrawFn) -> Change:
         return CopyChange(id_, (copy.model, copy.version), copy if present else None)
     if kind == 5:
         name = draw(st.sampled_from(["p", "q"]))
-        return PipelineChange(name, Pipeline(name, (), {}, revision=draw(st.integers(1, 3))) if present else None)
+        steps = tuple(Step(f"s{n}", draw(names)) for n in range(draw(st.integers(0, 3))))
+        return PipelineChange(name, Pipeline(name, steps, {}, revision=draw(st.integers(1, 3))) if present else None)
     key = draw(keys)
     if kind == 1:
         return ModelChange(
@@ -75,6 +76,14 @@ def test_indexes_hold_exactly_the_copies_of_the_nodes(steps: list[Change]) -> No
         assert list(view.serving.get(key, ())) == may
         assert all(view.nodes[each.node.id].address == each.node.address for each in located)
     assert set(view.serving) <= set(view.copies)
+
+
+@given(st.lists(changes(), max_size=20))
+def test_models_know_the_pipelines_that_they_are_in(steps: list[Change]) -> None:
+    view = fold(ClusterView(), steps, 1)
+    named = {(step.model, name) for name, pipeline in view.pipelines.items() for step in pipeline.steps}
+    assert {(model, name) for model, used in view.used_in.items() for name in used} == named
+    assert all(list(used) == sorted(set(used)) for used in view.used_in.values())
 
 
 @given(st.lists(changes(), max_size=20))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from mesh.core.placement.ledger import predicted_bytes
-from mesh.core.types import Copy, Device, ModelVersion, Node, NodeId
+from mesh.core.types import Copy, Device, ModelName, ModelVersion, Node, NodeId, Version
 from mesh.core.view import ClusterView
 
 ZONE_LABEL: Final = "zone"
@@ -28,6 +28,23 @@ def zone_of(node: Node) -> str:
 def zones_of(view: ClusterView, nodes: Iterable[NodeId]) -> set[str]:
     """Return the zones of `nodes`, as far as they are there."""
     return {zone_of(view.nodes[id_]) for id_ in nodes if id_ in view.nodes}
+
+
+def neighbours_of(view: ClusterView, model: ModelVersion) -> dict[NodeId, int]:
+    """Return how many models of the pipelines that `model` is in are placed on each node. O(their steps)."""
+    found: dict[NodeId, int] = {}
+    others = {
+        (step.model, step.version)
+        for name in view.used_in.get(model.name, ())
+        for step in view.pipelines[name].steps
+        if step.model != model.name
+    }
+    for name, version in others:
+        known = view.resolve(ModelName(name), Version(version))
+        placement = view.placements.get((known.name, known.version)) if known is not None else None
+        for node in placement.nodes if placement is not None else ():
+            found[node] = found.get(node, 0) + 1
+    return found
 
 
 @dataclass(frozen=True, slots=True)

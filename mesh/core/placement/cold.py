@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from mesh.core.errors import Churn, LoadFailed, MeshError, NoCapacity
-from mesh.core.placement.asked import Asked
+from mesh.core.placement.asked import Asked, neighbours_of
 from mesh.core.placement.choose import Choice, choose
 from mesh.core.placement.filters import retry_after_s
 from mesh.core.types import Copy, CopyState, ModelVersion, Node, NodeId, Placement
@@ -123,7 +123,15 @@ def where(
 ) -> Choice:
     """Return the nodes to load `model` on, as many as it asks for at once, among those that have no copy of it."""
     copies: dict[NodeId, Copy] = {each.node.id: each.copy for each in view.copies.get((model.name, model.version), ())}
-    asked = Asked(model, now_s, copies, avoid=avoid, forced_s=forced_s, factors=view.forecast.factors)
+    asked = Asked(
+        model,
+        now_s,
+        copies,
+        avoid=avoid,
+        forced_s=forced_s,
+        factors=view.forecast.factors,
+        neighbours=neighbours_of(view, model),
+    )
     return choose(asked, roster(view), max(1, model.scaling.min_copies))
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from heapq import nlargest
 from typing import Final
 
-from mesh.core.placement.asked import Asked, zones_of
+from mesh.core.placement.asked import Asked, neighbours_of, zones_of
 from mesh.core.placement.autoscale import Scaler
 from mesh.core.placement.choose import Scored, choose
 from mesh.core.placement.demand import Demand
@@ -228,7 +228,8 @@ class Pass:
         located = self._view.copies.get(key, ())
         zones = zones_of(self._view, [each.node.id for each in located if each.node.id in self._staying])
         copies = {each.node.id: each.copy for each in located}
-        return Asked(model, self._now_s, copies, zones=zones, factors=self._view.forecast.factors)
+        near, factors = neighbours_of(self._view, model), self._view.forecast.factors
+        return Asked(model, self._now_s, copies, zones=zones, factors=factors, neighbours=near)
 
 
 def _failed(copy: Copy | None) -> bool:

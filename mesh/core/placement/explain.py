@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mesh.core.placement.asked import Asked, zones_of
+from mesh.core.placement.asked import Asked, neighbours_of, zones_of
 from mesh.core.placement.choose import Choice, choose
 from mesh.core.types import ModelVersion, Node, NodeId
 from mesh.core.view import ClusterView
@@ -56,5 +56,6 @@ def _decide(
 ) -> Explained:
     located = [each for each in view.copies.get((model.name, model.version), ()) if each.node.id != without]
     copies = {each.node.id: each.copy for each in located}
-    asked = Asked(model, now_s, copies, zones=zones_of(view, copies), factors=view.forecast.factors)
+    near, factors = neighbours_of(view, model), view.forecast.factors
+    asked = Asked(model, now_s, copies, zones=zones_of(view, copies), factors=factors, neighbours=near)
     return Explained(asked, choose(asked, nodes, 1, enough=max(1, len(nodes))))

@@ -56,6 +56,6 @@ SCORES: Final[tuple[tuple[str, Callable[[Asked, Node, Room, float], float], floa
     ("queue", short_queue, 1.0),
     ("free", free_memory, 0.5),
     ("busy", not_busy, 0.5),
-    ("pipeline", near_neighbours, 0.5),
+    ("pipeline", near_neighbours, 1.0),
 )
 """(name, function, weight). What is evicted outweighs all but a second zone: it is what callers feel for hours."""

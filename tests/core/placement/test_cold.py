@@ -4,7 +4,8 @@ from dataclasses import replace
 from itertools import chain
 
 from mesh.core.errors import Churn, LoadFailed, NoCapacity
-from mesh.core.fold import Change, fold
+from mesh.core.fold import Change, ModelChange, PipelineChange, PlacementChange, fold
+from mesh.core.pipeline.spec import Pipeline, Step
 from mesh.core.placement.cold import Place, Refused, Serving, Waiting, cold_step
 from mesh.core.placement.filters import RETRY_FAILED_S
 from mesh.core.types import (
@@ -137,3 +138,20 @@ def test_an_operators_load_waits_for_the_load_that_goes_on_where_no_other_node_c
     ready = view_of(node("a", copy(CopyState.READY)), node("b", root="file:///other"))
     step = cold_step(ready, MODEL, placed("a"), avoid=(), now_s=NOW_S, since_s=NOW_S, forced=True)
     assert step == Serving(), "it became ready before the operator's load was looked at"
+
+
+def test_a_step_goes_where_the_other_models_of_its_pipeline_are_while_memory_allows() -> None:
+    other = replace(MODEL, name=ModelName("other"))
+    graph = Pipeline("p", (Step("a", MODEL.name), Step("b", other.name)), {})
+    known: list[Change] = [
+        ModelChange((MODEL.name, MODEL.version), MODEL),
+        ModelChange((other.name, other.version), other),
+        PipelineChange("p", graph),
+    ]
+    for home, free, goes in (("a", 600, "a"), ("b", 600, "b"), ("a", 0, "b")):
+        nodes = [node("a", free=free if home == "a" else 900), node("b", free=free if home == "b" else 900)]
+        there = PlacementChange((other.name, other.version), Placement(other.name, other.version, (NodeId(home),)))
+        view = fold(view_of(*nodes), [*known, there], 2)
+        step = cold_step(view, MODEL, None, avoid=(), now_s=NOW_S, since_s=NOW_S)
+        assert isinstance(step, Place)
+        assert step.placement.nodes == (goes,)
