@@ -13,10 +13,7 @@ from mesh.core.placement.demand import Demand, Usage
 from mesh.core.placement.duties import HOT_RATE, Duty, Pass
 from mesh.core.types import Copy, CopyState, ModelVersion, NodeId, Placement
 from mesh.core.view import ClusterView, VersionKey
-
-READ_S = 1.0
-WHOLE_S = 5.0
-TELL_S = 20.0
+from mesh.router.steward import READ_S, TELL_S, WHOLE_S
 
 
 class Leader:
@@ -30,7 +27,6 @@ class Leader:
         self._more = False
         self._pending: list[Change] = [ModelChange((model.name, model.version), model) for model in models]
         self._view = ClusterView()
-        self.duties = 0
         world.forecast = self._demand.forecast
 
     def told(self, id_: NodeId) -> None:
@@ -80,7 +76,6 @@ class Leader:
         return [key for key in self._world.nodes[id_].held if where[key] == {id_} and rate(key, now_s) >= HOT_RATE]
 
     def _do(self, duty: Duty) -> None:
-        self.duties += 1
         key = (duty.after.model, duty.after.version)
         before = set(duty.before.nodes if duty.before is not None else ())
         self._place(key, duty.after)

@@ -16,6 +16,14 @@ from mesh.core.errors import InvalidRequest
 from mesh.core.pipeline.spec import Literal
 from mesh.core.types import ITEM_BYTES, Dtype
 
+TYPED = "mesh_typed_contents"
+"""Request parameter: answer with typed contents, for people with grpcurl. tritonclient reads raw contents only."""
+
+
+def wants_typed(request: ModelInferRequest) -> bool:
+    """Tell whether the caller asked for typed contents."""
+    return TYPED in request.parameters and request.parameters[TYPED].bool_param
+
 
 @dataclass(frozen=True, slots=True)
 class Carried:

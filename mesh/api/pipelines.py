@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from mesh.api.carried import Carried
 from mesh.api.messages import control
+from mesh.api.signature import check_tensor
 from mesh.core.errors import InvalidRequest
 from mesh.core.pipeline import text
 from mesh.core.pipeline.check import Path, Problem
@@ -14,9 +15,6 @@ from mesh.core.pipeline.spec import Condition, Literal, Pipeline, Source, Step
 from mesh.core.types import TensorSpec
 
 T = TypeVar("T")
-
-TYPED = "mesh_typed_contents"
-"""Request parameter: answer with typed contents, for people with grpcurl. tritonclient reads raw contents only."""
 
 
 class _Reader:
@@ -129,19 +127,7 @@ def check_inputs(name: str, specs: Iterable[TensorSpec], given: Mapping[str, Car
         if spec is None:
             takes = ", ".join(sorted(known))
             raise InvalidRequest(f"unexpected inference input '{each}' for model '{name}', which takes {takes}")
-        if tensor.dtype is not spec.dtype:
-            raise InvalidRequest(
-                f"inference input '{each}' data-type is '{tensor.dtype.value}', "
-                f"but model '{name}' expects '{spec.dtype.value}'"
-            )
-        fits = len(tensor.shape) == len(spec.shape) and all(
-            want in {-1, size} for size, want in zip(tensor.shape, spec.shape, strict=True)
-        )
-        if not fits:
-            expected, got = (f"[{','.join(map(str, shape))}]" for shape in (spec.shape, tensor.shape))
-            raise InvalidRequest(
-                f"unexpected shape for input '{each}' for model '{name}'. Expected {expected}, got {got}"
-            )
+        check_tensor(tensor.dtype, tensor.shape, spec, name)
 
 
 def wanted_outputs(pipeline: Pipeline, outputs: Iterable[Any]) -> list[str]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from mesh.api.carried import wants_typed
 from mesh.api.messages import InferParameter, ModelInferRequest, ModelInferResponse
-from mesh.api.pipelines import TYPED
 from mesh.api.tensors import TensorError, dtype_of, encode_contents, encode_raw
 from mesh.core.errors import InvalidRequest, ModelFailed
 from mesh.core.types import Dtype, TensorSpec
@@ -50,7 +50,7 @@ def encode(
     """Return the response. Raises `ModelFailed` when the model did not answer what its signature says."""
     model = served.model
     response = ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
-    typed = TYPED in request.parameters and request.parameters[TYPED].bool_param
+    typed = wants_typed(request)
     for spec, classes in wanted:
         array = outputs.get(spec.name)
         if array is None:

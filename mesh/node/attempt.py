@@ -6,14 +6,15 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from mesh.api.carried import Carried
+from mesh.api.signature import check_tensor
 from mesh.api.tensors import TensorError, decode_raw, dtype_of, encode_raw
 from mesh.core.errors import DeadlineExceeded, InvalidRequest, MeshError, ModelFailed
-from mesh.core.pipeline.run import Call
+from mesh.core.pipeline.run import EACH_AT_ONCE, Call, count_of
 from mesh.core.pipeline.spec import Literal
 from mesh.core.types import Dtype
 from mesh.node.batcher import Item, Ran
@@ -21,10 +22,7 @@ from mesh.node.observe import Observed
 from mesh.node.running import Asked
 from mesh.node.runtimes.base import Array, Request
 from mesh.node.served import Served
-from mesh.node.validate import check_rows, check_shape
-
-EACH_AT_ONCE: Final = 64
-"""Elements that a step over each element has in the queue at a time."""
+from mesh.node.validate import check_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,12 +205,7 @@ def _arrays(inputs: Mapping[str, Held], served: Served) -> tuple[dict[str, Array
             if not spec.optional:
                 raise InvalidRequest(f"expected input '{spec.name}' for model '{name}', the step gives none")
             continue
-        if held.dtype is not spec.dtype:
-            raise InvalidRequest(
-                f"inference input '{spec.name}' data-type is '{held.dtype.value}', but model '{name}' expects "
-                f"'{spec.dtype.value}'"
-            )
-        check_shape(held.array.shape, spec, name)
+        check_tensor(held.dtype, held.array.shape, spec, name)
         if limit:
             rows = check_rows(held.array.shape, spec, name, rows, limit)
     return {called: held.array for called, held in inputs.items()}, rows or 1
@@ -245,11 +238,9 @@ def carried(held: Held) -> Carried:
 
 def _elements(names: tuple[str, ...], inputs: Mapping[str, Held]) -> list[Mapping[str, Held]]:
     counts = {name: inputs[name].array.shape[0] if inputs[name].array.ndim else 0 for name in names}
-    if len(set(counts.values())) != 1 or not all(counts.values()):
-        raise InvalidRequest(f"expected inputs with the same number of elements, at least one, got {counts}")
     return [
         {**inputs, **{name: Held(inputs[name].dtype, _element(inputs[name].array, at)) for name in names}}
-        for at in range(next(iter(counts.values())))
+        for at in range(count_of(counts))
     ]
 
 

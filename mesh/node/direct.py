@@ -193,7 +193,7 @@ class DirectStream(ServerCall):
         infer.outstanding += 1
         try:
             if asked.pipeline:
-                turn.running = graph = infer.graphs.begin(asked, message, turn)
+                turn.running = graph = infer.pipelines.begin(asked, message, turn)
                 for each in graph.served:
                     self._pins.add(each)
                 return

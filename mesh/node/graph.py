@@ -11,12 +11,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
-from mesh.api.carried import Carried, read_tensors, response_message
+from mesh.api.carried import TYPED, Carried, read_tensors, response_message, wants_typed
 from mesh.api.messages import ModelInferRequest
-from mesh.api.pipelines import TYPED, check_inputs, wanted_outputs
+from mesh.api.pipelines import check_inputs, wanted_outputs
 from mesh.api.tensors import TensorError, decode_raw
 from mesh.core.errors import MeshError, ModelFailed, NotHere, code_of
-from mesh.core.pipeline.run import NEVER_BETTER, Action, Call, Fail, Finish, Graph, Run, compare, of_step
+from mesh.core.pipeline.run import NEVER_BETTER, Action, Call, Fail, Finish, Graph, Graphs, Run, compare, of_step
 from mesh.core.pipeline.signatures import pipeline_model
 from mesh.core.pipeline.spec import Condition, Pipeline
 from mesh.core.traffic.route import resolve
@@ -30,14 +30,14 @@ from mesh.node.served import Served
 See = Callable[[Asked, Served], Observed]
 
 
-class Graphs:
+class PipelineRuns:
     """Begins requests for pipelines. `find` returns the copy that serves a version here, `view` what the mesh holds."""
 
     def __init__(self, find: Callable[[str, str], Served | None], view: Callable[[], ClusterView], see: See) -> None:
         self._find = find
         self._view = view
         self.see = see
-        self._known: dict[str, Graph] = {}
+        self._graphs = Graphs()
         self._takes: dict[str, tuple[Pipeline, object, tuple[TensorSpec, ...]]] = {}
 
     def begin(self, asked: Asked, message: bytes, reply: Reply) -> GraphRunning:
@@ -49,20 +49,14 @@ class Graphs:
         pipeline = view.pipelines.get(asked.model)
         if pipeline is None or str(pipeline.revision) != asked.pipeline:
             raise NotHere(f"pipeline '{asked.model}' revision {asked.pipeline} is not known to this node (yet)")
-        graph = self._graph(pipeline)
-        served = {key: self._copy(view, *key) for key in graph.models}
+        graph = self._graphs.of(pipeline)
+        served = {key: self._copy(view, *key) for key in pipeline.models()}
         request = decode(message)
         given = read_tensors(request)
         check_inputs(pipeline.name, self._inputs(view, pipeline), given)
         running = GraphRunning(self, graph, served, asked, request, reply)
         running.begin(given)
         return running
-
-    def _graph(self, pipeline: Pipeline) -> Graph:
-        known = self._known.get(pipeline.name)
-        if known is None or known.pipeline is not pipeline:
-            known = self._known[pipeline.name] = Graph(pipeline)
-        return known
 
     def _inputs(self, view: ClusterView, pipeline: Pipeline) -> tuple[TensorSpec, ...]:
         """Return what a pipeline takes; found out anew when it or any model of the mesh changed."""
@@ -84,7 +78,7 @@ class Graphs:
 
     def __repr__(self) -> str:
         """Show the pipelines that were asked for."""
-        return f"<Graphs {sorted(self._known)}>"
+        return f"<PipelineRuns {self._graphs!r}>"
 
 
 class GraphRunning:
@@ -92,7 +86,7 @@ class GraphRunning:
 
     def __init__(  # noqa: PLR0917 - one call of it
         self,
-        graphs: Graphs,
+        runs: PipelineRuns,
         graph: Graph,
         served: Mapping[tuple[str, str], Served],
         asked: Asked,
@@ -100,7 +94,7 @@ class GraphRunning:
         reply: Reply,
     ) -> None:
         self.asked = asked
-        self.see = graphs.see
+        self.see = runs.see
         self.served = tuple(dict.fromkeys(served.values()))
         """The copies that it may ask."""
         self._graph = graph
@@ -168,10 +162,11 @@ class GraphRunning:
 
     def _finish(self, outputs: Mapping[str, Held]) -> None:
         request, pipeline = self._request, self._graph.pipeline
-        typed = TYPED in request.parameters and request.parameters[TYPED].bool_param
         try:
             tensors = {name: carried(outputs[name]) for name in self._wanted if name in outputs}
-            answer = response_message(pipeline.name, str(pipeline.revision), request.id, tensors, typed=typed)
+            answer = response_message(
+                pipeline.name, str(pipeline.revision), request.id, tensors, typed=wants_typed(request)
+            )
         except TensorError as error:
             self._end(ModelFailed(f"pipeline '{pipeline.name}' gave a bad output: {error.message}"))
             return

@@ -17,7 +17,7 @@ from mesh.core.errors import InvalidRequest, MeshError
 from mesh.core.view import ClusterView
 from mesh.node.answer import encode, final, wanted_outputs
 from mesh.node.batcher import Ran, model_failed
-from mesh.node.graph import GraphRunning, Graphs
+from mesh.node.graph import GraphRunning, PipelineRuns
 from mesh.node.observe import Observed
 from mesh.node.plan import Part
 from mesh.node.running import Asked, Beginner, Reply, Running, decode, failed_message, not_run, read_request
@@ -44,7 +44,7 @@ class Infer:
         view: Callable[[], ClusterView] = ClusterView,
     ) -> None:
         self.beginner = Beginner(find, metrics, tracing)
-        self.graphs = Graphs(find, view, self.beginner.seen)
+        self.pipelines = PipelineRuns(find, view, self.beginner.seen)
         self.metrics = metrics
         self.tracing = tracing
         self.outstanding = 0
@@ -52,7 +52,7 @@ class Infer:
     def begin(self, asked: Asked, message: bytes, reply: Reply) -> Running | GraphRunning:
         """Begin one request; `reply` hears its end. Raises `MeshError` when it cannot even be queued."""
         if asked.pipeline:
-            return self.graphs.begin(asked, message, reply)
+            return self.pipelines.begin(asked, message, reply)
         running = self.beginner.planned(asked, message, reply)
         if running is not None:
             return running

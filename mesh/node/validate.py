@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mesh.api.messages import ModelInferRequest
+from mesh.api.signature import check_tensor, show_shape
 from mesh.api.tensors import TensorError, decode_contents, decode_raw
 from mesh.core.errors import InvalidRequest
 from mesh.core.types import Dtype, TensorSpec
@@ -32,13 +33,8 @@ def read_inputs(
     rows = _NO_ROWS
     for index, tensor in enumerate(given):
         spec = known[tensor.name]
-        if tensor.datatype != spec.dtype:
-            raise InvalidRequest(
-                f"inference input '{spec.name}' data-type is '{tensor.datatype}', "
-                f"but model '{name}' expects '{spec.dtype}'"
-            )
         shape = tuple(tensor.shape)
-        check_shape(shape, spec, name)
+        check_tensor(tensor.datatype, shape, spec, name)
         if max_batch_size:
             rows = check_rows(shape, spec, name, rows, max_batch_size)
         arrays[spec.name] = _read(
@@ -73,18 +69,6 @@ def _quoted(names: Sequence[str]) -> str:
     return ",".join(f"'{each}'" for each in names)
 
 
-def check_shape(shape: tuple[int, ...], spec: TensorSpec, name: str) -> None:
-    """Raise `InvalidRequest` unless `shape` is one that the input of model `name` may have."""
-    fits = len(shape) == len(spec.shape) and all(
-        size >= 0 and want in (-1, size) for size, want in zip(shape, spec.shape, strict=True)
-    )
-    if not fits:
-        raise InvalidRequest(
-            f"unexpected shape for input '{spec.name}' for model '{name}'. "
-            f"Expected {_show(spec.shape)}, got {_show(shape)}"
-        )
-
-
 def check_rows(shape: tuple[int, ...], spec: TensorSpec, name: str, rows: int, limit: int) -> int:
     """Return the rows of an input, the same as those before (`rows`, 0: none) and at most `limit`."""
     if shape[0] > limit:
@@ -92,17 +76,13 @@ def check_rows(shape: tuple[int, ...], spec: TensorSpec, name: str, rows: int, l
     if shape[0] < 1:
         raise InvalidRequest(
             f"unexpected shape for input '{spec.name}' for model '{name}'. "
-            f"Expected {_show(spec.shape)} with a batch of 1 or more, got {_show(shape)}"
+            f"Expected {show_shape(spec.shape)} with a batch of 1 or more, got {show_shape(shape)}"
         )
     if rows not in (_NO_ROWS, shape[0]):
         raise InvalidRequest(
             f"input '{spec.name}' batch size {shape[0]} does not match other inputs ({rows}) for '{name}'"
         )
     return shape[0]
-
-
-def _show(shape: Sequence[int]) -> str:
-    return f"[{','.join(map(str, shape))}]"
 
 
 def _read(tensor: Any, raw: bytes | None, spec: TensorSpec, name: str, *, uses_raw: bool) -> Array:

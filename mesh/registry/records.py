@@ -7,7 +7,7 @@ rolling upgrade. Which key a record lives under is the affair of `mesh.registry.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -28,6 +28,9 @@ _FORECAST: Final = msgspec.json.Decoder(Forecast)
 _NOTHING: Final[Mapping[str, str]] = {}
 
 
+T = TypeVar("T")
+
+
 class BadRecord(ValueError):
     """The bytes under a key are not the record that belongs there."""
 
@@ -39,50 +42,32 @@ def encode(record: Record) -> bytes:
 
 def decode_node(value: bytes) -> Node:
     """Return the node record in `value`. Raises `BadRecord`."""
-    try:
-        return _NODE.decode(value)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise _bad("a node", value, error) from error
+    return _decoded(_NODE, "a node", value)
 
 
 def decode_copy(value: bytes) -> Copy:
     """Return the copy record in `value`. Raises `BadRecord`."""
-    try:
-        return _COPY.decode(value)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise _bad("a copy", value, error) from error
+    return _decoded(_COPY, "a copy", value)
 
 
 def decode_model(value: bytes) -> ModelVersion:
     """Return the model version record in `value`. Raises `BadRecord`."""
-    try:
-        return _shared(_MODEL.decode(value))
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise _bad("a model version", value, error) from error
+    return _shared(_decoded(_MODEL, "a model version", value))
 
 
 def decode_placement(value: bytes) -> Placement:
     """Return the placement record in `value`. Raises `BadRecord`."""
-    try:
-        return _PLACEMENT.decode(value)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise _bad("a placement", value, error) from error
+    return _decoded(_PLACEMENT, "a placement", value)
 
 
 def decode_pipeline(value: bytes) -> Pipeline:
     """Return the pipeline record in `value`. Raises `BadRecord`."""
-    try:
-        return _PIPELINE.decode(value)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise _bad("a pipeline", value, error) from error
+    return _decoded(_PIPELINE, "a pipeline", value)
 
 
 def decode_forecast(value: bytes) -> Forecast:
     """Return the forecast record in `value`. Raises `BadRecord`."""
-    try:
-        found = _FORECAST.decode(value)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise _bad("a forecast", value, error) from error
+    found = _decoded(_FORECAST, "a forecast", value)
     if [len(row) for row in found.rates] != [AGES] * LEVELS:
         raise BadRecord(
             f"expected a forecast of {LEVELS} x {AGES} rates, got rows of {[len(row) for row in found.rates]}"
@@ -112,6 +97,9 @@ def _shared(model: ModelVersion) -> ModelVersion:
     return model
 
 
-def _bad(what: str, value: bytes, error: Exception) -> BadRecord:
-    shown = value[:80]
-    return BadRecord(f"expected {what} record in JSON, got {len(value)} bytes {shown!r}: {error}")
+def _decoded(decoder: msgspec.json.Decoder[T], what: str, value: bytes) -> T:
+    try:
+        return decoder.decode(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        told = f"expected {what} record in JSON, got {len(value)} bytes {value[:80]!r}: {error}"
+        raise BadRecord(told) from error

@@ -12,13 +12,13 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from mesh.api.carried import Carried, read_tensors, request_message, response_message, stacked
+from mesh.api.carried import TYPED, Carried, read_tensors, request_message, response_message, stacked, wants_typed
 from mesh.api.messages import ModelInferRequest, ModelInferResponse
-from mesh.api.pipelines import TYPED, check_inputs, wanted_outputs
-from mesh.core.errors import DeadlineExceeded, InvalidRequest, RemoteError, code_of
+from mesh.api.pipelines import check_inputs, wanted_outputs
+from mesh.core.errors import DeadlineExceeded, RemoteError, code_of
 from mesh.core.pipeline import run as graphs
-from mesh.core.pipeline.run import NEVER_BETTER, Graph, Run, compare, of_step
-from mesh.core.pipeline.spec import Condition, Pipeline
+from mesh.core.pipeline.run import EACH_AT_ONCE, NEVER_BETTER, Run, compare, count_of, of_step
+from mesh.core.pipeline.spec import Condition
 from mesh.registry.mirror import Mirror
 from mesh.router.observe import Observed
 from mesh.router.target import Target
@@ -26,9 +26,6 @@ from mesh.wire.transport import NOT_RUN_TRAILER, PIPELINE_HEADER, Call, Metadata
 
 if TYPE_CHECKING:
     from mesh.router.dispatch import Dispatch
-
-EACH_AT_ONCE = 64
-"""Elements that a step over each element asks for at a time: enough to fill batches, and bounded memory."""
 
 _NOT_FOR_STEPS = ("mm-model-id", "mm-vmodel-id", "traceparent", "tracestate")
 
@@ -39,7 +36,7 @@ class Pipelines:
     def __init__(self, mirror: Mirror, dispatch: Dispatch) -> None:
         self._mirror = mirror
         self._dispatch = dispatch
-        self._graphs: dict[str, Graph] = {}
+        self._graphs = graphs.Graphs()
 
     async def answer(self, call: Call, message: bytes, target: Target, seen: Observed) -> bytes:
         """Answer one request, in one hop where a node holds all of its models, else step by step.
@@ -75,11 +72,10 @@ class Pipelines:
         check_inputs(pipeline.name, model.inputs, given)
         wanted = wanted_outputs(pipeline, asked.outputs)
         parameters = {name: value for name, value in asked.parameters.items() if name != TYPED}
-        run: Run[Carried] = Run(self._graph(pipeline), given, _holds)
+        run: Run[Carried] = Run(self._graphs.of(pipeline), given, _holds)
         outputs = await self._drive(run, call, parameters, seen.headers())
-        typed = TYPED in asked.parameters and asked.parameters[TYPED].bool_param
         answer = {name: outputs[name] for name in wanted if name in outputs}
-        response = response_message(pipeline.name, str(pipeline.revision), asked.id, answer, typed=typed)
+        response = response_message(pipeline.name, str(pipeline.revision), asked.id, answer, typed=wants_typed(asked))
         return response.SerializeToString()
 
     async def _drive(
@@ -133,15 +129,9 @@ class Pipelines:
         except TimeoutError:
             raise DeadlineExceeded(f"no answer within the step's timeout of {step.timeout_s:g} s") from None
 
-    def _graph(self, pipeline: Pipeline) -> Graph:
-        known = self._graphs.get(pipeline.name)
-        if known is None or known.pipeline is not pipeline:
-            known = self._graphs[pipeline.name] = Graph(pipeline)
-        return known
-
     def __repr__(self) -> str:
         """Show the graphs that were used."""
-        return f"<Pipelines {sorted(self._graphs)}>"
+        return f"<Pipelines {self._graphs!r}>"
 
 
 def _holds(when: Condition, tensor: Carried) -> bool:
@@ -153,9 +143,7 @@ async def _each(
 ) -> dict[str, Carried]:
     """Ask for every element of the inputs `names`, some at a time, and stack the answers in their order."""
     parts = {name: inputs[name].elements() for name in names}
-    counts = {name: len(part) for name, part in parts.items()}
-    if len(set(counts.values())) != 1 or not all(counts.values()):
-        raise InvalidRequest(f"expected inputs with the same number of elements, at least one, got {counts}")
+    count = count_of({name: len(part) for name, part in parts.items()})
     room = asyncio.Semaphore(EACH_AT_ONCE)
 
     async def one(at: int) -> dict[str, Carried]:
@@ -164,7 +152,7 @@ async def _each(
             return found
 
     async with asyncio.TaskGroup() as tasks:
-        asked = [tasks.create_task(one(at)) for at in range(next(iter(counts.values())))]
+        asked = [tasks.create_task(one(at)) for at in range(count)]
     answers = [task.result() for task in asked]
     return {name: stacked([answer[name] for answer in answers if name in answer]) for name in answers[0]}
 

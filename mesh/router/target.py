@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 from mesh.core.errors import MeshError, NamesPipeline
-from mesh.core.pipeline.run import Graph
 from mesh.core.pipeline.signatures import pipeline_model
 from mesh.core.pipeline.spec import Pipeline
 from mesh.core.traffic.route import resolve
@@ -81,7 +80,7 @@ def together(view: ClusterView, pipeline: Pipeline) -> tuple[Located, ...]:
     None for a pipeline with another one in it, and for one that needs a model which gives several responses.
     """
     found: dict[NodeId, Located] | None = None
-    for name, version in Graph(pipeline).models:
+    for name, version in pipeline.models():
         try:
             model = resolve(view, name, version)
         except MeshError:

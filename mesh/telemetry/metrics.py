@@ -7,7 +7,7 @@ called from the event loop's thread; scrapes may come from any thread. Triton's 
 from __future__ import annotations
 
 from collections import ChainMap, Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, cast
 
 import prometheus_client
@@ -16,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from mesh.core.errors import Code
+from mesh.core.pipeline.spec import Pipeline
 from mesh.core.types import Copy, CopyState, Node
 from mesh.core.view import ClusterView
 from mesh.telemetry.series import Family, Histogram, SeriesTable
@@ -57,13 +58,17 @@ class RouterMetrics:
         self._failed: Counter[tuple[str, ...]] = Counter()
         self._cold: Counter[tuple[str, ...]] = Counter()
         self._cold_seconds: dict[str, Histogram] = {}
+        self._pipelines: Mapping[str, Pipeline] = {}
+        self._revisions: dict[str, dict[str, Pipeline]] = {}
         self.registry.register(_Scrape(self._collect))
 
     def view_published(self, view: ClusterView) -> None:
-        """Say what the mesh holds now: names outside it are counted as "unknown". O(1)."""
+        """Say what the mesh holds now: names outside it are counted as "unknown". O(1) while pipelines stay."""
         self._view = lambda: view
-        graphs = {name: {str(pipeline.revision): pipeline} for name, pipeline in view.pipelines.items()}
-        known: Any = ChainMap(graphs, cast("Any", view.models))
+        if view.pipelines is not self._pipelines:
+            self._pipelines = view.pipelines
+            self._revisions = {name: {str(each.revision): each} for name, each in view.pipelines.items()}
+        known: Any = ChainMap(cast("Any", self._revisions), cast("Any", view.models))
         self._table.keep(known)
 
     def request_done(self, model: str, version: str, code: Code, total_s: float, attempts: int) -> None:

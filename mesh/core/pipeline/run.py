@@ -60,10 +60,6 @@ class Graph:
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
         self.steps = {step.name: step for step in pipeline.steps}
-        asked = {(step.model, step.version) for step in pipeline.steps}
-        spare = {(step.use_on_error, "") for step in pipeline.steps if step.use_on_error}
-        self.models = sorted(asked | spare)
-        """(name, version) of all that may be asked."""
         self.waiting_for: dict[str, tuple[str, ...]] = {step.name: () for step in pipeline.steps}
         """By step: those that may run when it has ended."""
         for step in pipeline.steps:
@@ -77,6 +73,35 @@ class Graph:
     def __repr__(self) -> str:
         """Show the size."""
         return f"<Graph {self.pipeline.name}@{self.pipeline.revision} steps={len(self.steps)}>"
+
+
+class Graphs:
+    """The graphs of the pipelines that were asked for, each made once a revision."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Graph] = {}
+
+    def of(self, pipeline: Pipeline) -> Graph:
+        """Return the graph of a pipeline. O(1) until it changes."""
+        known = self._known.get(pipeline.name)
+        if known is None or known.pipeline is not pipeline:
+            known = self._known[pipeline.name] = Graph(pipeline)
+        return known
+
+    def __repr__(self) -> str:
+        """Show whose they are."""
+        return f"<Graphs {sorted(self._known)}>"
+
+
+EACH_AT_ONCE = 64
+"""Elements that a step over each element asks for at a time: enough to fill batches, and bounded memory."""
+
+
+def count_of(elements: Mapping[str, int]) -> int:
+    """Return how often a step over each element runs. Raises `InvalidRequest` unless all inputs have as many."""
+    if len(set(elements.values())) != 1 or not all(elements.values()):
+        raise InvalidRequest(f"expected inputs with the same number of elements, at least one, got {elements}")
+    return next(iter(elements.values()))
 
 
 def compare(when: Condition, value: Literal) -> bool:

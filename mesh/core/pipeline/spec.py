@@ -98,6 +98,7 @@ class Pipeline:
     revision: int = 0
     """Counts the changes of the pipeline of this name, from 1."""
 
-    def step(self, name: str) -> Step | None:
-        """Return the step that is called so. O(steps)."""
-        return next((step for step in self.steps if step.name == name), None)
+    def models(self) -> list[tuple[str, str]]:
+        """Return (name, version) of all that may be asked, those that stand in too. O(steps)."""
+        asked = {(step.model, step.version) for step in self.steps}
+        return sorted(asked | {(step.use_on_error, "") for step in self.steps if step.use_on_error})
