@@ -17,7 +17,6 @@ from mesh.registry.keys import LEADER
 from mesh_client import AsyncClient, Client, Unavailable
 from tests.fixtures.etcd import EtcdServer, eventually
 from tests.fixtures.mesh import Process, start_node, start_router, until
-from tests.fixtures.tools import need
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -42,14 +41,6 @@ def write(repository: Path, name: str, scaling: str = "{}") -> None:
     folder.mkdir(parents=True)
     (folder / "model.py").write_text(PYTHON)
     (folder.parent / "model.yaml").write_text(f"{TENSORS}scaling: {scaling}\n")
-
-
-@pytest.fixture
-def etcd(new_etcd: Callable[..., EtcdServer]) -> EtcdServer:
-    need("etcd")
-    server = new_etcd()
-    server.launch_and_wait()
-    return server
 
 
 @pytest.fixture

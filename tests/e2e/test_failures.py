@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,6 @@ from mesh_client import AsyncClient, Client
 from tests.fixtures import raw
 from tests.fixtures.etcd import EtcdServer
 from tests.fixtures.mesh import MODELS, Process, free_port, start_node, start_router, until
-from tests.fixtures.tools import need
 
 ROW = np.array([[5.1, 3.5, 1.4, 0.2]], dtype=np.float32)
 
@@ -69,15 +68,6 @@ async def answers(seen: Load, more: int, *, deadline_s: float = 60) -> None:
     goal = seen.answered + more
     async with asyncio.timeout(deadline_s):
         await seen.reached(goal)
-
-
-@pytest.fixture
-def etcd(new_etcd: Callable[..., EtcdServer]) -> EtcdServer:
-    """A running etcd of this test's own."""
-    need("etcd")
-    server = new_etcd()
-    server.launch_and_wait()
-    return server
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ import pytest
 from mesh_client import AsyncClient, Client
 from tests.fixtures.etcd import EtcdServer, eventually
 from tests.fixtures.mesh import Process, free_port, start_node, until
-from tests.fixtures.tools import need
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -91,14 +89,6 @@ class Load:
                 self.done["stream"] += answered
             except Exception as error:  # noqa: BLE001 - every failure counts
                 self.failed.append(f"stream: {type(error).__name__}: {error}")
-
-
-@pytest.fixture
-def etcd(new_etcd: Callable[..., EtcdServer]) -> EtcdServer:
-    need("etcd")
-    server = new_etcd()
-    server.launch_and_wait()
-    return server
 
 
 async def test_every_process_restarts_one_after_another_and_no_request_fails(etcd: EtcdServer, tmp_path: Path) -> None:
