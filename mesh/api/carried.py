@@ -14,7 +14,7 @@ from mesh.api.messages import InferParameter, ModelInferRequest, ModelInferRespo
 from mesh.api.tensors import TensorError, decode_contents, decode_raw, encode_contents, encode_raw
 from mesh.core.errors import InvalidRequest
 from mesh.core.pipeline.spec import Literal
-from mesh.core.types import ITEM_BYTES, Dtype
+from mesh.core.types import Dtype
 
 TYPED = "mesh_typed_contents"
 """Request parameter: answer with typed contents, for people with grpcurl. tritonclient reads raw contents only."""
@@ -78,7 +78,7 @@ def read_tensors(message: ModelInferRequest | ModelInferResponse) -> dict[str, C
         try:
             if raws:
                 raw = raws[index] if index < len(raws) else b""
-                _check_size(raw, dtype, shape)
+                decode_raw(raw, dtype, shape)
             else:
                 raw = encode_raw(decode_contents(tensor.contents, dtype, shape), dtype)
         except TensorError as error:
@@ -117,15 +117,6 @@ def response_message(
         else:
             response.raw_output_contents.append(tensor.raw)
     return response
-
-
-def _check_size(raw: bytes, dtype: Dtype, shape: tuple[int, ...]) -> None:
-    """Raise `TensorError` unless `raw` is a tensor of this type and shape."""
-    count = 1
-    for size in shape:
-        count *= size
-    if dtype is Dtype.BYTES or any(size < 0 for size in shape) or len(raw) != count * ITEM_BYTES[dtype]:
-        decode_raw(raw, dtype, shape)
 
 
 def _parameter(value: Literal) -> InferParameter:

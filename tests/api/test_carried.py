@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mesh.api.carried import Carried, read_tensors, request_message, response_message, stacked
@@ -106,6 +106,7 @@ def test_any_bytes_are_tensors_or_refused(data: bytes) -> None:
         max_size=3,
     )
 )
+@example([("FP32", [0, 22757, 22757, 4_452_456_822], b"")])
 def test_tensors_that_do_not_fit_are_refused(parts: list[tuple[str, list[int], bytes]]) -> None:
     request = ModelInferRequest()
     for index, (datatype, shape, raw) in enumerate(parts):
