@@ -9,12 +9,15 @@
 
 A tensor with several sources is the first of them that comes, in the order they are written, once those before it can
 no longer come: so the answer does not depend on which branch is quicker.
+
+One request may run in several places. Each has a `Run` of its own with its `Share` of the steps, and they tell each
+other how steps ended (`End` there, `Run.heard` here); no place knows more than it needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from mesh.core.errors import Code, InvalidRequest, MeshError, ModelFailed
@@ -37,8 +40,20 @@ class Call(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
+class End(Generic[T]):
+    """Tell the places of `Share.gives` that a step ended."""
+
+    step: str
+    outputs: Mapping[str, T] | None
+    """None: it was skipped."""
+
+
+@dataclass(frozen=True, slots=True)
 class Finish(Generic[T]):
-    """The request is answered; what still runs is not needed. An output of steps that were skipped is left out."""
+    """The request is answered; what still runs is not needed. An output of steps that were skipped is left out.
+
+    In a place that does not answer: its share is done, and there are no outputs.
+    """
 
     outputs: Mapping[str, T]
 
@@ -51,7 +66,23 @@ class Fail:
     error: Exception
 
 
-Action = Call[T] | Finish[T] | Fail
+Action = Call[T] | End[T] | Finish[T] | Fail
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one place does of a graph."""
+
+    mine: frozenset[str]
+    """The steps that run there."""
+    inputs: frozenset[str] = frozenset()
+    """The inputs of the pipeline that they use."""
+    takes: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """By step elsewhere: the tensors wanted of it. A step that ends there without any is waited for too."""
+    gives: Mapping[str, Mapping[str, frozenset[str]]] = field(default_factory=dict)
+    """By own step: the tensors that other places want of it, by place."""
+    answers: bool = False
+    """Whether the outputs of the pipeline are wanted there."""
 
 
 class Graph:
@@ -69,6 +100,20 @@ class Graph:
         refs += [ref for source in pipeline.outputs.values() for ref in source]
         self.needed = {name: {ref.tensor for ref in refs if ref.step == name} for name in self.steps}
         """By step: those of its outputs that somebody wants."""
+        self.order = self._sorted()
+        """Every step after those it waits for."""
+        self.whole = Share(frozenset(self.steps), answers=True)
+        """All of it in one place."""
+
+    def _sorted(self) -> tuple[str, ...]:
+        waits = {step.name: len({ref.step for ref in step.refs() if ref.step}) for step in self.pipeline.steps}
+        ready = [name for name, count in waits.items() if not count]
+        for name in ready:
+            for behind in self.waiting_for[name]:
+                waits[behind] -= 1
+                if not waits[behind]:
+                    ready.append(behind)
+        return tuple(ready)
 
     def __repr__(self) -> str:
         """Show the size."""
@@ -151,11 +196,18 @@ class Run(Generic[T]):
     """One request. `truth` tells whether a condition holds for a tensor; it may raise, and the step then failed.
 
     Every `Call` returned is answered once, by `done` or by `failed`; what they return is to be done in that order, and
-    nothing more comes after a `Finish` or a `Fail`.
+    nothing more comes after a `Finish` or a `Fail`. Without a `share` all runs in one place.
     """
 
-    def __init__(self, graph: Graph, given: Mapping[str, T], truth: Callable[[Condition, T], bool]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        given: Mapping[str, T],
+        truth: Callable[[Condition, T], bool],
+        share: Share | None = None,
+    ) -> None:
         self._graph = graph
+        self._share = share or graph.whole
         self._given = given
         self._truth = truth
         self._outputs: dict[str, Mapping[str, T]] = {}
@@ -172,6 +224,23 @@ class Run(Generic[T]):
         """Return what to do first."""
         return self._after(self._graph.steps)
 
+    def heard(self, step: str, outputs: Mapping[str, T] | None) -> list[Action[T]]:
+        """Take how a step ended elsewhere, None: skipped; return what to do next. O(steps that wait for it).
+
+        Raises `InvalidRequest` when this share waits for no such step, or for more tensors of it.
+        """
+        if self.over:
+            return []
+        wanted = self._share.takes.get(step)
+        if wanted is None or (outputs is not None and not wanted <= outputs.keys()):
+            got = ", ".join(sorted(outputs or ()))
+            raise InvalidRequest(f"expected the tensors {sorted(wanted or ())} of step '{step}', got: {got}")
+        if outputs is None:
+            self._skipped.add(step)
+        else:
+            self._outputs[step] = outputs
+        return self._after(self._graph.waiting_for[step])
+
     def done(self, step: str, outputs: Mapping[str, T]) -> list[Action[T]]:
         """Take a step's outputs; return what to do next. O(steps that wait for it)."""
         if self.over:
@@ -182,7 +251,8 @@ class Run(Generic[T]):
             return self.failed(step, ModelFailed(f"model '{model}' of step '{step}' did not answer with {names}"))
         del self._running[step]
         self._outputs[step] = outputs
-        return self._after(self._graph.waiting_for[step])
+        told: list[Action[T]] = [End(step, outputs)] if step in self._share.gives else []
+        return told + self._after(self._graph.waiting_for[step])
 
     def failed(self, step: str, error: Exception, *, again: bool = True) -> list[Action[T]]:
         """Take a step's failure; return another attempt, the model that stands in, or `Fail`.
@@ -204,13 +274,14 @@ class Run(Generic[T]):
         self._running[step] = following
         return [following]
 
-    def _after(self, names: Mapping[str, Step] | tuple[str, ...]) -> list[Action[T]]:
+    def _after(self, names: Iterable[str]) -> list[Action[T]]:
         """Look at the steps that may be able to run now, and at those behind the ones that never will."""
         actions: list[Action[T]] = []
+        share = self._share
         look = list(names)
         while look:
             name = look.pop(0)
-            if name in self._running or name in self._outputs or name in self._skipped:
+            if name in self._running or name in self._outputs or name in self._skipped or name not in share.mine:
                 continue
             step = self._graph.steps[name]
             try:
@@ -221,14 +292,27 @@ class Run(Generic[T]):
             if found is SKIPPED:
                 self._skipped.add(name)
                 look.extend(self._graph.waiting_for[name])
+                if name in share.gives:
+                    actions.append(End(name, None))
             elif not isinstance(found, _Never):
                 call = self._running[name] = Call(step, step.model, step.version, found, 0)
                 actions.append(call)
+        return self._finished(actions)
+
+    def _finished(self, actions: list[Action[T]]) -> list[Action[T]]:
+        """Return `actions`, or instead of new calls the end when nothing is waited for any more."""
+        if not self._share.answers:
+            ended = len(self._outputs) + len(self._skipped)
+            if ended < len(self._share.mine) + len(self._share.takes):
+                return actions
+            self.over = True
+            return [*actions, Finish({})]
         answer = {name: self._find(source) for name, source in self._graph.pipeline.outputs.items()}
         if any(found is PENDING for found in answer.values()):
             return actions
         self.over = True
-        return [Finish({name: found for name, found in answer.items() if not isinstance(found, _Never)})]
+        outputs = {name: found for name, found in answer.items() if not isinstance(found, _Never)}
+        return [*(action for action in actions if isinstance(action, End)), Finish(outputs)]
 
     def _inputs(self, step: Step) -> Mapping[str, T] | _Never:
         """Return a step's inputs when all are there; else whether they may still come."""
