@@ -79,11 +79,12 @@ def test_hot_path_files_stay_under_250_lines(name: str) -> None:
 
 @pytest.mark.parametrize("path", WRITTEN, ids=name_of)
 def test_functions_stay_under_60_lines(path: Path) -> None:
+    # Without the signature: that of a command is the list of its flags.
     long = [
-        (node.name, node.end_lineno - node.lineno + 1)
+        (node.name, node.end_lineno - node.body[0].lineno + 1)
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and node.end_lineno is not None
-        and node.end_lineno - node.lineno + 1 > 60
+        and node.end_lineno - node.body[0].lineno + 1 > 60
     ]
     assert long == []

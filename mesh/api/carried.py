@@ -6,7 +6,7 @@ looked at for a condition.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,17 +90,15 @@ def read_tensors(message: ModelInferRequest | ModelInferResponse) -> dict[str, C
 
 
 def request_message(
-    model: str, version: str, tensors: Mapping[str, Carried], outputs: Iterable[str], parameters: Mapping[str, Any]
+    model: str, version: str, tensors: Mapping[str, Carried], parameters: Mapping[str, Literal]
 ) -> ModelInferRequest:
-    """Return a request of `model` for `outputs`, with `parameters` as literals or as the protocol has them."""
+    """Return a request of `model`."""
     request = ModelInferRequest(model_name=model, model_version=version)
     for name, tensor in tensors.items():
         request.inputs.add(name=name, datatype=tensor.dtype.value, shape=tensor.shape)
         request.raw_input_contents.append(tensor.raw)
-    for name in outputs:
-        request.outputs.add(name=name)
     for name, value in parameters.items():
-        request.parameters[name].CopyFrom(value if isinstance(value, InferParameter) else _parameter(value))
+        request.parameters[name].CopyFrom(_parameter(value))
     return request
 
 
@@ -117,6 +115,15 @@ def response_message(
         else:
             response.raw_output_contents.append(tensor.raw)
     return response
+
+
+def literals(parameters: Mapping[str, InferParameter]) -> dict[str, Literal]:
+    """Return request parameters as values; an empty text for one without a value."""
+    found: dict[str, Literal] = {}
+    for name, parameter in parameters.items():
+        chosen = parameter.WhichOneof("parameter_choice")
+        found[name] = getattr(parameter, chosen) if chosen else ""
+    return found
 
 
 def _parameter(value: Literal) -> InferParameter:

@@ -37,6 +37,7 @@ from mesh.api.gen.inference.grpc_service_pb2 import (
 from mesh.api.gen.inference.model_config_pb2 import ModelConfig
 from mesh.api.gen.mesh.v1 import control_pb2 as control
 from mesh.api.gen.mesh.v1 import node_pb2 as node_control
+from mesh.api.gen.mesh.v1 import parts_pb2 as notes
 
 INFERENCE_SERVICE = _inference.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 MESH_CONTROL_SERVICE = control.DESCRIPTOR.services_by_name["MeshControl"]
@@ -74,4 +75,5 @@ __all__ = [
     "ServerReadyResponse",
     "control",
     "node_control",
+    "notes",
 ]

@@ -7,11 +7,12 @@ from typing import Any, TypeVar
 
 from mesh.api.carried import Carried
 from mesh.api.messages import control
+from mesh.api.notes import read_value, value_message
 from mesh.api.signature import check_tensor
 from mesh.core.errors import InvalidRequest
 from mesh.core.pipeline import text
 from mesh.core.pipeline.check import Path, Problem
-from mesh.core.pipeline.spec import Condition, Literal, Pipeline, Source, Step
+from mesh.core.pipeline.spec import Condition, Pipeline, Source, Step
 from mesh.core.types import TensorSpec
 
 T = TypeVar("T")
@@ -48,7 +49,7 @@ class _Reader:
             timeout_s=said.timeout_s,
             retries=said.retries,
             use_on_error=said.on_error.use,
-            parameters={name: _value(each) for name, each in sorted(said.parameters.items())},
+            parameters={name: read_value(each) for name, each in sorted(said.parameters.items())},
         )
 
 
@@ -87,26 +88,12 @@ def _step_message(step: Step) -> control.Step:
         timeout_s=step.timeout_s,
         retries=step.retries,
         on_error=control.OnError(use=step.use_on_error) if step.use_on_error else None,
-        parameters={name: _value_message(each) for name, each in step.parameters.items()},
+        parameters={name: value_message(each) for name, each in step.parameters.items()},
     )
 
 
 def _written(source: Source) -> str:
     return " | ".join(map(str, source))
-
-
-def _value(said: Any) -> Literal:
-    kind = said.WhichOneof("kind")
-    value: Literal = getattr(said, kind) if kind else ""
-    return value
-
-
-def _value_message(value: Literal) -> control.Value:
-    if isinstance(value, bool):
-        return control.Value(bool_value=value)
-    if isinstance(value, int):
-        return control.Value(int_value=value)
-    return control.Value(float_value=value) if isinstance(value, float) else control.Value(text_value=value)
 
 
 def check_inputs(name: str, specs: Iterable[TensorSpec], given: Mapping[str, Carried]) -> None:

@@ -65,6 +65,10 @@ Loop = Annotated[str, typer.Option(metavar="auto|uvloop|asyncio", help="Event lo
 Wire = Annotated[str, typer.Option(metavar="|".join(ENGINES), help="What carries the calls.", rich_help_panel=TUNING)]
 JsonReady = Annotated[bool, typer.Option("--json-ready", help="Say ready as one JSON line.", hidden=True)]
 ExitWithStdin = Annotated[bool, typer.Option("--exit-with-stdin", help="Stop when stdin ends.", hidden=True)]
+NodeTls = Annotated[bool, typer.Option("--node-tls", help="TLS towards nodes, system roots.", rich_help_panel=TLS)]
+NodeTlsCa = Annotated[Path | None, typer.Option(help="PEM roots of the nodes.", rich_help_panel=TLS)]
+NodeTlsCert = Annotated[Path | None, typer.Option(help="PEM certificate to show nodes.", rich_help_panel=TLS)]
+NodeTlsKey = Annotated[Path | None, typer.Option(help="PEM key of the certificate.", rich_help_panel=TLS)]
 
 
 def registry_config(  # noqa: PLR0917 - the flags of the registry, in their order
@@ -131,6 +135,11 @@ def server_tls(cert: Path | None, key: Path | None, ca: Path | None) -> TlsConfi
             raise typer.BadParameter("needs --tls-cert and --tls-key beside it", param_hint="--tls-ca")
         return None
     return tls_config(cert, key, ca, "--tls")
+
+
+def node_tls(cert: Path | None, key: Path | None, ca: Path | None, *, asked: bool) -> TlsConfig | None:
+    """Return TLS towards nodes, None for plaintext."""
+    return tls_config(cert, key, ca, "--node-tls") if asked or ca or cert or key else None
 
 
 def limits(max_message_bytes: int, max_connection_age_s: float = 0.0) -> Limits:

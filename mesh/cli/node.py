@@ -58,6 +58,9 @@ def node(  # noqa: PLR0917 - typer calls it by name
     tls_cert: flags.TlsCert = None,
     tls_key: flags.TlsKey = None,
     tls_ca: flags.TlsCa = None,
+    node_tls_ca: flags.NodeTlsCa = None,
+    node_tls_cert: flags.NodeTlsCert = None,
+    node_tls_key: flags.NodeTlsKey = None,
     lease_ttl_s: LeaseTtl = DEFAULT.lease_ttl_s,
     repository_poll_s: RepositoryPoll = DEFAULT.repository_poll_s,
     default_queue_size: QueueSize = DEFAULT.default_queue_size,
@@ -76,6 +79,7 @@ def node(  # noqa: PLR0917 - typer calls it by name
     """Run a node: it holds models and answers inference for routers."""
     process.set_logs(log_level, as_json=log_json)
     credentials = (registry_ca, registry_cert, registry_key, registry_user, registry_password_file)
+    tls = flags.server_tls(tls_cert, tls_key, tls_ca)
     config = NodeConfig(
         id=named(id),
         repositories=folders(models),
@@ -94,7 +98,9 @@ def node(  # noqa: PLR0917 - typer calls it by name
         settle_s=settle_s,
         wire=flags.engine(wire),
         limits=flags.limits(max_message_bytes),
-        tls=flags.server_tls(tls_cert, tls_key, tls_ca),
+        tls=tls,
+        # Nodes of one mesh are alike: what one shows to its callers and trusts, it uses towards another.
+        node_tls=flags.node_tls(node_tls_cert, node_tls_key, node_tls_ca, asked=False) or tls,
     )
     run(config, process.Shell(loop, exit_with_stdin=exit_with_stdin, json_ready=json_ready, sample_ratio=trace_sample))
 

@@ -6,17 +6,15 @@ import asyncio
 import os
 import socket
 import sys
-from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
 from mesh.cli import flags, process
-from mesh.cli.flags import TLS, TUNING
+from mesh.cli.flags import TUNING
 from mesh.cli.workers import Workers, ports, reserve
 from mesh.router.config import RouterConfig
 from mesh.telemetry import logs
-from mesh.wire.transport import TlsConfig
 
 DEFAULT: Final = RouterConfig()
 HTTP_PORT: Final = 8000
@@ -24,10 +22,6 @@ HTTP_PORT: Final = 8000
 GrpcPort = Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")]
 HttpPort = Annotated[int, typer.Option(min=0, max=65535, help="Metrics and health; 0: any free port.")]
 ServerName = Annotated[str, typer.Option(help="Name in ServerMetadata.")]
-NodeTls = Annotated[bool, typer.Option("--node-tls", help="TLS towards nodes, system roots.", rich_help_panel=TLS)]
-NodeTlsCa = Annotated[Path | None, typer.Option(help="PEM roots of the nodes.", rich_help_panel=TLS)]
-NodeTlsCert = Annotated[Path | None, typer.Option(help="PEM certificate to show nodes.", rich_help_panel=TLS)]
-NodeTlsKey = Annotated[Path | None, typer.Option(help="PEM key of the certificate.", rich_help_panel=TLS)]
 ColdWait = Annotated[
     float, typer.Option(min=0, help="Seconds a call without a deadline waits for a cold model.", rich_help_panel=TUNING)
 ]
@@ -67,10 +61,10 @@ def router(  # noqa: PLR0917 - typer calls it by name
     tls_cert: flags.TlsCert = None,
     tls_key: flags.TlsKey = None,
     tls_ca: flags.TlsCa = None,
-    node_tls: NodeTls = False,
-    node_tls_ca: NodeTlsCa = None,
-    node_tls_cert: NodeTlsCert = None,
-    node_tls_key: NodeTlsKey = None,
+    node_tls: flags.NodeTls = False,
+    node_tls_ca: flags.NodeTlsCa = None,
+    node_tls_cert: flags.NodeTlsCert = None,
+    node_tls_key: flags.NodeTlsKey = None,
     cold_wait_s: ColdWait = DEFAULT.cold_wait_s,
     max_waiting: MaxWaiting = DEFAULT.max_waiting,
     max_attempts: MaxAttempts = DEFAULT.max_attempts,
@@ -108,13 +102,9 @@ def router(  # noqa: PLR0917 - typer calls it by name
         reuse_port=reuse_port,
         limits=flags.limits(max_message_bytes, max_connection_age_s),
         tls=flags.server_tls(tls_cert, tls_key, tls_ca),
-        node_tls=_node_tls(node_tls_cert, node_tls_key, node_tls_ca, asked=node_tls),
+        node_tls=flags.node_tls(node_tls_cert, node_tls_key, node_tls_ca, asked=node_tls),
     )
     run(config, process.Shell(loop, exit_with_stdin, json_ready, sample_ratio=trace_sample), workers)
-
-
-def _node_tls(cert: Path | None, key: Path | None, ca: Path | None, *, asked: bool) -> TlsConfig | None:
-    return flags.tls_config(cert, key, ca, "--node-tls") if asked or ca or cert or key else None
 
 
 def run_workers(config: RouterConfig, shell: process.Shell, count: int) -> None:

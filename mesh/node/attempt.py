@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -39,8 +39,9 @@ class Owner(Protocol):
     asked: Asked
     queue_timeout_s: float | None
 
-    def see(self, asked: Asked, served: Served) -> Observed:
-        """Return what counts one request of a copy."""
+    @property
+    def see(self) -> Callable[[Asked, Served, str], Observed]:
+        """What returns what counts one request of a copy, a step of this name."""
 
     def ended(self, step: str, outputs: dict[str, Held]) -> None:
         """Hear that a step answered."""
@@ -145,9 +146,11 @@ class _Part:
     def submit(self, inputs: Mapping[str, Held]) -> None:
         """Put it into the copy's queue. Raises `MeshError`, counted, when it cannot be."""
         owner, served = self._attempt.owner, self._attempt.served
-        seen = self._seen = owner.see(owner.asked, served)
+        seen = self._seen = owner.see(owner.asked, served, self._attempt.call.step.name)
         seen.begin()
         try:
+            if seen.traced:
+                seen.input_bytes = _bytes(inputs)
             arrays, seen.rows = _arrays(inputs, served)
             admitted = served.loaded.admit(arrays)
             seen.read_ns = time.monotonic_ns()
@@ -176,6 +179,8 @@ class _Part:
             seen.end(error)
             self._attempt.failed(error)
             return
+        if seen.traced:
+            seen.output_bytes = _bytes(outputs)
         seen.end(None)
         self._attempt.ended(self._at, outputs)
 
@@ -229,6 +234,14 @@ def _held(array: Any, served: Served, name: str) -> Held:
         found = found.view()
         found.flags.writeable = False
     return Held(spec.dtype if spec is not None else dtype, found)
+
+
+def _bytes(tensors: Mapping[str, Held]) -> int:
+    """Return the bytes of tensors as they travel; those of texts about."""
+    return sum(
+        int(sum(len(text) + 4 for text in held.array.flat)) if held.dtype is Dtype.BYTES else held.array.nbytes
+        for held in tensors.values()
+    )
 
 
 def carried(held: Held) -> Carried:

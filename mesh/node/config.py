@@ -48,3 +48,5 @@ class NodeConfig:
     limits: Limits = field(default_factory=Limits)
     tls: TlsConfig | None = None
     """TLS of the gRPC port; None: plaintext."""
+    node_tls: TlsConfig | None = None
+    """TLS towards other nodes, which pipelines' tensors go to; None: plaintext."""

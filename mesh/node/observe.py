@@ -10,14 +10,27 @@ from mesh.core.errors import Code, code_of
 from mesh.node.batcher import Ran
 from mesh.node.served import Served
 from mesh.telemetry.metrics import NodeMetrics
-from mesh.telemetry.tracing import Tracing
+from mesh.telemetry.tracing import INPUT_BYTES, OUTPUT_BYTES, STEP, Tracing
 from mesh.wire.transport import Metadata
 
 
 class Observed:
     """A context around one request on one copy: counts it in and out, however it ends. Times are monotonic ns."""
 
-    __slots__ = ("_metrics", "_served", "_span", "_started_ns", "_tracing", "ran", "ran_ns", "read_ns", "rows")
+    __slots__ = (
+        "_metrics",
+        "_served",
+        "_span",
+        "_started_ns",
+        "_step",
+        "_tracing",
+        "input_bytes",
+        "output_bytes",
+        "ran",
+        "ran_ns",
+        "read_ns",
+        "rows",
+    )
 
     def __init__(
         self,
@@ -28,6 +41,7 @@ class Observed:
         served: Served,
         *,
         decided: bool = False,
+        step: str = "",
     ) -> None:
         self._metrics = metrics
         self._tracing = tracing
@@ -36,12 +50,21 @@ class Observed:
         self._span: Any = None
         if tracing.on:
             self._span = tracing.start(method, metadata, kind="server", decided=decided)
+        self._step = step
+        self.input_bytes = 0
+        """Of a step that is traced, and of its outputs."""
+        self.output_bytes = 0
         self.rows = 1
         self.read_ns = self._started_ns
         """When the inputs had been read."""
         self.ran: Ran | None = None
         self.ran_ns = self._started_ns
         """When the run had ended."""
+
+    @property
+    def traced(self) -> bool:
+        """Whether there is a span."""
+        return self._span is not None
 
     def __enter__(self) -> Self:
         """Begin, and return itself."""
@@ -92,4 +115,8 @@ class Observed:
                     "mesh.batch_size": ran.rows if ran is not None else 0,
                 }
             )
+            if self._step:
+                self._span.set_attribute(STEP, self._step)
+                self._span.set_attribute(INPUT_BYTES, self.input_bytes)
+                self._span.set_attribute(OUTPUT_BYTES, self.output_bytes)
             self._tracing.end(self._span, code, str(error) if error is not None else "")

@@ -13,7 +13,8 @@ from typing import Protocol
 
 from google.protobuf.message import DecodeError
 
-from mesh.api.messages import InferParameter, ModelInferRequest
+from mesh.api.carried import literals
+from mesh.api.messages import ModelInferRequest
 from mesh.api.stream import error_message
 from mesh.core.errors import InvalidRequest, MeshError, NotHere, Unimplemented, code_of
 from mesh.node.answer import encode, wanted_outputs
@@ -178,11 +179,11 @@ class Beginner:
             raise
         return running
 
-    def seen(self, asked: Asked, served: Served) -> Observed:
-        """Return what counts and traces one request."""
+    def seen(self, asked: Asked, served: Served, step: str = "") -> Observed:
+        """Return what counts and traces one request, or one of the step of a pipeline."""
         if self.tracing.on and self.tracing.wants(asked.traceparent, random.random()):  # noqa: S311 - a share of traces
-            decided = not asked.traceparent
-            return Observed(self.metrics, self.tracing, asked.method, asked.metadata(), served, decided=decided)
+            decided, method = not asked.traceparent, f"step {step}" if step else asked.method
+            return Observed(self.metrics, self.tracing, method, asked.metadata(), served, decided=decided, step=step)
         return Observed(self.metrics, OFF, asked.method, (), served)
 
 
@@ -201,12 +202,7 @@ def read_request(request: ModelInferRequest) -> Request:
     """Return what a model may read of `request` besides its tensors."""
     if not request.parameters:
         return Request(request.id) if request.id else _PLAIN
-    return Request(request.id, {key: _value(each) for key, each in request.parameters.items()})
-
-
-def _value(parameter: InferParameter) -> bool | int | str | float:
-    chosen = parameter.WhichOneof("parameter_choice")
-    return getattr(parameter, chosen) if chosen else ""
+    return Request(request.id, literals(request.parameters))
 
 
 def queue_timeout_s(request: ModelInferRequest) -> float | None:

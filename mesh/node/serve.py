@@ -19,6 +19,7 @@ from mesh.node.config import NodeConfig
 from mesh.node.control import NodeControlService, NodeHealth, NodeInferenceService
 from mesh.node.infer import Infer
 from mesh.node.loader import Loader
+from mesh.node.parts import Parts
 from mesh.node.publish import Publisher
 from mesh.node.report import Report
 from mesh.node.repository import Scanner
@@ -34,7 +35,7 @@ from mesh.telemetry.metrics import NodeMetrics
 from mesh.telemetry.tracing import Tracing
 from mesh.wire.engine import Carrier
 from mesh.wire.grpc_services import health_handlers, reflection_handlers
-from mesh.wire.transport import MODEL_INFER, MODEL_STREAM_INFER, HotMethods, Server
+from mesh.wire.transport import MODEL_INFER, MODEL_STREAM_INFER, PARTS_EXCHANGE, HotMethods, Server
 
 log = logs.get(__name__)
 
@@ -74,6 +75,7 @@ class _Parts:
     report: Report
     presence: Presence
     health: NodeHealth
+    shared: Parts
     server: Server
     http: HttpServer | None
 
@@ -123,18 +125,19 @@ def _build(
         *health_handlers(health),
         *reflection_handlers([INFERENCE_SERVICE.full_name, NODE_CONTROL_SERVICE.full_name]),
     ]
+    carrier = Carrier(config.wire, config.limits, asyncio.get_running_loop())
+    shared = Parts(node, mirror=mirror, runs=infer.pipelines, connect=carrier.connector(config.node_tls))
     unary, stream = direct.methods(infer)
     hot = HotMethods(
         unary={MODEL_INFER: infer.infer},
-        stream={MODEL_STREAM_INFER: infer.stream},
+        stream={MODEL_STREAM_INFER: infer.stream, PARTS_EXCHANGE: shared.exchange},
         direct={MODEL_INFER: unary, MODEL_STREAM_INFER: stream},
     )
-    carrier = Carrier(config.wire, config.limits, asyncio.get_running_loop())
     server = carrier.server(config.host, config.grpc_port, hot, services, tls=config.tls)
     http = None
     if config.http_port is not None:
         http = HttpServer(config.host, config.http_port, metrics.registry, lambda: report.ready)
-    return _Parts(mirror, publisher, loader, report, presence, health, server, http)
+    return _Parts(mirror, publisher, loader, report, presence, health, shared, server, http)
 
 
 async def _serve(
@@ -177,6 +180,7 @@ async def _serve(
         finally:
             for task in work:
                 task.cancel()
+            await parts.shared.close(config.drain_s if stop.is_set() else 0)
             await parts.server.stop(config.drain_s)
             if parts.http is not None:
                 await parts.http.stop()

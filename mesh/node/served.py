@@ -98,6 +98,17 @@ class Served:
         if not self.in_flight:
             self.idle.set()
 
+    def hold(self) -> None:
+        """Keep it from being closed for a request that will ask it later."""
+        self.in_flight += 1
+        self.idle.clear()
+
+    def release(self) -> None:
+        """Let go of it after `hold`."""
+        self.in_flight -= 1
+        if not self.in_flight:
+            self.idle.set()
+
     @property
     def is_idle(self) -> bool:
         """Tell whether nobody asks for it and the model is at nothing, not even for a caller who left."""

@@ -1,51 +1,48 @@
-"""A request for a pipeline: its steps, each an ordinary request of its model, as soon as what they need is there.
+"""A request for a pipeline: in one hop where a node holds all of its models, else in parts on several nodes.
 
-`mesh.core.pipeline.run` decides what runs when; this file carries tensors from answer to question and keeps deadlines.
-A step of a request that is over (answered, failed, given up) is cancelled at its node.
+Which parts, `spread` knows; how one attempt at a request goes, `attempt` does.
 """
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mesh.api.carried import TYPED, Carried, read_tensors, request_message, response_message, stacked, wants_typed
-from mesh.api.messages import ModelInferRequest, ModelInferResponse
+from mesh.api.carried import TYPED, literals, read_tensors, response_message, wants_typed
+from mesh.api.messages import ModelInferRequest
+from mesh.api.notes import RunInfo
 from mesh.api.pipelines import check_inputs, wanted_outputs
-from mesh.core.errors import DeadlineExceeded, RemoteError, code_of
-from mesh.core.pipeline import run as graphs
-from mesh.core.pipeline.run import EACH_AT_ONCE, NEVER_BETTER, Run, compare, count_of, of_step
-from mesh.core.pipeline.spec import Condition
+from mesh.core.errors import RemoteError
+from mesh.core.pipeline.run import Graphs
+from mesh.core.types import NodeId
 from mesh.registry.mirror import Mirror
+from mesh.router.attempt import Attempt, Elsewhere
 from mesh.router.observe import Observed
+from mesh.router.spread import Spread
 from mesh.router.target import Target
 from mesh.wire.transport import NOT_RUN_TRAILER, PIPELINE_HEADER, Call, Metadata
 
 if TYPE_CHECKING:
     from mesh.router.dispatch import Dispatch
 
-_NOT_FOR_STEPS = ("mm-model-id", "mm-vmodel-id", "traceparent", "tracestate")
-
 
 class Pipelines:
     """Answers requests for the pipelines of the view, with the parts of `dispatch`, which answers those of models."""
 
     def __init__(self, mirror: Mirror, dispatch: Dispatch) -> None:
-        self._mirror = mirror
         self._dispatch = dispatch
-        self._graphs = graphs.Graphs()
+        self._graphs = Graphs()
+        self.spread = Spread(mirror, dispatch.balancer, dispatch.channels)
 
     async def answer(self, call: Call, message: bytes, target: Target, seen: Observed) -> bytes:
-        """Answer one request, in one hop where a node holds all of its models, else step by step.
+        """Answer one request.
 
         Raises a `MeshError` that names the step; cancelling it cancels the steps that run.
         """
         seen.model = target.model
         answer = await self._in_one_hop(call, message, target, seen)
-        return await self._step_by_step(call, message, target, seen) if answer is None else answer
+        return await self._in_parts(call, message, target, seen) if answer is None else answer
 
     async def _in_one_hop(self, call: Call, message: bytes, target: Target, seen: Observed) -> bytes | None:
         """Return a node's answer; None when there is no such node, or it went away or lacks a model after all."""
@@ -64,108 +61,55 @@ class Pipelines:
             raise
         return reply.message
 
-    async def _step_by_step(self, call: Call, message: bytes, target: Target, seen: Observed) -> bytes:
+    async def _in_parts(self, call: Call, message: bytes, target: Target, seen: Observed) -> bytes:
+        """Run the steps where their copies are; those that no node can run as asked are ordinary requests from here.
+
+        A request whose place went away, or did not run it, is cut anew without that node, within the attempts and the
+        deadline.
+        """
         pipeline, model = target.pipeline, target.model
         assert pipeline is not None
         asked = ModelInferRequest.FromString(message)
         given = read_tensors(asked)
         check_inputs(pipeline.name, model.inputs, given)
         wanted = wanted_outputs(pipeline, asked.outputs)
-        parameters = {name: value for name, value in asked.parameters.items() if name != TYPED}
-        run: Run[Carried] = Run(self._graphs.of(pipeline), given, _holds)
-        outputs = await self._drive(run, call, parameters, seen.headers())
+        parameters = {name: value for name, value in literals(asked.parameters).items() if name != TYPED}
+        graph, without = self._graphs.of(pipeline), list[NodeId]()
+        trace = dict(seen.headers() or _trace(call))
+
+        def run(router: str, id_: int, plan: int) -> RunInfo:
+            parent, state = str(trace.get("traceparent", "")), str(trace.get("tracestate", ""))
+            return RunInfo(router, id_, plan, call.deadline_s, parent, state, parameters)
+
+        while True:
+            # The state of a sequence is with one copy of each model, which the balancer knows of single requests alone.
+            alone = "sequence_id" in parameters
+            plan = self.spread.router_alone(graph)
+            if not alone:
+                plan = await self.spread.choose(graph, without, call.deadline_s)
+            seen.asked(plan.nodes[0] if plan.nodes else NodeId(""))
+            one = Attempt(self._dispatch, call, plan, parameters, tuple(trace.items()))
+            try:
+                outputs = await one.answer(self.spread.begin(plan, given, run), given)
+                break
+            except Elsewhere as moved:
+                without.append(moved.node)
+                late = call.deadline_s is not None and time.monotonic() >= call.deadline_s
+                if late or len(without) >= self._dispatch.max_attempts:
+                    raise moved.error from None
         answer = {name: outputs[name] for name in wanted if name in outputs}
         response = response_message(pipeline.name, str(pipeline.revision), asked.id, answer, typed=wants_typed(asked))
         return response.SerializeToString()
 
-    async def _drive(
-        self, run: Run[Carried], call: Call, parameters: Mapping[str, Any], trace: Metadata
-    ) -> Mapping[str, Carried]:
-        running: dict[asyncio.Task[dict[str, Carried]], graphs.Call[Carried]] = {}
-        metadata = (*(pair for pair in call.metadata if pair[0] not in _NOT_FOR_STEPS), *(trace or _trace(call)))
-        try:
-            actions = run.begin()
-            while True:
-                for action in actions:
-                    match action:
-                        case graphs.Finish(outputs):
-                            return outputs
-                        case graphs.Fail(step, error):
-                            raise of_step(run.pipeline.name, step, error)
-                        case graphs.Call():
-                            one = self._step(action, call, parameters, metadata)
-                            running[asyncio.create_task(one)] = action
-                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                actions = []
-                for task in done:
-                    step = running.pop(task).step.name
-                    failed = task.exception()
-                    if failed is None:
-                        actions += run.done(step, task.result())
-                    elif isinstance(failed, Exception):
-                        error = _alone(failed)
-                        again = code_of(error) not in NEVER_BETTER and _has_time(call)
-                        actions += run.failed(step, error, again=again)
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
-
-    async def _step(
-        self, action: graphs.Call[Carried], call: Call, parameters: Mapping[str, Any], metadata: Metadata
-    ) -> dict[str, Carried]:
-        """Run one attempt of a step. Raises a `MeshError`."""
-        step = action.step
-
-        async def ask(inputs: Mapping[str, Carried]) -> dict[str, Carried]:
-            message = request_message(action.model, action.version, inputs, (), {**parameters, **step.parameters})
-            own = Call(call.method, metadata, call.deadline_s, call.peer)
-            answer = await self._dispatch.infer(own, message.SerializeToString())
-            return read_tensors(ModelInferResponse.FromString(answer))
-
-        try:
-            async with asyncio.timeout(step.timeout_s or None):
-                return await (_each(step.each, action.inputs, ask) if step.each else ask(action.inputs))
-        except TimeoutError:
-            raise DeadlineExceeded(f"no answer within the step's timeout of {step.timeout_s:g} s") from None
+    async def close(self) -> None:
+        """Give up the streams to nodes."""
+        await self.spread.close()
 
     def __repr__(self) -> str:
         """Show the graphs that were used."""
-        return f"<Pipelines {self._graphs!r}>"
-
-
-def _holds(when: Condition, tensor: Carried) -> bool:
-    return compare(when, tensor.item())
-
-
-async def _each(
-    names: tuple[str, ...], inputs: Mapping[str, Carried], ask: Callable[[Mapping[str, Carried]], Awaitable[Any]]
-) -> dict[str, Carried]:
-    """Ask for every element of the inputs `names`, some at a time, and stack the answers in their order."""
-    parts = {name: inputs[name].elements() for name in names}
-    count = count_of({name: len(part) for name, part in parts.items()})
-    room = asyncio.Semaphore(EACH_AT_ONCE)
-
-    async def one(at: int) -> dict[str, Carried]:
-        async with room:
-            found: dict[str, Carried] = await ask({**inputs, **{name: part[at] for name, part in parts.items()}})
-            return found
-
-    async with asyncio.TaskGroup() as tasks:
-        asked = [tasks.create_task(one(at)) for at in range(count)]
-    answers = [task.result() for task in asked]
-    return {name: stacked([answer[name] for answer in answers if name in answer]) for name in answers[0]}
-
-
-def _alone(error: Exception) -> Exception:
-    """Return the first of what went wrong at once."""
-    return error.exceptions[0] if isinstance(error, ExceptionGroup) else error
+        return f"<Pipelines {self._graphs!r} {self.spread!r}>"
 
 
 def _trace(call: Call) -> Metadata:
     """Return the caller's own trace, for steps of a request that has no span here."""
     return tuple(pair for pair in call.metadata if pair[0] in {"traceparent", "tracestate"})
-
-
-def _has_time(call: Call) -> bool:
-    return call.deadline_s is None or time.monotonic() < call.deadline_s

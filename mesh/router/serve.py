@@ -71,6 +71,7 @@ class _Parts:
     metrics: RouterMetrics
     balancer: Balancer
     channels: Channels
+    dispatch: Dispatch
     cold: Cold
     steward: Steward
     health: RouterHealth
@@ -132,7 +133,7 @@ def _build(config: RouterConfig, store: EtcdClient, tracing: Tracing) -> _Parts:
         http = HttpServer(config.host, config.http_port, metrics.registry, health.is_ready)
     candidate = f"{socket.gethostname()}-{os.getpid()}"
     steward = Steward(mirror, store, channels, candidate, compact_s=config.compact_s)
-    return _Parts(mirror, metrics, balancer, channels, cold, steward, health, server, http)
+    return _Parts(mirror, metrics, balancer, channels, dispatch, cold, steward, health, server, http)
 
 
 async def _serve(
@@ -160,6 +161,7 @@ async def _serve(
             await parts.server.stop(config.drain_s)
             if parts.http is not None:
                 await parts.http.stop()
+            await parts.dispatch.pipelines.close()
             await parts.cold.close()
             following.cancel()
             tidying.cancel()

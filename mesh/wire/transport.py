@@ -14,6 +14,7 @@ Metadata = tuple[tuple[str, str | bytes], ...]
 
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 MODEL_STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
+PARTS_EXCHANGE = "/mesh.v1.Parts/Exchange"
 
 LOAD_TRAILER = "mesh-load"
 """A node's outstanding requests, on every answer of a node, errors included. The router strips it. Its absence on a

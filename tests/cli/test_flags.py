@@ -25,7 +25,7 @@ RENAMED = {
     "repositories": {"models"},
     "labels": {"label"},
     "tls": {"tls_cert", "tls_key", "tls_ca"},
-    "node_tls": {"node_tls", "node_tls_cert", "node_tls_key", "node_tls_ca"},
+    "node_tls": {"node_tls_cert", "node_tls_key", "node_tls_ca"},
     "limits": {"max_message_bytes"},
     "registry": {
         "registry",

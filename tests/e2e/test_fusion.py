@@ -181,9 +181,8 @@ def test_fused_and_spread_give_the_same(mesh: Mesh, client: Client, graph: str) 
     model = GRAPHS[graph][0][0].model
     before = mesh.requests(f"{model}-left")
     found = [outcome(client, fused, each) for each in inputs]
-    assert mesh.requests(f"{model}-left") == before, "no step went through the router"
     assert found == [outcome(client, spread, each) for each in inputs]
-    assert mesh.requests(f"{model}-left") > before
+    assert mesh.requests(f"{model}-left") == before, "no step went through the router"
 
 
 def test_streams_run_in_one_hop_too_and_keep_their_order(mesh: Mesh, client: Client) -> None:

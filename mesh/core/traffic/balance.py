@@ -70,7 +70,12 @@ class Balancer:
         if reported is not None:
             load.reported = reported
 
-    def failed(self, node: Host, now_s: float) -> None:
+    def outstanding(self, node: NodeId) -> int:
+        """Return this router's requests in flight at a node."""
+        load = self._loads.get(node)
+        return load.outstanding if load is not None else 0
+
+    def failed(self, node: Host | Node, now_s: float) -> None:
         """Remember that the connection to this process failed; a restarted node is another process."""
         self._suspects[node.id, node.incarnation] = now_s + SUSPECT_S
 

@@ -1,0 +1,122 @@
+"""What routers and nodes tell each other of requests whose steps run in several places, as mesh.v1 messages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+
+from mesh.api.carried import Carried
+from mesh.api.messages import control, notes
+from mesh.api.tensors import TensorError, decode_raw
+from mesh.core.errors import Code, InvalidRequest, RemoteError
+from mesh.core.pipeline.spec import Literal
+from mesh.core.types import Dtype
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """What every place of a request knows of it."""
+
+    router: str
+    id: int
+    plan: int
+    deadline_s: float | None
+    """On the clock of `time.monotonic` here; None without a deadline."""
+    traceparent: str = ""
+    tracestate: str = ""
+    parameters: Mapping[str, Literal] | None = None
+
+    def message(self) -> notes.Run:
+        """Return it as it travels, with the time that is left now."""
+        timeout_s = 0.0 if self.deadline_s is None else max(1e-6, self.deadline_s - time.monotonic())
+        found = notes.Run(
+            router=self.router,
+            id=self.id,
+            plan=self.plan,
+            timeout_s=timeout_s,
+            traceparent=self.traceparent,
+            tracestate=self.tracestate,
+        )
+        for name, value in (self.parameters or {}).items():
+            found.parameters[name].CopyFrom(value_message(value))
+        return found
+
+
+def read_run(said: notes.Run) -> RunInfo:
+    """Return what a note says of its request."""
+    return RunInfo(
+        said.router,
+        said.id,
+        said.plan,
+        time.monotonic() + said.timeout_s if said.timeout_s > 0 else None,
+        said.traceparent,
+        said.tracestate,
+        {name: read_value(value) for name, value in said.parameters.items()},
+    )
+
+
+def read_note(data: bytes) -> notes.Note:
+    """Return a note. Raises `InvalidRequest` for bytes that are none."""
+    try:
+        return notes.Note.FromString(data)
+    except DecodeError as error:
+        raise InvalidRequest(f"cannot parse mesh.v1.Note: {error}") from error
+
+
+def ended_note(run: RunInfo, step: str, tensors: Mapping[str, Carried] | None) -> bytes:
+    """Return the note that says how a step ended, None: it was skipped."""
+    ended = notes.StepEnded(run=run.message(), step=step, skipped=tensors is None)
+    for name, tensor in (tensors or {}).items():
+        ended.tensors.add(name=name, datatype=tensor.dtype.value, shape=tensor.shape, raw=tensor.raw)
+    return notes.Note(ended=ended).SerializeToString()
+
+
+def read_ended(said: notes.StepEnded) -> dict[str, Carried] | None:
+    """Return the tensors of a step that ended, None when it was skipped. Raises `InvalidRequest`.
+
+    Their data are judged: a place that ran the step may be of another version than this one.
+    """
+    if said.skipped:
+        return None
+    found: dict[str, Carried] = {}
+    for tensor in said.tensors:
+        if tensor.datatype not in Dtype.__members__:
+            raise InvalidRequest(f"tensor '{tensor.name}' has the unknown data-type '{tensor.datatype}'")
+        dtype, shape = Dtype[tensor.datatype], tuple(tensor.shape)
+        try:
+            decode_raw(tensor.raw, dtype, shape)
+        except TensorError as error:
+            raise InvalidRequest(f"unexpected data for tensor '{tensor.name}': {error.message}") from error
+        found[tensor.name] = Carried(dtype, shape, tensor.raw)
+    return found
+
+
+def failed_note(run: int, step: str, code: Code, message: str, *, not_run: bool) -> bytes:
+    """Return the note that says that a step failed, or with an empty step the part before any ran."""
+    failed = notes.StepFailed(run=run, step=step, code=int(code), message=message, not_run=not_run)
+    return notes.Note(failed=failed).SerializeToString()
+
+
+def read_failed(said: notes.StepFailed) -> RemoteError:
+    """Return the failure. An unknown code is UNKNOWN."""
+    code = Code(said.code) if said.code in Code._value2member_map_ else Code.UNKNOWN
+    return RemoteError(code if code is not Code.OK else Code.UNKNOWN, said.message)
+
+
+def read_value(said: control.Value) -> Literal:
+    """Return a literal; an empty text for a value that is none."""
+    kind = said.WhichOneof("kind")
+    value: Literal = getattr(said, kind) if kind else ""
+    return value
+
+
+def value_message(value: Literal) -> control.Value:
+    """Return a literal as it travels."""
+    if isinstance(value, bool):
+        return control.Value(bool_value=value)
+    if isinstance(value, int):
+        return control.Value(int_value=value)
+    return control.Value(float_value=value) if isinstance(value, float) else control.Value(text_value=value)

@@ -1,0 +1,171 @@
+"""One attempt at a request for a pipeline by one plan: the router's own steps, and what the nodes tell of theirs.
+
+`mesh.core.pipeline.run` decides what runs when; this file carries tensors from answer to question and keeps deadlines.
+A step of a request that is over (answered, failed, given up) is cancelled at its node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mesh.api.carried import Carried, read_tensors, request_message, stacked
+from mesh.api.messages import ModelInferResponse
+from mesh.core.errors import DeadlineExceeded, MeshError, code_of
+from mesh.core.pipeline import run as graphs
+from mesh.core.pipeline.cut import ROUTER
+from mesh.core.pipeline.run import EACH_AT_ONCE, NEVER_BETTER, Action, Run, compare, count_of, of_step
+from mesh.core.pipeline.spec import Condition, Literal
+from mesh.core.types import NodeId
+from mesh.router.spread import Away, Broke, Ended, Event, Plan
+from mesh.wire.transport import Call, Metadata
+
+if TYPE_CHECKING:
+    from mesh.router.dispatch import Dispatch
+
+_NOT_FOR_STEPS = ("mm-model-id", "mm-vmodel-id", "traceparent", "tracestate")
+
+
+class Elsewhere(Exception):
+    """Another cut, without `node`, may end better than with `error`."""
+
+    def __init__(self, node: NodeId, error: MeshError) -> None:
+        super().__init__(error.message)
+        self.node = node
+        self.error = error
+
+
+class Attempt:
+    """One attempt at a request: the router's own steps, and what the nodes tell of theirs."""
+
+    def __init__(
+        self,
+        dispatch: Dispatch,
+        call: Call,
+        plan: Plan,
+        parameters: Mapping[str, Literal],
+        trace: Metadata,
+    ) -> None:
+        self._dispatch = dispatch
+        self._call = call
+        self._plan = plan
+        self._parameters = parameters
+        self._metadata = (*(pair for pair in call.metadata if pair[0] not in _NOT_FOR_STEPS), *trace)
+        self._events: asyncio.Queue[Event | asyncio.Task[dict[str, Carried]]] = asyncio.Queue()
+        self._running: dict[asyncio.Task[dict[str, Carried]], graphs.Call[Carried]] = {}
+
+    async def answer(self, away: Away, given: Mapping[str, Carried]) -> Mapping[str, Carried]:
+        """Return the outputs. Raises a `MeshError` that names the step, or `Elsewhere`."""
+        run: Run[Carried] = Run(self._plan.graph, given, _holds, self._plan.shares[ROUTER])
+        away.listen(self._events.put_nowait)
+        answered = False
+        try:
+            async with asyncio.timeout(self._left_s()):
+                actions = run.begin()
+                while True:
+                    for action in actions:
+                        match action:
+                            case graphs.Finish(outputs):
+                                answered = True
+                                return outputs
+                            case graphs.End(step, outputs):
+                                away.tell(step, outputs)
+                            case graphs.Fail(step, error):
+                                raise of_step(run.pipeline.name, step, error)
+                            case graphs.Call():
+                                self._begin(action)
+                    actions = self._take(run, await self._events.get())
+        except TimeoutError:
+            waits = [step for step in self._plan.graph.order if step not in away.ended]
+            raise DeadlineExceeded(f"the deadline passed before {_steps(waits)} of this pipeline ended") from None
+        finally:
+            away.close(answered=answered)
+            for task in self._running:
+                task.cancel()
+            await asyncio.gather(*self._running, return_exceptions=True)
+
+    def _left_s(self) -> float | None:
+        """Return the seconds of the deadline. What only the nodes wait for ends with it, too."""
+        return None if self._call.deadline_s is None else self._call.deadline_s - time.monotonic()
+
+    def _begin(self, action: graphs.Call[Carried]) -> None:
+        task = asyncio.create_task(self._step(action))
+        self._running[task] = action
+        task.add_done_callback(self._events.put_nowait)
+
+    def _take(self, run: Run[Carried], event: Event | asyncio.Task[dict[str, Carried]]) -> list[Action[Carried]]:
+        """Return what follows from how a step ended, here or elsewhere."""
+        match event:
+            case Ended(step, outputs):
+                return run.heard(step, outputs)
+            case Broke(step, node, error, again):
+                pipeline = run.pipeline.name
+                # Nodes name the step themselves.
+                told = of_step(pipeline, step, error) if step and f"step '{step}'" not in error.message else error
+                assert isinstance(told, MeshError)
+                if again:
+                    raise Elsewhere(node, told)
+                raise told
+        step = self._running.pop(event).step.name
+        failed = event.exception()
+        if failed is None:
+            return run.done(step, event.result())
+        alone = _alone(failed)
+        return run.failed(step, alone, again=code_of(alone) not in NEVER_BETTER and _has_time(self._call))
+
+    async def _step(self, action: graphs.Call[Carried]) -> dict[str, Carried]:
+        """Run one attempt of a step. Raises a `MeshError`."""
+        step, call = action.step, self._call
+        parameters = {**self._parameters, **step.parameters}
+
+        async def ask(inputs: Mapping[str, Carried]) -> dict[str, Carried]:
+            message = request_message(action.model, action.version, inputs, parameters)
+            own = Call(call.method, self._metadata, call.deadline_s, call.peer)
+            answer = await self._dispatch.infer(own, message.SerializeToString())
+            return read_tensors(ModelInferResponse.FromString(answer))
+
+        try:
+            async with asyncio.timeout(step.timeout_s or None):
+                return await (_each(step.each, action.inputs, ask) if step.each else ask(action.inputs))
+        except TimeoutError:
+            raise DeadlineExceeded(f"no answer within the step's timeout of {step.timeout_s:g} s") from None
+
+
+def _holds(when: Condition, tensor: Carried) -> bool:
+    return compare(when, tensor.item())
+
+
+async def _each(
+    names: tuple[str, ...], inputs: Mapping[str, Carried], ask: Callable[[Mapping[str, Carried]], Awaitable[Any]]
+) -> dict[str, Carried]:
+    """Ask for every element of the inputs `names`, some at a time, and stack the answers in their order."""
+    parts = {name: inputs[name].elements() for name in names}
+    count = count_of({name: len(part) for name, part in parts.items()})
+    room = asyncio.Semaphore(EACH_AT_ONCE)
+
+    async def one(at: int) -> dict[str, Carried]:
+        async with room:
+            found: dict[str, Carried] = await ask({**inputs, **{name: part[at] for name, part in parts.items()}})
+            return found
+
+    async with asyncio.TaskGroup() as tasks:
+        asked = [tasks.create_task(one(at)) for at in range(count)]
+    answers = [task.result() for task in asked]
+    return {name: stacked([answer[name] for answer in answers if name in answer]) for name in answers[0]}
+
+
+def _alone(error: BaseException) -> Exception:
+    """Return the first of what went wrong at once."""
+    first = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
+    assert isinstance(first, Exception), "a step that this request did not cancel was cancelled"
+    return first
+
+
+def _has_time(call: Call) -> bool:
+    return call.deadline_s is None or time.monotonic() < call.deadline_s
+
+
+def _steps(names: Sequence[str]) -> str:
+    return ", ".join(f"step '{name}'" for name in names) or "the answer"

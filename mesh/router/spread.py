@@ -1,0 +1,382 @@
+"""Requests for pipelines whose models no node holds all of: cut into parts, and the router's end of their notes.
+
+`mesh.core.pipeline.cut` says which cuts are good, `mesh.node.parts` is the other end. A node is asked whether it takes
+part once per plan, not once per request. What the nodes cannot run is the router's own part (`pipelines`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Final
+
+from mesh.api.carried import Carried
+from mesh.api.messages import notes
+from mesh.api.notes import RunInfo, ended_note, read_ended, read_failed, read_note
+from mesh.core.errors import Code, MeshError, RemoteError
+from mesh.core.pipeline.cut import ROUTER, Places, cuts, may_leave, shares
+from mesh.core.pipeline.run import Graph, Share
+from mesh.core.pipeline.signatures import signature
+from mesh.core.pipeline.spec import Ref, Step
+from mesh.core.traffic.balance import Balancer
+from mesh.core.traffic.route import resolve
+from mesh.core.types import ITEM_BYTES, NodeId
+from mesh.core.view import ClusterView, Host
+from mesh.registry.mirror import Mirror
+from mesh.router.channels import Channels
+from mesh.wire.post import Post
+from mesh.wire.transport import PARTS_EXCHANGE
+
+MAX_PLANS: Final = 1024
+"""Plans known at a time; beyond it all are forgotten and made again."""
+AGREE_S: Final = 5.0
+"""How long a node may take to agree to a plan: longer than it waits for its registry."""
+REFUSED_S: Final = 1.0
+"""How long a refused plan is not tried again: views meet within that."""
+TEXT_BYTES: Final = 64
+"""What a text is taken for when the size of a tensor is guessed."""
+UNKNOWN_BYTES: Final = 1000
+"""What a tensor is taken for whose type nobody knows."""
+
+
+@dataclass(eq=False, slots=True)
+class Plan:
+    """One cut of one revision of a pipeline. Its id is what nodes know it by."""
+
+    id: int
+    graph: Graph
+    places: Places
+    shares: Mapping[str, Share]
+    may_leave: bool
+    """Whether a request may be answered before all its steps ended."""
+    nodes: tuple[NodeId, ...]
+    refused: str = ""
+    """Why a node would not take part; the view that it is made of is out of date, or the node's is."""
+    refused_at_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Ended:
+    """A step ended elsewhere; None: it was skipped."""
+
+    step: str
+    outputs: Mapping[str, Carried] | None
+
+
+@dataclass(slots=True)
+class Broke:
+    """A place cannot go on."""
+
+    step: str
+    """Empty: the place as a whole."""
+    node: NodeId
+    error: MeshError
+    again: bool
+    """Whether another cut may end better: the node went away, or did not run it."""
+
+
+Event = Ended | Broke
+
+
+class Spread:
+    """Plans, and the streams to the nodes that run them. One per router process."""
+
+    def __init__(self, mirror: Mirror, balancer: Balancer, channels: Channels) -> None:
+        self._mirror = mirror
+        self._balancer = balancer
+        self._channels = channels
+        self._id = secrets.token_hex(8)
+        self._plan_ids = itertools.count(1)
+        self._run_ids = itertools.count(1)
+        self._cuts: dict[str, tuple[Graph, Mapping[str, frozenset[NodeId]], list[Plan]]] = {}
+        self._plans: dict[tuple[str, int, tuple[tuple[str, str], ...]], Plan] = {}
+        self._peers: dict[NodeId, _Peer] = {}
+        self._runs: dict[int, Away] = {}
+
+    # -- plans ---------------------------------------------------------------------------------------------------
+
+    def plans(self, graph: Graph, without: Sequence[NodeId] = ()) -> list[Plan]:
+        """Return the best plans for a pipeline now, at least one. O(steps x copies) when nothing changed."""
+        view = self._mirror.view
+        held = holders(view, graph, self._usable(view, without))
+        known = self._cuts.get(graph.pipeline.name) if not without else None
+        if known is not None and known[0] is graph and known[1] == held:
+            return known[2]
+        found = [self._plan(graph, places) for places in cuts(graph, held, lambda ref: guessed_bytes(view, graph, ref))]
+        if not without:
+            self._cuts[graph.pipeline.name] = (graph, held, found)
+        return found
+
+    def _usable(self, view: ClusterView, without: Sequence[NodeId]) -> Callable[[Host], bool]:
+        now_s = time.monotonic()
+        return lambda node: node.id not in without and not self._balancer.is_suspect(node, now_s)
+
+    def _plan(self, graph: Graph, places: Places) -> Plan:
+        pipeline = graph.pipeline
+        key = (pipeline.name, pipeline.revision, tuple(sorted(places.items())))
+        plan = self._plans.get(key)
+        if plan is None or plan.graph is not graph:
+            nodes = tuple(sorted({NodeId(place) for place in places.values() if place != ROUTER}))
+            plan = Plan(next(self._plan_ids), graph, places, shares(graph, places), may_leave(graph), nodes)
+            if len(self._plans) >= MAX_PLANS:
+                self._plans.clear()
+            self._plans[key] = plan
+        return plan
+
+    def router_alone(self, graph: Graph) -> Plan:
+        """Return the plan in which the router runs every step."""
+        return self._plan(graph, dict.fromkeys(graph.steps, ROUTER))
+
+    async def choose(self, graph: Graph, without: Sequence[NodeId], deadline_s: float | None) -> Plan:
+        """Return a plan that all its nodes agreed to, of the good ones the one with the least to do.
+
+        Where no such plan is, the router runs every step.
+        """
+        found = self.plans(graph, without)
+        now_s = time.monotonic()
+        usable = [plan for plan in found if not plan.refused or now_s - plan.refused_at_s > REFUSED_S]
+        for plan in sorted(usable, key=self._load):
+            if all(self._agreed(node, plan) for node in plan.nodes) or await self._agree(plan, deadline_s):
+                return plan
+        return self.router_alone(graph)
+
+    def _load(self, plan: Plan) -> int:
+        return sum(self._balancer.outstanding(node) for node in plan.nodes)
+
+    def _agreed(self, node: NodeId, plan: Plan) -> bool:
+        peer = self._peers.get(node)
+        return peer is not None and plan.id in peer.agreed
+
+    async def _agree(self, plan: Plan, deadline_s: float | None) -> bool:
+        """Ask all nodes of a plan; False when one refuses, is not there, or does not answer in time."""
+        until_s = time.monotonic() + AGREE_S
+        try:
+            async with asyncio.timeout_at(until_s if deadline_s is None else min(until_s, deadline_s)):
+                problems = await asyncio.gather(*(self._peer(node).ask(plan) for node in plan.nodes))
+            plan.refused = next((problem for problem in problems if problem), "")
+        except TimeoutError:
+            plan.refused = "a node did not answer"
+        except MeshError as error:
+            plan.refused = error.message
+        plan.refused_at_s = time.monotonic()
+        return not plan.refused
+
+    def _peer(self, node: NodeId) -> _Peer:
+        """Return the stream to a node, opened if need be. Raises `RemoteError` for one that left."""
+        known = self._mirror.view.nodes.get(node)
+        peer = self._peers.get(node)
+        if known is None:
+            raise RemoteError(Code.UNAVAILABLE, f"node '{node}' left the mesh", transport_failed=True)
+        if peer is None or not peer.post.is_open:
+            channel = self._channels.to(known.address)
+            stream = channel.stream(PARTS_EXCHANGE, metadata=(), timeout_s=None)
+            peer = self._peers[node] = _Peer(self, node, self._id, lambda hear, end: Post(stream, hear, end))
+        return peer
+
+    # -- requests ------------------------------------------------------------------------------------------------
+
+    def begin(self, plan: Plan, given: Mapping[str, Carried], run: Callable[[str, int, int], RunInfo]) -> Away:
+        """Begin a request at the nodes of a plan they agreed to. `run` gets router, id and plan."""
+        away = Away(self, plan, run(self._id, next(self._run_ids), plan.id))
+        self._runs[away.run.id] = away
+        for node in plan.nodes:
+            self._balancer.picked(node)
+            share = plan.shares[node]
+            if share.inputs or not share.takes:
+                tensors = {name: given[name] for name in share.inputs if name in given}
+                away.post(node, ended_note(away.run, "", tensors))
+        return away
+
+    def post(self, node: NodeId, note: bytes) -> bool:
+        """Send a note to a node; False when its stream is over."""
+        peer = self._peers.get(node)
+        if peer is None or not peer.post.is_open:
+            return False
+        peer.post.post(note)
+        return True
+
+    def end(self, away: Away) -> None:
+        """Forget a request."""
+        self._runs.pop(away.run.id, None)
+        for node in away.plan.nodes:
+            self._balancer.done(node, None)
+
+    # -- what is heard -------------------------------------------------------------------------------------------
+
+    def hear(self, node: NodeId, note: notes.Note) -> None:
+        """Take a note about a request, or about a node that another cannot reach."""
+        kind = note.WhichOneof("kind")
+        if kind == "ended":
+            away = self._runs.get(note.ended.run.id)
+            if away is not None:
+                away.heard(Ended(note.ended.step, read_ended(note.ended)))
+        elif kind == "failed":
+            away = self._runs.get(note.failed.run)
+            if away is not None:
+                if note.failed.not_run and not note.failed.step and node in self._peers:
+                    # A plan that the node forgot, or a copy that went: the next request asks again.
+                    self._peers[node].agreed.discard(away.plan.id)
+                away.heard(Broke(note.failed.step, node, read_failed(note.failed), note.failed.not_run))
+        elif kind == "lost":
+            why = f"node '{node}' lost its connection to node '{note.lost.node}' ({note.lost.why})"
+            self._broken({node, NodeId(note.lost.node)}, NodeId(note.lost.node), why)
+
+    def gone(self, peer: _Peer, error: MeshError | None) -> None:
+        """Hear that the stream to a node is over."""
+        if self._peers.get(peer.node) is peer:
+            del self._peers[peer.node]
+        known = self._mirror.view.nodes.get(peer.node)
+        if known is not None and isinstance(error, RemoteError) and error.transport_failed:
+            self._balancer.failed(known, time.monotonic())
+        self._broken({peer.node}, peer.node, f"node '{peer.node}' went away ({error.message if error else 'closed'})")
+
+    def _broken(self, among: set[NodeId], lost: NodeId, why: str) -> None:
+        """End every request that all of these nodes are part of."""
+        for away in list(self._runs.values()):
+            if among <= set(away.plan.nodes):
+                steps = [step for step, place in away.plan.places.items() if place == lost]
+                waiting = [step for step in steps if step not in away.ended]
+                told = RemoteError(Code.UNAVAILABLE, f"{why}; call again", transport_failed=True)
+                away.heard(Broke((waiting or steps)[0], lost, told, again=True))
+
+    async def close(self) -> None:
+        """Give up every stream."""
+        for peer in list(self._peers.values()):
+            await peer.post.close()
+
+    def __repr__(self) -> str:
+        """Show the counts."""
+        return f"<Spread plans={len(self._plans)} nodes={sorted(self._peers)} running={len(self._runs)}>"
+
+
+class _Peer:
+    """The stream to one node, and the plans that it agreed to."""
+
+    def __init__(
+        self,
+        spread: Spread,
+        node: NodeId,
+        router: str,
+        open_: Callable[[Callable[[bytes], None], Callable[[MeshError | None], None]], Post],
+    ) -> None:
+        self.node = node
+        self.agreed: set[int] = set()
+        self._spread = spread
+        self._asked: dict[int, asyncio.Future[str]] = {}
+        self.post = open_(self._hear, self._ended)
+        self.post.post(notes.Note(hello=notes.Hello(router=router)).SerializeToString())
+
+    async def ask(self, plan: Plan) -> str:
+        """Return why the node does not take part in a plan, empty when it does. Raises `MeshError`."""
+        if plan.id in self.agreed:
+            return ""
+        answer = self._asked.get(plan.id)
+        if answer is None:
+            answer = self._asked[plan.id] = asyncio.get_running_loop().create_future()
+            pipeline = plan.graph.pipeline
+            said = notes.Plan(id=plan.id, pipeline=pipeline.name, revision=pipeline.revision, places=dict(plan.places))
+            self.post.post(notes.Note(plan=said).SerializeToString())
+        return await asyncio.shield(answer)
+
+    def _hear(self, data: bytes) -> None:
+        note = read_note(data)
+        if note.WhichOneof("kind") != "agreed":
+            self._spread.hear(self.node, note)
+            return
+        if not note.agreed.problem:
+            self.agreed.add(note.agreed.plan)
+        answer = self._asked.pop(note.agreed.plan, None)
+        if answer is not None and not answer.done():
+            answer.set_result(note.agreed.problem)
+
+    def _ended(self, error: MeshError | None) -> None:
+        for answer in self._asked.values():
+            if not answer.done():
+                answer.set_result(f"node '{self.node}' went away")
+        self._spread.gone(self, error)
+
+
+@dataclass(eq=False, slots=True)
+class Away:
+    """What of one request is at nodes: a queue of what comes back. `close` it when the request is over."""
+
+    spread: Spread
+    plan: Plan
+    run: RunInfo
+    ended: set[str] = field(default_factory=set)
+    """The steps that this router heard of."""
+    on_event: Callable[[Event], None] | None = None
+    _early: list[Event] = field(default_factory=list)
+
+    def listen(self, on_event: Callable[[Event], None]) -> None:
+        """Hand over what came, and what will come."""
+        self.on_event = on_event
+        for event in self._early:
+            on_event(event)
+
+    def heard(self, event: Event) -> None:
+        """Take an event."""
+        if isinstance(event, Ended):
+            self.ended.add(event.step)
+        if self.on_event is None:
+            self._early.append(event)
+        else:
+            self.on_event(event)
+
+    def post(self, node: NodeId, note: bytes) -> None:
+        """Send a note to a node of the plan; one whose stream is over is an event."""
+        if not self.spread.post(node, note):
+            error = RemoteError(Code.UNAVAILABLE, f"node '{node}' went away; call again", transport_failed=True)
+            self.heard(Broke("", node, error, again=True))
+
+    def tell(self, step: str, outputs: Mapping[str, Carried] | None) -> None:
+        """Send to each node what it wants of a step that the router ran."""
+        for place, wanted in self.plan.shares[ROUTER].gives[step].items():
+            tensors = None if outputs is None else {name: outputs[name] for name in wanted}
+            self.post(NodeId(place), ended_note(self.run, step, tensors))
+
+    def close(self, *, answered: bool) -> None:
+        """Forget the request, and let the nodes forget it unless each is done by itself."""
+        self.spread.end(self)
+        if not answered or self.plan.may_leave:
+            note = notes.Note(give_up=notes.GiveUp(run=self.run.id)).SerializeToString()
+            for node in self.plan.nodes:
+                self.spread.post(node, note)
+
+
+def holders(view: ClusterView, graph: Graph, usable: Callable[[Host], bool]) -> dict[str, frozenset[NodeId]]:
+    """Return the nodes that can run each step: those that serve its model, and the one that stands in. O(copies)."""
+    return {name: _holders(view, step, usable) for name, step in graph.steps.items()}
+
+
+def _holders(view: ClusterView, step: Step, usable: Callable[[Host], bool]) -> frozenset[NodeId]:
+    found: frozenset[NodeId] | None = None
+    asked = [(step.model, step.version)] + ([(step.use_on_error, "")] if step.use_on_error else [])
+    for name, version in asked:
+        try:
+            model = resolve(view, name, version)
+        except MeshError:
+            return frozenset()
+        if model.decoupled:
+            return frozenset()
+        serving = view.serving.get((model.name, model.version), ())
+        nodes = frozenset(each.node.id for each in serving if usable(each.node))
+        found = nodes if found is None else found & nodes
+    return found or frozenset()
+
+
+def guessed_bytes(view: ClusterView, graph: Graph, ref: Ref) -> int:
+    """Return about how many bytes a tensor has, as far as its signature tells: an axis of any length counts as 1."""
+    if not ref.step:
+        return 0  # The inputs of the pipeline come from outside anyhow.
+    step = graph.steps[ref.step]
+    found = signature(view, step.model, step.version)
+    spec = found.outputs.get(ref.tensor) if found is not None else None
+    if spec is None:
+        return UNKNOWN_BYTES
+    return prod(max(1, size) for size in spec.shape) * (ITEM_BYTES.get(spec.dtype) or TEXT_BYTES)
