@@ -4,58 +4,52 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
 from mesh.api.carried import Carried
 from mesh.api.messages import control, notes
-from mesh.api.tensors import TensorError, decode_raw
 from mesh.core.errors import Code, InvalidRequest, RemoteError
 from mesh.core.pipeline.spec import Literal
 from mesh.core.types import Dtype
 
 
-@dataclass(frozen=True, slots=True)
 class RunInfo:
-    """What every place of a request knows of it."""
+    """What every place of a request knows of it. `said` is kept as it came, and sent on with the time that is left."""
 
-    router: str
-    id: int
-    plan: int
-    deadline_s: float | None
-    """On the clock of `time.monotonic` here; None without a deadline."""
-    traceparent: str = ""
-    tracestate: str = ""
-    parameters: Mapping[str, Literal] | None = None
+    __slots__ = ("deadline_s", "said")
+
+    def __init__(self, said: notes.Run, deadline_s: float | None) -> None:
+        self.said = said
+        self.deadline_s = deadline_s
+        """On the clock of `time.monotonic` here; None without a deadline."""
 
     def message(self) -> notes.Run:
-        """Return it as it travels, with the time that is left now."""
-        timeout_s = 0.0 if self.deadline_s is None else max(1e-6, self.deadline_s - time.monotonic())
-        found = notes.Run(
-            router=self.router,
-            id=self.id,
-            plan=self.plan,
-            timeout_s=timeout_s,
-            traceparent=self.traceparent,
-            tracestate=self.tracestate,
-        )
-        for name, value in (self.parameters or {}).items():
-            found.parameters[name].CopyFrom(value_message(value))
-        return found
+        """Return it as it travels now."""
+        if self.deadline_s is not None:
+            self.said.timeout_s = max(1e-6, self.deadline_s - time.monotonic())
+        return self.said
+
+    def parameters(self) -> dict[str, Literal]:
+        """Return the parameters of the request."""
+        return {name: read_value(value) for name, value in self.said.parameters.items()}
+
+    def __repr__(self) -> str:
+        """Show whose it is."""
+        return f"<RunInfo {self.said.router}/{self.said.id} plan={self.said.plan}>"
+
+
+def begun(deadline_s: float | None, trace: Mapping[str, str], parameters: Mapping[str, Literal]) -> RunInfo:
+    """Return a request that begins here; its router, id and plan are not known yet."""
+    said = notes.Run(traceparent=trace.get("traceparent", ""), tracestate=trace.get("tracestate", ""))
+    for name, value in parameters.items():
+        said.parameters[name].CopyFrom(value_message(value))
+    return RunInfo(said, deadline_s)
 
 
 def read_run(said: notes.Run) -> RunInfo:
     """Return what a note says of its request."""
-    return RunInfo(
-        said.router,
-        said.id,
-        said.plan,
-        time.monotonic() + said.timeout_s if said.timeout_s > 0 else None,
-        said.traceparent,
-        said.tracestate,
-        {name: read_value(value) for name, value in said.parameters.items()},
-    )
+    return RunInfo(said, time.monotonic() + said.timeout_s if said.timeout_s > 0 else None)
 
 
 def read_note(data: bytes) -> notes.Note:
@@ -75,9 +69,9 @@ def ended_note(run: RunInfo, step: str, tensors: Mapping[str, Carried] | None) -
 
 
 def read_ended(said: notes.StepEnded) -> dict[str, Carried] | None:
-    """Return the tensors of a step that ended, None when it was skipped. Raises `InvalidRequest`.
+    """Return the tensors of a step that ended, None when it was skipped. Whoever uses their data judges them.
 
-    Their data are judged: a place that ran the step may be of another version than this one.
+    Raises `InvalidRequest` for an unknown type.
     """
     if said.skipped:
         return None
@@ -85,12 +79,7 @@ def read_ended(said: notes.StepEnded) -> dict[str, Carried] | None:
     for tensor in said.tensors:
         if tensor.datatype not in Dtype.__members__:
             raise InvalidRequest(f"tensor '{tensor.name}' has the unknown data-type '{tensor.datatype}'")
-        dtype, shape = Dtype[tensor.datatype], tuple(tensor.shape)
-        try:
-            decode_raw(tensor.raw, dtype, shape)
-        except TensorError as error:
-            raise InvalidRequest(f"unexpected data for tensor '{tensor.name}': {error.message}") from error
-        found[tensor.name] = Carried(dtype, shape, tensor.raw)
+        found[tensor.name] = Carried(Dtype[tensor.datatype], tuple(tensor.shape), tensor.raw)
     return found
 
 

@@ -256,29 +256,63 @@ class Batcher:
             if not self._soon:
                 self._look()
 
+    def is_free(self, scale: float) -> bool:
+        """Tell whether a run may go on here and now: nobody waits and it is short. `scale` is its size in mean ones."""
+        loaded = self._loaded
+        return (
+            not self._queue
+            and self.running < loaded.parallel
+            and loaded.steady
+            and self._run_bytes > 0
+            and self._work_s * max(1.0, scale) < ON_LOOP_S
+        )
+
+    @property
+    def work_s(self) -> float:
+        """Seconds of CPU that a mean run takes."""
+        return self._work_s
+
+    def scale(self, size: int) -> float:
+        """Return inputs of `size` bytes in mean ones."""
+        return size / self._run_bytes if self._run_bytes else 1.0
+
+    def run_at_once(self, inputs: Tensors, request: Request, rows: int) -> tuple[Tensors, float]:
+        """Run past the queue of a copy that `is_free`; return outputs and seconds. Raises what the model raises."""
+        outputs, run_s, work_s = self._run(inputs, request)
+        if work_s >= 0:
+            self._measured(work_s, sum([array.nbytes for array in inputs.values()]))
+        self._statistics.executed(rows, int(run_s * 1e9))
+        return outputs, run_s
+
     def _call(self, batch: list[Item]) -> tuple[Tensors, float, float]:
         """Return the outputs, the seconds the run took, and the CPU seconds of them (below 0: not asked for)."""
         first = batch[0]
         inputs = first.inputs
         if len(batch) > 1:
             inputs = {name: np.concatenate([item.inputs[name] for item in batch]) for name in first.inputs}
+        return self._run(inputs, first.request)
+
+    def _run(self, inputs: Tensors, request: Request) -> tuple[Tensors, float, float]:
         self._runs += 1
         if self._runs % WEIGHED and self._run_bytes and self._work_s < ON_LOOP_S / 2:
             # Asking for the CPU time is a system call, which costs more than a tiny run.
             started_s = time.perf_counter()
-            outputs = self._loaded.run(inputs, first.request)
+            outputs = self._loaded.run(inputs, request)
             return outputs, time.perf_counter() - started_s, -1.0
         started_s, cpu_s = time.perf_counter(), time.thread_time()
-        outputs = self._loaded.run(inputs, first.request)
+        outputs = self._loaded.run(inputs, request)
         # Under load a thread waits for the interpreter longer than a tiny run takes. That wait is the hop's cost, not
         # the run's: counted as the run's own it would keep the runs in threads for ever.
         return outputs, time.perf_counter() - started_s, time.thread_time() - cpu_s
 
+    def _measured(self, work_s: float, size: int) -> None:
+        weight = SMOOTHING if self._run_bytes else 1.0
+        self._work_s += weight * (work_s - self._work_s)
+        self._run_bytes += weight * (size - self._run_bytes)
+
     def _finish(self, batch: list[Item], began_s: float, outputs: Tensors, run_s: float, work_s: float) -> None:
         if work_s >= 0:
-            weight = SMOOTHING if self._run_bytes else 1.0
-            self._work_s += weight * (work_s - self._work_s)
-            self._run_bytes += weight * (_bytes(batch) - self._run_bytes)
+            self._measured(work_s, _bytes(batch))
         rows = batch[0].waiting.rows if len(batch) == 1 else sum(item.waiting.rows for item in batch)
         self._statistics.executed(rows, int(run_s * 1e9))
         if len(batch) > 1:

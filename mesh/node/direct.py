@@ -15,6 +15,7 @@ from typing import Final
 from mesh.api.messages import ModelInferRequest
 from mesh.api.stream import FINAL, INFER_RESPONSE_TAG
 from mesh.core.errors import Code, MeshError, RemoteError
+from mesh.node.fused import FusedRunning
 from mesh.node.graph import GraphRunning
 from mesh.node.infer import WINDOW, Infer
 from mesh.node.plan import Part, varint
@@ -80,7 +81,7 @@ class DirectUnary(UnaryCall):
     def __init__(self, connection: Connection, stream: Stream, origin: Origin, infer: Infer) -> None:
         super().__init__(connection, stream, origin)
         self._infer = infer
-        self._running: Running | GraphRunning | None = None
+        self._running: Running | GraphRunning | FusedRunning | None = None
         infer.outstanding += 1
 
     def received(self, message: bytes) -> None:
@@ -194,7 +195,7 @@ class DirectStream(ServerCall):
         try:
             if asked.pipeline:
                 turn.running = graph = infer.pipelines.begin(asked, message, turn)
-                for each in graph.served:
+                for each in graph.copies:
                     self._pins.add(each)
                 return
             turn.running = planned = infer.beginner.planned(asked, message, turn)
@@ -334,7 +335,7 @@ class _Turn:
         self.id = ""
         self.message: bytes | None = None
         """With its prefix; None while it is not there."""
-        self.running: Running | GraphRunning | None = None
+        self.running: Running | GraphRunning | FusedRunning | None = None
 
     def answer(self, response: list[Part]) -> None:
         """Take the response."""

@@ -6,7 +6,7 @@ Nothing here waits: steps end in callbacks. What is not here, a router does step
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from mesh.api.carried import TYPED, read_tensors, response_message, wants_typed
 from mesh.api.messages import ModelInferRequest
@@ -15,27 +15,73 @@ from mesh.api.tensors import TensorError
 from mesh.core.errors import MeshError, ModelFailed, NotHere
 from mesh.core.pipeline.run import Graph, Graphs, of_step
 from mesh.core.pipeline.signatures import pipeline_model
-from mesh.core.pipeline.spec import Pipeline
 from mesh.core.traffic.route import resolve
-from mesh.core.types import TensorSpec
+from mesh.core.types import ModelVersion
 from mesh.core.view import ClusterView
 from mesh.node.attempt import Held, carried
-from mesh.node.running import Asked, Reply, decode, read_request
+from mesh.node.fused import Ends, FusedRunning, fuse, whole
+from mesh.node.running import Asked, Beginner, Reply, decode, read_request
 from mesh.node.served import Served
 from mesh.node.steps import Copies, See, Steps
 
+Described = Callable[[ClusterView, Copies], tuple[ModelVersion, Ends | None]]
+"""Returns steps as a model, and the ends of a chain of them."""
+
+
+class Kept:
+    """The copies here that some steps of a pipeline ask, and the steps as a chain; until something changes."""
+
+    __slots__ = ("_described", "_models", "_placements", "copies", "fused", "graph", "model", "steps")
+
+    def __init__(self, graph: Graph, steps: Collection[str], described: Described) -> None:
+        self.graph = graph
+        self.steps = steps
+        self.copies: Copies = {}
+        self.model: ModelVersion
+        """The steps as a model."""
+        self.fused: Served | None = None
+        """All steps as one copy, where that is possible."""
+        self._described = described
+        self._models: object = None
+        self._placements: object = None
+
+    def refresh(self, view: ClusterView, runs: PipelineRuns) -> None:
+        """Look again if anything changed. Raises `NotHere` when a copy is gone. O(steps) while nothing changes."""
+        find = runs.find
+        if (
+            self._models is view.models
+            and self._placements is view.placements
+            and all(find(each.model.name, each.model.version) is each for each in self.copies.values())
+        ):
+            return
+        steps = [self.graph.steps[name] for name in self.steps]
+        asked = {(step.model, step.version) for step in steps} | {(s.use_on_error, "") for s in steps if s.use_on_error}
+        copies = {key: runs.copy(view, *key) for key in sorted(asked)}
+        model, ends = self._described(view, copies)
+        if copies != self.copies or model != self.model:
+            self.fused = fuse(model, ends, self.graph, self.steps, copies, find, runs.metrics)
+        self.copies, self.model, self._models, self._placements = copies, model, view.models, view.placements
+
+    def __repr__(self) -> str:
+        """Show the copies."""
+        return f"<Kept {self.graph!r} steps={sorted(self.steps)} fused={self.fused is not None}>"
+
 
 class PipelineRuns:
-    """Begins requests for pipelines. `find` returns the copy that serves a version here, `view` what the mesh holds."""
+    """Begins requests for pipelines. `view` returns what the mesh holds; `beginner` begins those of models."""
 
-    def __init__(self, find: Callable[[str, str], Served | None], view: Callable[[], ClusterView], see: See) -> None:
-        self._find = find
+    def __init__(
+        self, find: Callable[[str, str], Served | None], view: Callable[[], ClusterView], beginner: Beginner
+    ) -> None:
+        self.find = find
         self._view = view
-        self.see = see
+        self._beginner = beginner
+        self.see: See = beginner.seen
+        self.metrics = beginner.metrics
         self._graphs = Graphs()
-        self._takes: dict[str, tuple[Pipeline, object, tuple[TensorSpec, ...]]] = {}
+        self._kept: dict[str, Kept] = {}
 
-    def begin(self, asked: Asked, message: bytes, reply: Reply) -> GraphRunning:
+    def begin(self, asked: Asked, message: bytes, reply: Reply) -> GraphRunning | FusedRunning:
         """Begin one request of the pipeline that the router named; `reply` hears its end.
 
         Raises `NotHere` when this node does not know this revision or lacks one of its models, and `InvalidRequest`.
@@ -44,22 +90,32 @@ class PipelineRuns:
         pipeline = view.pipelines.get(asked.model)
         if pipeline is None or str(pipeline.revision) != asked.pipeline:
             raise NotHere(f"pipeline '{asked.model}' revision {asked.pipeline} is not known to this node (yet)")
-        graph = self._graphs.of(pipeline)
-        copies = {key: self.copy(view, *key) for key in pipeline.models()}
+        kept = self._kept.get(pipeline.name)
+        if kept is None or kept.graph.pipeline is not pipeline:
+            graph = self._graphs.of(pipeline)
+            kept = self._kept[pipeline.name] = Kept(graph, graph.order, lambda view, _: _as_model(graph, view))
+        kept.refresh(view, self)
+        if kept.fused is None or self.is_traced(asked.traceparent):
+            return self._step_by_step(kept, asked, message, reply)
+        fused = FusedRunning(kept.fused, asked, message, reply, lambda: self._step_by_step(kept, asked, message, reply))
+        try:
+            fused.begin(self._beginner.plans)
+        except MeshError:
+            # It is not for a chain, or makes no sense: what is wrong with it is told the other way.
+            return self._step_by_step(kept, asked, message, reply)
+        return fused
+
+    def is_traced(self, traceparent: str) -> bool:
+        """Tell whether each step of a request is to have a span."""
+        return self._beginner.is_traced(traceparent)
+
+    def _step_by_step(self, kept: Kept, asked: Asked, message: bytes, reply: Reply) -> GraphRunning:
         request = decode(message)
         given = read_tensors(request)
-        check_inputs(pipeline.name, self._inputs(view, pipeline), given)
-        running = GraphRunning(self.see, graph, copies, asked, request, reply)
+        check_inputs(kept.model.name, kept.model.inputs, given)
+        running = GraphRunning(self.see, kept.graph, kept.copies, asked, request, reply)
         running.start(given)
         return running
-
-    def _inputs(self, view: ClusterView, pipeline: Pipeline) -> tuple[TensorSpec, ...]:
-        """Return what a pipeline takes; found out anew when it or any model of the mesh changed."""
-        known = self._takes.get(pipeline.name)
-        if known is None or known[0] is not pipeline or known[1] is not view.models:
-            specs = pipeline_model(view, pipeline.name, "").inputs
-            known = self._takes[pipeline.name] = (pipeline, view.models, specs)
-        return known[2]
 
     def copy(self, view: ClusterView, model: str, version: str) -> Served:
         """Return the copy here that a step asks. Raises `NotHere`."""
@@ -67,7 +123,7 @@ class PipelineRuns:
             found = resolve(view, model, version)
         except MeshError as error:
             raise NotHere(error.message) from error
-        served = self._find(found.name, found.version)
+        served = self.find(found.name, found.version)
         if served is None or served.model.decoupled:
             raise NotHere(f"model '{model}' is not at ready state on this node")
         return served
@@ -75,6 +131,11 @@ class PipelineRuns:
     def __repr__(self) -> str:
         """Show the pipelines that were asked for."""
         return f"<PipelineRuns {self._graphs!r}>"
+
+
+def _as_model(graph: Graph, view: ClusterView) -> tuple[ModelVersion, Ends | None]:
+    model = pipeline_model(view, graph.pipeline.name, "")
+    return model, whole(model, graph)
 
 
 class GraphRunning(Steps):

@@ -17,6 +17,7 @@ from mesh.core.errors import InvalidRequest, MeshError
 from mesh.core.view import ClusterView
 from mesh.node.answer import encode, final, wanted_outputs
 from mesh.node.batcher import Ran, model_failed
+from mesh.node.fused import FusedRunning
 from mesh.node.graph import GraphRunning, PipelineRuns
 from mesh.node.observe import Observed
 from mesh.node.plan import Part
@@ -44,12 +45,12 @@ class Infer:
         view: Callable[[], ClusterView] = ClusterView,
     ) -> None:
         self.beginner = Beginner(find, metrics, tracing)
-        self.pipelines = PipelineRuns(find, view, self.beginner.seen)
+        self.pipelines = PipelineRuns(find, view, self.beginner)
         self.metrics = metrics
         self.tracing = tracing
         self.outstanding = 0
 
-    def begin(self, asked: Asked, message: bytes, reply: Reply) -> Running | GraphRunning:
+    def begin(self, asked: Asked, message: bytes, reply: Reply) -> Running | GraphRunning | FusedRunning:
         """Begin one request; `reply` hears its end. Raises `MeshError` when it cannot even be queued."""
         if asked.pipeline:
             return self.pipelines.begin(asked, message, reply)

@@ -10,27 +10,22 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
-from mesh.api.carried import Carried
 from mesh.api.messages import notes
-from mesh.api.notes import RunInfo, ended_note, failed_note, read_ended, read_note, read_run
-from mesh.api.tensors import TensorError
-from mesh.core.errors import InvalidRequest, MeshError, ModelFailed, NotHere, code_of
+from mesh.api.notes import RunInfo, failed_note, read_ended, read_note, read_run
+from mesh.core.errors import InvalidRequest, MeshError, NotHere, code_of
 from mesh.core.pipeline.cut import ROUTER, shares
-from mesh.core.pipeline.run import Graph, Graphs, Share, of_step
+from mesh.core.pipeline.run import Graphs
 from mesh.core.types import NodeId
 from mesh.core.view import ClusterView
-from mesh.node.attempt import Held, carried
 from mesh.node.graph import PipelineRuns
-from mesh.node.running import Asked
-from mesh.node.steps import Copies, Steps
+from mesh.node.part import Part, Planned, QuickPart
 from mesh.registry.mirror import Mirror
 from mesh.telemetry import logs
 from mesh.wire.post import Outbox, Post
-from mesh.wire.transport import MODEL_INFER, PARTS_EXCHANGE, Call, Channel, Metadata
+from mesh.wire.transport import PARTS_EXCHANGE, Call, Channel
 
 log = logs.get(__name__)
 
@@ -42,23 +37,14 @@ MAX_GIVEN_UP: Final = 4096
 """Requests remembered per router after they were given up: notes of other nodes may still be on their way."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Planned:
-    """A plan as this node sees it."""
-
-    graph: Graph
-    share: Share
-    places: frozenset[str]
-
-
 class _RouterPeer:
     """One router that is connected: what it planned, and what runs for it."""
 
     def __init__(self, id_: str) -> None:
         self.id = id_
         self.outbox = Outbox()
-        self.plans: OrderedDict[int, _Planned] = OrderedDict()
-        self.running: dict[int, _Part] = {}
+        self.plans: OrderedDict[int, Planned] = OrderedDict()
+        self.running: dict[int, Part | QuickPart] = {}
         self.given_up: OrderedDict[int, None] = OrderedDict()
 
 
@@ -73,6 +59,8 @@ class Parts:
         self._graphs = Graphs()
         self._routers: dict[str, _RouterPeer] = {}
         self._posts: dict[NodeId, _Neighbour] = {}
+        self._open: set[Outbox] = set()
+        """One for each stream that others opened to this node."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -86,35 +74,39 @@ class Parts:
         """Answer one stream of a router or of another node. Raises `InvalidRequest` for a peer that makes no sense."""
         first = await anext(aiter(messages), None)
         hello = read_note(first).hello if first is not None else notes.Hello()
-        if hello.router:
-            async for note in self._with_router(hello.router, messages):
-                yield note
-        elif hello.node:
-            async for data in messages:
-                self._hear_node(read_note(data))
-        else:
+        if not hello.router and not hello.node:
             raise InvalidRequest("expected a Hello with a router or a node as the first note of a stream")
-
-    async def _with_router(self, id_: str, messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        router = _RouterPeer(id_)
-        if id_ in self._routers:
-            self._leave(self._routers[id_])
-        self._routers[id_] = router
-        reading = asyncio.create_task(self._read(router, messages))
+        router = self._meet(hello.router) if hello.router else None
+        outbox = router.outbox if router is not None else Outbox()
+        self._open.add(outbox)
+        reading = asyncio.create_task(self._read(router, outbox, messages))
         try:
-            async for note in router.outbox:
+            async for note in outbox:
                 yield note
-            await reading
+            if reading.done():
+                reading.result()
         finally:
             reading.cancel()
-            self._leave(router)
+            self._open.discard(outbox)
+            if router is not None:
+                self._leave(router)
 
-    async def _read(self, router: _RouterPeer, messages: AsyncIterator[bytes]) -> None:
+    def _meet(self, id_: str) -> _RouterPeer:
+        if id_ in self._routers:
+            self._leave(self._routers[id_])
+        router = self._routers[id_] = _RouterPeer(id_)
+        return router
+
+    async def _read(self, router: _RouterPeer | None, outbox: Outbox, messages: AsyncIterator[bytes]) -> None:
+        """Hear a router, or None: another node."""
         try:
             async for data in messages:
-                self._hear_router(router, read_note(data))
+                if router is not None:
+                    self._hear_router(router, read_note(data))
+                else:
+                    self._hear_node(read_note(data))
         finally:
-            router.outbox.close()
+            outbox.close()
 
     def _leave(self, router: _RouterPeer) -> None:
         """Forget a router: nobody hears what its requests come to."""
@@ -160,7 +152,7 @@ class Parts:
             problem = error.message
         router.outbox.post(notes.Note(agreed=notes.Agreed(plan=said.id, problem=problem)).SerializeToString())
 
-    async def _plan(self, said: notes.Plan) -> _Planned:
+    async def _plan(self, said: notes.Plan) -> Planned:
         def known(view: ClusterView) -> bool:
             pipeline = view.pipelines.get(said.pipeline)
             return pipeline is not None and pipeline.revision >= said.revision
@@ -179,14 +171,14 @@ class Parts:
         share = shares(graph, places).get(self.me)
         if share is None:
             raise InvalidRequest(f"no step of this plan runs on node '{self.me}'")
-        return _Planned(graph, share, frozenset(places.values()))
+        return Planned(graph, share)
 
     def _ended(self, router: _RouterPeer, said: notes.StepEnded) -> None:
         """Take how a step ended elsewhere, as the first of its request perhaps."""
         run = read_run(said.run)
-        if run.id in router.given_up:
+        if run.said.id in router.given_up:
             return
-        part = router.running.get(run.id)
+        part = router.running.get(run.said.id)
         try:
             if part is None:
                 part = self._begin(router, run)
@@ -194,17 +186,16 @@ class Parts:
         except MeshError as error:
             if part is not None:
                 part.withdraw(asyncio.CancelledError())
-            self.fail(router, run.id, "", error)
+            self.fail(router, run.said.id, "", error)
 
-    def _begin(self, router: _RouterPeer, run: RunInfo) -> _Part:
+    def _begin(self, router: _RouterPeer, run: RunInfo) -> Part | QuickPart:
         """Return the part of a request that is new here. Raises `NotHere` when a plan or a copy is gone."""
-        planned = router.plans.get(run.plan)
+        planned = router.plans.get(run.said.plan)
         if planned is None:
-            raise NotHere(f"plan {run.plan} is not known to node '{self.me}' (any more)")
-        router.plans.move_to_end(run.plan)
-        view = self._mirror.view
-        copies = {key: self.runs.copy(view, *key) for name in planned.share.mine for key in _asks(planned.graph, name)}
-        part = router.running[run.id] = _Part(self, router, run, planned, copies)
+            raise NotHere(f"plan {run.said.plan} is not known to node '{self.me}' (any more)")
+        router.plans.move_to_end(run.said.plan)
+        part = planned.begin(_Line(self, router, run.said.id), run, self._mirror.view, self.runs)
+        router.running[run.said.id] = part
         self._idle.clear()
         return part
 
@@ -266,8 +257,8 @@ class Parts:
                 await self._idle.wait()
         except TimeoutError:
             log.warning("parts of requests were cut off", running=self.running)
-        for router in list(self._routers.values()):
-            router.outbox.close()
+        for outbox in tuple(self._open):
+            outbox.close()
         for neighbour in list(self._posts.values()):
             await neighbour.close()
         for task in self._tasks:
@@ -300,72 +291,27 @@ class _Neighbour:
             await self._closing
 
 
-class _Part(Steps):
-    """The share of one request that runs here."""
+class _Line:
+    """The ways out of one request of a router."""
 
-    def __init__(self, parts: Parts, router: _RouterPeer, run: RunInfo, planned: _Planned, copies: Copies) -> None:
+    __slots__ = ("_parts", "_router", "_run")
+
+    def __init__(self, parts: Parts, router: _RouterPeer, run: int) -> None:
         self._parts = parts
         self._router = router
-        self._info = run
-        self._share = planned.share
-        self._early: list[tuple[str, Mapping[str, Carried] | None]] = []
-        """What ended elsewhere before the inputs were here."""
-        self._begun = False
-        trace: Metadata = tuple(
-            (key, value) for key, value in (("traceparent", run.traceparent), ("tracestate", run.tracestate)) if value
-        )
-        asked = Asked(MODEL_INFER, lambda: trace, run.deadline_s, "", "", run.traceparent, "")
-        super().__init__(parts.runs.see, planned.graph, copies, asked, run.parameters or {})
+        self._run = run
 
-    def hear(self, step: str, tensors: Mapping[str, Carried] | None) -> None:
-        """Take how a step ended elsewhere; with an empty name the inputs. Raises `InvalidRequest`."""
-        if not step:
-            if self._begun:
-                raise InvalidRequest("the inputs of this request came twice")
-            self._begin(tensors or {})
-        elif self._begun or not self._share.inputs:
-            if not self._begun:
-                self._begin({})
-            self.heard(step, tensors)
-        else:
-            self._early.append((step, tensors))
+    def to(self, place: str, note: bytes) -> None:
+        """Post a note to another place of it."""
+        self._parts.to(place, self._router, note)
 
-    def _begin(self, given: Mapping[str, Carried]) -> None:
-        self._begun = True
-        self.start(given, self._share)
-        early, self._early = self._early, []
-        for step, tensors in early:
-            self.heard(step, tensors)
+    def failed(self, step: str, error: Exception) -> None:
+        """Tell the router that it failed."""
+        self._parts.fail(self._router, self._run, step, error)
 
-    def tell(self, step: str, outputs: Mapping[str, Held] | None) -> None:
-        """Send to each place what it wants of a step, encoded once."""
-        known: dict[str, Carried] = {}
-        for place, wanted in self._share.gives[step].items():
-            tensors: dict[str, Carried] | None = None
-            if outputs is not None:
-                try:
-                    for name in wanted - known.keys():
-                        known[name] = carried(outputs[name])
-                except TensorError as error:
-                    self.withdraw(asyncio.CancelledError())
-                    self.broke(step, ModelFailed(f"step '{step}' gave a bad output: {error.message}"))
-                    return
-                tensors = {name: known[name] for name in wanted}
-            self._parts.to(place, self._router, ended_note(self._info, step, tensors))
-
-    def finished(self, outputs: Mapping[str, Held]) -> None:
-        """Forget it: all that others want of it is on its way."""
-        self._parts.over(self._router, self._info.id)
-
-    def broke(self, step: str, error: Exception) -> None:
-        """Tell the router."""
-        self._parts.fail(self._router, self._info.id, step, of_step(self.graph.pipeline.name, step, error))
-
-
-def _asks(graph: Graph, step: str) -> list[tuple[str, str]]:
-    """Return (name, version) of what a step may ask."""
-    spec = graph.steps[step]
-    return [(spec.model, spec.version)] + ([(spec.use_on_error, "")] if spec.use_on_error else [])
+    def over(self) -> None:
+        """Forget it."""
+        self._parts.over(self._router, self._run)
 
 
 def _ignored(note: bytes) -> None:

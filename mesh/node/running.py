@@ -55,12 +55,24 @@ class Asked:
     """The revision, when `model` is a pipeline's name that the router wants to be run here."""
 
 
+class Seen(Protocol):
+    """What is remembered of a request until it ends: `observe.Observed`, or nothing."""
+
+    rows: int
+    read_ns: int
+    ran: Ran | None
+    ran_ns: int
+
+    def end(self, error: BaseException | None) -> None:
+        """Count it."""
+
+
 class Running:
     """A `batcher.Waiter`: it is told the outputs and tells its reply the answer."""
 
     __slots__ = ("_item", "_message", "_plan", "_reply", "_seen", "_wanted", "served")
 
-    def __init__(self, served: Served, message: bytes, plan: Plan | None, reply: Reply, seen: Observed) -> None:
+    def __init__(self, served: Served, message: bytes, plan: Plan | None, reply: Reply, seen: Seen) -> None:
         self.served = served
         self._message = message
         self._plan = plan
@@ -135,7 +147,7 @@ class Beginner:
         self._find = find
         self.metrics = metrics
         self.tracing = tracing
-        self._plans = Plans()
+        self.plans = Plans()
 
     def served(self, name: str, version: str) -> Served:
         """Return the copy that serves. Raises `NotHere` when it is not here."""
@@ -146,7 +158,7 @@ class Beginner:
 
     def planned(self, asked: Asked, message: bytes, reply: Reply) -> Running | None:
         """Begin a request that a plan fits; None when there is none. Raises `MeshError` when it cannot be queued."""
-        plan = self._plans.find(message)
+        plan = self.plans.find(message)
         if plan is None:
             return None
         served = self._find(asked.model or plan.model, asked.version or plan.version)
@@ -173,11 +185,15 @@ class Beginner:
         running = Running(served, message, None, reply, seen)
         seen.begin()
         try:
-            running.submit(request, asked.deadline_s, self._plans)
+            running.submit(request, asked.deadline_s, self.plans)
         except BaseException as error:
             seen.end(error)
             raise
         return running
+
+    def is_traced(self, traceparent: str) -> bool:
+        """Tell whether the caller wants to have a request recorded."""
+        return self.tracing.on and bool(traceparent) and self.tracing.wants(traceparent, 1.0)
 
     def seen(self, asked: Asked, served: Served, step: str = "") -> Observed:
         """Return what counts and traces one request, or one of the step of a pipeline."""

@@ -98,6 +98,11 @@ class Served:
         if not self.in_flight:
             self.idle.set()
 
+    def used(self, count: int) -> None:
+        """Count requests that came and went at once."""
+        self.last_used_s = time.time()
+        self._uses += count
+
     def hold(self) -> None:
         """Keep it from being closed for a request that will ask it later."""
         self.in_flight += 1

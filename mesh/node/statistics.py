@@ -67,6 +67,16 @@ class Statistics:
             duration.count += 1
             duration.ns += ns
 
+    def stepped(self, count: int, rows: int, run_ns: int) -> None:
+        """Count requests of a step that ran together without a queue, each of which took `run_ns`."""
+        self.inferences += rows
+        self.last_inference_ns = time.time_ns()
+        for duration in (self.success, self.compute_infer):
+            duration.count += count
+            duration.ns += run_ns * count
+        for duration in (self.queue, self.compute_input, self.compute_output):
+            duration.count += count
+
     def message(self, name: str, version: str, bytes_held: int) -> Any:
         """Return the protocol's ModelStatistics."""
         answer = pb.ModelStatistics(

@@ -36,18 +36,18 @@ class Steps:
         self.asked = asked
         self.see = see
         self.graph = graph
-        self.served = tuple(dict.fromkeys(copies.values()))
+        self.copies = tuple(dict.fromkeys(copies.values()))
         """The copies that it may ask. They are held until it is over."""
         timeout_us = parameters.get("timeout")
         self.queue_timeout_s = timeout_us / 1e6 if isinstance(timeout_us, int) and timeout_us > 0 else None
-        self._copies = copies
+        self._asked_as = copies
         self._parameters = parameters
         self._run: Run[Held]
         self._attempts: dict[str, Attempt] = {}
         self._todo: deque[Action[Held]] = deque()
         self._busy = False
         self.over = False
-        for each in self.served:
+        for each in self.copies:
             each.hold()
 
     def start(self, given: Mapping[str, Carried], share: Share | None = None) -> None:
@@ -63,7 +63,7 @@ class Steps:
         """Leave: nobody waits for it any more, and `error` is what is counted of what still runs."""
         if not self.over:
             self.over = True
-            for each in self.served:
+            for each in self.copies:
                 each.release()
         for attempt in list(self._attempts.values()):
             attempt.stop(error)
@@ -93,7 +93,7 @@ class Steps:
             while self._todo and not self.over:
                 match self._todo.popleft():
                     case Call() as call:
-                        model = self._copies[call.model, call.version]
+                        model = self._asked_as[call.model, call.version]
                         attempt = self._attempts[call.step.name] = Attempt(self, call, model, self._parameters)
                         attempt.begin()
                     case End(step, outputs):

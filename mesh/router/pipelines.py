@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mesh.api.carried import TYPED, literals, read_tensors, response_message, wants_typed
 from mesh.api.messages import ModelInferRequest
-from mesh.api.notes import RunInfo
+from mesh.api.notes import begun
 from mesh.api.pipelines import check_inputs, wanted_outputs
 from mesh.core.errors import RemoteError
 from mesh.core.pipeline.run import Graphs
@@ -75,12 +75,7 @@ class Pipelines:
         wanted = wanted_outputs(pipeline, asked.outputs)
         parameters = {name: value for name, value in literals(asked.parameters).items() if name != TYPED}
         graph, without = self._graphs.of(pipeline), list[NodeId]()
-        trace = dict(seen.headers() or _trace(call))
-
-        def run(router: str, id_: int, plan: int) -> RunInfo:
-            parent, state = str(trace.get("traceparent", "")), str(trace.get("tracestate", ""))
-            return RunInfo(router, id_, plan, call.deadline_s, parent, state, parameters)
-
+        trace = {key: str(value) for key, value in seen.headers() or _trace(call)}
         while True:
             # The state of a sequence is with one copy of each model, which the balancer knows of single requests alone.
             alone = "sequence_id" in parameters
@@ -90,7 +85,9 @@ class Pipelines:
             seen.asked(plan.nodes[0] if plan.nodes else NodeId(""))
             one = Attempt(self._dispatch, call, plan, parameters, tuple(trace.items()))
             try:
-                outputs = await one.answer(self.spread.begin(plan, given, run), given)
+                outputs = await one.answer(
+                    self.spread.begin(plan, given, begun(call.deadline_s, trace, parameters)), given
+                )
                 break
             except Elsewhere as moved:
                 without.append(moved.node)

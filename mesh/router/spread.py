@@ -180,10 +180,12 @@ class Spread:
 
     # -- requests ------------------------------------------------------------------------------------------------
 
-    def begin(self, plan: Plan, given: Mapping[str, Carried], run: Callable[[str, int, int], RunInfo]) -> Away:
-        """Begin a request at the nodes of a plan they agreed to. `run` gets router, id and plan."""
-        away = Away(self, plan, run(self._id, next(self._run_ids), plan.id))
-        self._runs[away.run.id] = away
+    def begin(self, plan: Plan, given: Mapping[str, Carried], run: RunInfo) -> Away:
+        """Begin a request at the nodes of a plan that they agreed to."""
+        said = run.said
+        said.router, said.id, said.plan = self._id, next(self._run_ids), plan.id
+        away = Away(self, plan, run)
+        self._runs[said.id] = away
         for node in plan.nodes:
             self._balancer.picked(node)
             share = plan.shares[node]
@@ -202,7 +204,7 @@ class Spread:
 
     def end(self, away: Away) -> None:
         """Forget a request."""
-        self._runs.pop(away.run.id, None)
+        self._runs.pop(away.run.said.id, None)
         for node in away.plan.nodes:
             self._balancer.done(node, None)
 
@@ -344,7 +346,7 @@ class Away:
         """Forget the request, and let the nodes forget it unless each is done by itself."""
         self.spread.end(self)
         if not answered or self.plan.may_leave:
-            note = notes.Note(give_up=notes.GiveUp(run=self.run.id)).SerializeToString()
+            note = notes.Note(give_up=notes.GiveUp(run=self.run.said.id)).SerializeToString()
             for node in self.plan.nodes:
                 self.spread.post(node, note)
 

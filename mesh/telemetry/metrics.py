@@ -171,6 +171,15 @@ class NodeMetrics:
             row.queue.add(queue_s)
             row.compute.add(compute_s)
 
+    def steps_done(self, model: str, version: str, count: int, *, compute_s: float) -> None:
+        """Count requests of a step that ran together without a queue, each of which took `compute_s`."""
+        row = self._table.find(model, version)
+        row.codes[Code.OK] += count
+        row.seconds.add(compute_s, count)
+        row.ok_s += compute_s * count
+        row.queue.add(0.0, count)
+        row.compute.add(compute_s, count)
+
     def batch_run(self, model: str, version: str, batch_size: int, compute_s: float) -> None:
         """Count one execution of a model over `batch_size` rows."""
         row = self._table.find(model, version)

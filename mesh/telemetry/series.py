@@ -41,10 +41,10 @@ class Histogram:
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
-    def add(self, value: float) -> None:
-        """Count `value`. O(log buckets)."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
+    def add(self, value: float, count: int = 1) -> None:
+        """Count `value`, so many times. O(log buckets)."""
+        self.counts[bisect_left(self.bounds, value)] += count
+        self.total += value * count
 
     def count(self) -> int:
         """Return how many values were added."""
