@@ -152,7 +152,14 @@ def whole(model: ModelVersion, graph: Graph) -> Ends | None:
 
 
 def part(graph: Graph, share: Share, copies: Copies) -> Ends | None:
-    """Return the ends of one node's share, with tensors named as they are written; None when it cannot be a chain."""
+    """Return the ends of one node's share, with tensors named as they are written; None when it cannot be a chain.
+
+    A chain begins when all it needs is there: steps that could begin earlier, or whose outputs come back as inputs by
+    way of other places, are none.
+    """
+    begins = {ref.step for name in share.mine for ref in graph.steps[name].refs() if ref.step not in share.mine}
+    if len(share.mine) > 1 and len(begins) > 1:
+        return None
     takes: dict[Ref, TensorSpec] = {}
     for name in sorted(share.mine):
         step = graph.steps[name]
@@ -172,13 +179,15 @@ def _plain(specs: Collection[TensorSpec]) -> bool:
 
 def _may_fuse(step: Step, served: Served, known: Collection[Ref], needed: Collection[str]) -> bool:
     """Tell whether a step plainly asks one steady model for numbers."""
-    plain = step.when is None and not (step.each or step.timeout_s or step.retries or step.use_on_error)
+    plain = step.when is None and not (step.each or step.timeout_s or step.retries or step.use_on_error) and step.inputs
     named = {spec.name for spec in served.inputs}
     single = all(len(source) == 1 and (source[0].step or source[0] in known) for source in step.inputs.values())
     wanted = all(spec.optional or spec.name in step.inputs for spec in served.inputs)
     numbers = not any(spec.dtype in LONG_WAY for spec in (*served.inputs, *served.outputs.values()))
     ours = named >= step.inputs.keys() and served.outputs.keys() >= set(needed)
-    return plain and single and wanted and numbers and ours and served.loaded.steady and not served.model.decoupled
+    return (
+        bool(plain) and single and wanted and numbers and ours and served.loaded.steady and not served.model.decoupled
+    )
 
 
 def _step(graph: Graph, step: Step, copies: Copies, slots: dict[Ref, int]) -> _Step:

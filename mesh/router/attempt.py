@@ -62,33 +62,38 @@ class Attempt:
         away.listen(self._events.put_nowait)
         answered = False
         try:
-            async with asyncio.timeout(self._left_s()):
-                actions = run.begin()
-                while True:
-                    for action in actions:
-                        match action:
-                            case graphs.Finish(outputs):
-                                answered = True
-                                return outputs
-                            case graphs.End(step, outputs):
-                                away.tell(step, outputs)
-                            case graphs.Fail(step, error):
-                                raise of_step(run.pipeline.name, step, error)
-                            case graphs.Call():
-                                self._begin(action)
-                    actions = self._take(run, await self._events.get())
+            if self._call.deadline_s is None:
+                outputs = await self._drive(run, away)
+            else:
+                # What only nodes wait for ends with the deadline, too.
+                async with asyncio.timeout(self._call.deadline_s - time.monotonic()):
+                    outputs = await self._drive(run, away)
+            answered = True
         except TimeoutError:
             waits = [step for step in self._plan.graph.order if step not in away.ended]
             raise DeadlineExceeded(f"the deadline passed before {_steps(waits)} of this pipeline ended") from None
         finally:
             away.close(answered=answered)
-            for task in self._running:
-                task.cancel()
-            await asyncio.gather(*self._running, return_exceptions=True)
+            if self._running:
+                for task in self._running:
+                    task.cancel()
+                await asyncio.gather(*self._running, return_exceptions=True)
+        return outputs
 
-    def _left_s(self) -> float | None:
-        """Return the seconds of the deadline. What only the nodes wait for ends with it, too."""
-        return None if self._call.deadline_s is None else self._call.deadline_s - time.monotonic()
+    async def _drive(self, run: Run[Carried], away: Away) -> Mapping[str, Carried]:
+        actions = run.begin()
+        while True:
+            for action in actions:
+                match action:
+                    case graphs.Finish(outputs):
+                        return outputs
+                    case graphs.End(step, outputs):
+                        away.tell(step, outputs)
+                    case graphs.Fail(step, error):
+                        raise of_step(run.pipeline.name, step, error)
+                    case graphs.Call():
+                        self._begin(action)
+            actions = self._take(run, await self._events.get())
 
     def _begin(self, action: graphs.Call[Carried]) -> None:
         task = asyncio.create_task(self._step(action))

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from mesh.api.carried import TYPED, literals, read_tensors, response_message, wants_typed
+from mesh.api.carried import TYPED, Carried, literals, read_tensors, response_message, wants_typed
 from mesh.api.messages import ModelInferRequest
 from mesh.api.notes import begun
 from mesh.api.pipelines import check_inputs, wanted_outputs
-from mesh.core.errors import RemoteError
-from mesh.core.pipeline.run import Graphs
+from mesh.core.errors import Code, MeshError, RemoteError, code_of
+from mesh.core.pipeline.run import Graph, Graphs
+from mesh.core.pipeline.spec import Literal
 from mesh.core.types import NodeId
 from mesh.registry.mirror import Mirror
 from mesh.router.attempt import Attempt, Elsewhere
 from mesh.router.observe import Observed
-from mesh.router.spread import Spread
+from mesh.router.spread import Plan, Spread
 from mesh.router.target import Target
 from mesh.wire.transport import NOT_RUN_TRAILER, PIPELINE_HEADER, Call, Metadata
 
@@ -35,38 +37,57 @@ class Pipelines:
         self._graphs = Graphs()
         self.spread = Spread(mirror, dispatch.balancer, dispatch.channels)
 
+    def graph(self, target: Target) -> Graph:
+        """Return the graph of a pipeline."""
+        assert target.pipeline is not None
+        return self._graphs.of(target.pipeline)
+
     async def answer(self, call: Call, message: bytes, target: Target, seen: Observed) -> bytes:
         """Answer one request.
 
         Raises a `MeshError` that names the step; cancelling it cancels the steps that run.
         """
         seen.model = target.model
-        answer = await self._in_one_hop(call, message, target, seen)
-        return await self._in_parts(call, message, target, seen) if answer is None else answer
+        lost: MeshError | None = None
+        try:
+            answer = await self._in_one_hop(call, message, target, seen)
+            if answer is not None:
+                return answer
+        except Elsewhere as moved:
+            lost = moved.error
+        try:
+            return await self._in_parts(call, message, target, seen)
+        except MeshError as error:
+            raise _after(lost, error) from error
 
     async def _in_one_hop(self, call: Call, message: bytes, target: Target, seen: Observed) -> bytes | None:
-        """Return a node's answer; None when there is no such node, or it went away or lacks a model after all."""
+        """Return a node's answer, None when there is no such node or it lacks a model after all.
+
+        Raises `Elsewhere` when it went away.
+        """
         dispatch, u = self._dispatch, random.random()  # noqa: S311 - a choice of two
         located = dispatch.balancer.pick(target.candidates, tried=(), now_s=time.monotonic(), u=u)
         if located is None:
             return None
-        seen.asked(located.node.id)
+        node = located.node.id
+        seen.asked(node)
         metadata = (*dispatch.metadata(call, target.model, seen), (PIPELINE_HEADER, str(target.model.version)))
         try:
             reply = await dispatch.send(call, located, message, metadata)
         except RemoteError as error:
-            dispatch.metrics.attempt_failed(located.node.id, error.status.name)
-            if error.transport_failed or any(key == NOT_RUN_TRAILER for key, _ in error.trailers):
+            dispatch.metrics.attempt_failed(node, error.status.name)
+            if error.transport_failed:
+                told = (
+                    f"node '{node}' went away while it ran pipeline '{target.model.name}' ({error.message}); call again"
+                )
+                raise Elsewhere(node, RemoteError(Code.UNAVAILABLE, told, transport_failed=True)) from error
+            if any(key == NOT_RUN_TRAILER for key, _ in error.trailers):
                 return None
             raise
         return reply.message
 
     async def _in_parts(self, call: Call, message: bytes, target: Target, seen: Observed) -> bytes:
-        """Run the steps where their copies are; those that no node can run as asked are ordinary requests from here.
-
-        A request whose place went away, or did not run it, is cut anew without that node, within the attempts and the
-        deadline.
-        """
+        """Run the steps where their copies are; those that no node can run as asked are ordinary requests from here."""
         pipeline, model = target.pipeline, target.model
         assert pipeline is not None
         asked = ModelInferRequest.FromString(message)
@@ -74,29 +95,44 @@ class Pipelines:
         check_inputs(pipeline.name, model.inputs, given)
         wanted = wanted_outputs(pipeline, asked.outputs)
         parameters = {name: value for name, value in literals(asked.parameters).items() if name != TYPED}
-        graph, without = self._graphs.of(pipeline), list[NodeId]()
+        outputs = await self._outputs(call, self.graph(target), given, parameters, seen)
+        answer = {name: outputs[name] for name in wanted if name in outputs}
+        response = response_message(pipeline.name, str(pipeline.revision), asked.id, answer, typed=wants_typed(asked))
+        return response.SerializeToString()
+
+    async def _outputs(
+        self, call: Call, graph: Graph, given: Mapping[str, Carried], parameters: Mapping[str, Literal], seen: Observed
+    ) -> Mapping[str, Carried]:
+        """Return what a graph gives for its inputs.
+
+        A request whose place went away, or did not run it, is cut anew without that node, within the attempts and the
+        deadline.
+        """
         trace = {key: str(value) for key, value in seen.headers() or _trace(call)}
+        without: list[NodeId] = []
+        lost: MeshError | None = None
         while True:
-            # The state of a sequence is with one copy of each model, which the balancer knows of single requests alone.
-            alone = "sequence_id" in parameters
-            plan = self.spread.router_alone(graph)
-            if not alone:
-                plan = await self.spread.choose(graph, without, call.deadline_s)
+            plan = await self._plan(call, graph, without, parameters)
             seen.asked(plan.nodes[0] if plan.nodes else NodeId(""))
             one = Attempt(self._dispatch, call, plan, parameters, tuple(trace.items()))
             try:
-                outputs = await one.answer(
-                    self.spread.begin(plan, given, begun(call.deadline_s, trace, parameters)), given
-                )
-                break
+                away = self.spread.begin(plan, given, begun(call.deadline_s, trace, parameters))
+                return await one.answer(away, given)
             except Elsewhere as moved:
+                if isinstance(moved.error, RemoteError) and moved.error.transport_failed:
+                    lost = moved.error
                 without.append(moved.node)
                 late = call.deadline_s is not None and time.monotonic() >= call.deadline_s
                 if late or len(without) >= self._dispatch.max_attempts:
                     raise moved.error from None
-        answer = {name: outputs[name] for name in wanted if name in outputs}
-        response = response_message(pipeline.name, str(pipeline.revision), asked.id, answer, typed=wants_typed(asked))
-        return response.SerializeToString()
+            except MeshError as error:
+                raise _after(lost, error) from error
+
+    async def _plan(self, call: Call, graph: Graph, without: list[NodeId], parameters: Mapping[str, Literal]) -> Plan:
+        if "sequence_id" in parameters:
+            # The state of a sequence is with one copy of each model, which the balancer knows of single requests alone.
+            return self.spread.router_alone(graph)
+        return await self.spread.choose(graph, without, call.deadline_s)
 
     async def close(self) -> None:
         """Give up the streams to nodes."""
@@ -105,6 +141,16 @@ class Pipelines:
     def __repr__(self) -> str:
         """Show the graphs that were used."""
         return f"<Pipelines {self._graphs!r} {self.spread!r}>"
+
+
+_UNFIT = frozenset({Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.DEADLINE_EXCEEDED})
+
+
+def _after(lost: MeshError | None, error: MeshError) -> MeshError:
+    """Return what the caller reads when a request failed again, of which a node was lost before."""
+    if lost is None or error is lost or code_of(error) not in _UNFIT:
+        return error
+    return RemoteError(Code.UNAVAILABLE, f"{lost.message}; tried again: {error.message}", transport_failed=True)
 
 
 def _trace(call: Call) -> Metadata:

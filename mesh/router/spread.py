@@ -61,6 +61,17 @@ class Plan:
 
 
 @dataclass(slots=True)
+class _Cut:
+    """The plans of a pipeline, and what they were made of."""
+
+    graph: Graph
+    held: Mapping[str, frozenset[NodeId]]
+    plans: list[Plan]
+    view: ClusterView | None
+    """The latest one in which nothing else was held, with no node suspect; None: look again."""
+
+
+@dataclass(slots=True)
 class Ended:
     """A step ended elsewhere; None: it was skipped."""
 
@@ -93,7 +104,7 @@ class Spread:
         self._id = secrets.token_hex(8)
         self._plan_ids = itertools.count(1)
         self._run_ids = itertools.count(1)
-        self._cuts: dict[str, tuple[Graph, Mapping[str, frozenset[NodeId]], list[Plan]]] = {}
+        self._cuts: dict[str, _Cut] = {}
         self._plans: dict[tuple[str, int, tuple[tuple[str, str], ...]], Plan] = {}
         self._peers: dict[NodeId, _Peer] = {}
         self._runs: dict[int, Away] = {}
@@ -103,16 +114,20 @@ class Spread:
     def plans(self, graph: Graph, without: Sequence[NodeId] = ()) -> list[Plan]:
         """Return the best plans for a pipeline now, at least one. O(steps x copies) when nothing changed."""
         view = self._mirror.view
-        held = holders(view, graph, self._usable(view, without))
+        calm = not without and not self._balancer.suspects
         known = self._cuts.get(graph.pipeline.name) if not without else None
-        if known is not None and known[0] is graph and known[1] == held:
-            return known[2]
+        if known is not None and known.graph is graph and calm and known.view is view:
+            return known.plans
+        held = holders(view, graph, self._usable(without))
+        if known is not None and known.graph is graph and known.held == held:
+            known.view = view if calm else None
+            return known.plans
         found = [self._plan(graph, places) for places in cuts(graph, held, lambda ref: guessed_bytes(view, graph, ref))]
         if not without:
-            self._cuts[graph.pipeline.name] = (graph, held, found)
+            self._cuts[graph.pipeline.name] = _Cut(graph, held, found, view if calm else None)
         return found
 
-    def _usable(self, view: ClusterView, without: Sequence[NodeId]) -> Callable[[Host], bool]:
+    def _usable(self, without: Sequence[NodeId]) -> Callable[[Host], bool]:
         now_s = time.monotonic()
         return lambda node: node.id not in without and not self._balancer.is_suspect(node, now_s)
 

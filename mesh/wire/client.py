@@ -267,6 +267,13 @@ class _Call:
         if self._end is not False:
             raise RemoteError(Code.CANCELLED, "the peer has ended this stream")
 
+    def post(self, data: bytes) -> bool:
+        """Send a piece if nothing waits before it and the call goes on."""
+        if self._end is not False or self.stream is None or self._connection is None or self.stream.pending_bytes:
+            return False
+        self._connection.send_data(self.stream, data)
+        return True
+
     async def send(self, data: bytes, *, end: bool) -> None:
         """Send a piece; waits while much waits for the peer. Raises `RemoteError` when the call is over."""
         assert self._connection is not None
@@ -305,6 +312,10 @@ class WireDuplex:
         """Send one message; waits for flow control. Raises `RemoteError` when the stream is over."""
         await self._open()
         await self._call.send(framed(message), end=False)
+
+    def post(self, message: bytes) -> bool:
+        """Send one message at once; False when that would have to wait, and nothing was sent."""
+        return self._call.post(framed(message))
 
     async def half_close(self) -> None:
         """Say that no more messages follow."""

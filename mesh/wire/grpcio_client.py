@@ -81,6 +81,9 @@ class _GrpcioDuplex:
             # grpcio's word for a write after the peer ended the stream; receive() tells the status.
             raise RemoteError(Code.CANCELLED, "the peer has ended this stream") from error
 
+    def post(self, message: bytes) -> bool:
+        return False
+
     async def half_close(self) -> None:
         await self._call.done_writing()
 

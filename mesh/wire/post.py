@@ -65,6 +65,7 @@ class Post:
         self._hear = hear
         self._ended = ended
         self._outbox = Outbox()
+        self._sending = False
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     @property
@@ -74,7 +75,9 @@ class Post:
 
     def post(self, note: bytes) -> None:
         """Send a note behind the others. It may be lost, and then `ended` is told."""
-        self._outbox.post(note)
+        # While the sending task waits, nothing may overtake what it holds.
+        if self._sending or len(self._outbox) or self._outbox.closed or not self._duplex.post(note):
+            self._outbox.post(note)
 
     async def close(self) -> None:
         """Give the stream up."""
@@ -109,7 +112,9 @@ class Post:
     async def _send(self) -> None:
         try:
             async for note in self._outbox:
+                self._sending = True
                 await self._duplex.send(note)
+                self._sending = False
         except MeshError:
             # `receive` tells why.
             return

@@ -92,6 +92,9 @@ class Duplex(Protocol):
     async def send(self, message: bytes) -> None:
         """Send one message; waits for flow control. Raises `RemoteError` when the stream is over."""
 
+    def post(self, message: bytes) -> bool:
+        """Send one message at once; False when that would have to wait, and nothing was sent."""
+
     async def half_close(self) -> None:
         """Say that no more messages follow."""
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mesh_client import Client, Tls, Unavailable
+from tests.e2e.test_spread import chain, write
 from tests.fixtures.certs import Certs, make_certs
 from tests.fixtures.etcd import EtcdServer
 from tests.fixtures.mesh import Process, start_node, start_router, until
@@ -22,7 +23,6 @@ ROW = np.array([[5.1, 3.5, 1.4, 0.2]], dtype=np.float32)
 @dataclass
 class Secured:
     router: Process
-    node: Process
     certs: Certs
 
     def client(self, *, shown: bool = True, ca: Path | None = None) -> Client:
@@ -49,11 +49,16 @@ def secured(new_etcd: Callable[..., EtcdServer], tmp_path: Path) -> Iterator[Sec
         *("--node-tls-key", str(certs.client_key)),
     )
     registry = f"https://{etcd.address}"
+    write(tmp_path / "models")
+    models = ("--models", str(tmp_path / "models"))
     with (
-        start_node(registry, "a", *to_registry, *own) as node,
+        start_node(registry, "a", "--label", "first=yes", *models, *to_registry, *own) as node,
+        start_node(registry, "b", "--label", "second=yes", *models, *to_registry, *own, *to_nodes) as other,
         start_router(registry, *to_registry, *own, *to_nodes) as router,
     ):
-        secured = Secured(router.wait_ready(), node.wait_ready(), certs)
+        secured = Secured(router.wait_ready(), certs)
+        for each in (node, other):
+            each.wait_ready()
         with secured.client() as client:
             until(client.server_ready, what="the router has heard of the node")
         yield secured
@@ -101,3 +106,10 @@ def test_grpcurl_speaks_tls(secured: Secured) -> None:
         check=False,
     )
     assert "SERVING" in done.stdout, done.stderr
+
+
+def test_nodes_tell_each_other_over_tls(secured: Secured) -> None:
+    with secured.client() as client:
+        name = chain(client, "over-both", "begin", "end", "begin")
+        for number in range(3):
+            assert client.infer(name, {"x": np.array([number], np.float32)})["y"].tolist() == [(number + 1) * 2.0 + 1]

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 
 from mesh.api.carried import read_tensors
 from mesh.api.messages import InferTensorContents, control
+from mesh.api.notes import read_ended, read_failed, read_note, read_run
 from mesh.api.pipelines import pipeline_message, read_pipeline
 from mesh.api.tensors import TensorError, decode_contents, decode_raw
 from mesh.cli.manifest import BadManifest
@@ -21,6 +22,7 @@ from mesh.core.pipeline.check import check
 from mesh.core.types import Dtype, ModelName, ModelVersion, TensorSpec, Version
 from mesh.node.repository import BadFolder, _config
 from mesh.node.running import decode
+from mesh.node.steps import held
 from mesh.node.validate import read_inputs
 from mesh.registry import keys, records
 from mesh.router.override import overridden
@@ -205,6 +207,17 @@ def fuzz_carried(data: bytes) -> None:
             decode_raw(tensor.raw, tensor.dtype, tensor.shape)
 
 
+def fuzz_note(data: bytes) -> None:
+    """What routers and nodes tell each other."""
+    with suppress(InvalidRequest):
+        note = read_note(data)
+        read_failed(note.failed)
+        run = read_run(note.ended.run)
+        run.parameters()
+        for name, tensor in (read_ended(note.ended) or {}).items():
+            held({name: tensor})
+
+
 def fuzz_pipeline(data: bytes) -> None:
     """A pipeline as a message, and as a file."""
     with suppress(DecodeError):
@@ -229,6 +242,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "model_yaml": fuzz_model_yaml,
     "override": fuzz_override,
     "carried": fuzz_carried,
+    "note": fuzz_note,
     "pipeline": fuzz_pipeline,
     **WIRE_TARGETS,
 }

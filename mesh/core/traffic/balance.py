@@ -89,6 +89,11 @@ class Balancer:
         until_s = self._suspects.get((node.id, node.incarnation)) if self._suspects else None
         return until_s is not None and now_s < until_s
 
+    @property
+    def suspects(self) -> bool:
+        """Whether any node failed lately."""
+        return bool(self._suspects)
+
     def forget(self, present: Collection[NodeId]) -> None:
         """Drop what is known of nodes that left and have nothing outstanding."""
         for node in [node for node, load in self._loads.items() if node not in present and not load.outstanding]:

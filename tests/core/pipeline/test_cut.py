@@ -92,12 +92,13 @@ def test_any_places_and_any_order_give_what_a_plain_evaluation_gives(
         else:
             request.end(index - len(request.todo))
     assert request.finished[ROUTER] == plain(pipeline, {"p": p, "q": q})
-    assert request.finished.keys() == request.places.keys(), "every place knows that it is done"
     assert len(request.called) == len(set(request.called)), "no step runs twice"
     assert len({(step, to) for step, to, _ in request.sent}) == len(request.sent), "nothing is sent twice"
     travelling = {(edge.ref.step, edge.to, edge.ref.tensor) for edge in edges(Graph(pipeline), places) if edge.ref.step}
     assert {(step, to, tensor) for step, to, tensors in request.sent for tensor in tensors} <= travelling
     if not may_leave(Graph(pipeline)):
+        # Otherwise the router tells the other places when it has its answer.
+        assert request.finished.keys() == request.places.keys(), "every place knows that it is done"
         assert sorted(request.called) == sorted(step.name for step in pipeline.steps)
 
 
