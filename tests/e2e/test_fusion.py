@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import urllib.request
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import tritonclient.grpc as triton
+from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
 
 from mesh.api.messages import control
@@ -42,6 +45,8 @@ MODELS = {
     "fails": (FLOAT, "raise ValueError('never works')"),
     "slow": (FLOAT, "time.sleep(max(0.0, min(1.0, float(inputs['x'].max())))); return {'y': inputs['x']}"),
 }
+NUMBERS = {"double": ("Add", ["x", "x"]), "square": ("Mul", ["x", "x"]), "sum": ("Add", ["x", "z"])}
+"""ONNX models of one operator: runs so short that their steps may become one chain."""
 SIDES = ("left", "right")
 X = np.array([[1.0, 2.0], [30.0, 400.0]], np.float32)
 
@@ -54,6 +59,21 @@ def write(repository: Path) -> None:
             (folder.parent / "model.yaml").write_text(f"runtime: python\nnode_labels: {{side: {side}}}\n{yaml}")
             code = f"import time\nimport numpy\n\nclass Model:\n    def infer(self, inputs, request):\n        {body}\n"
             (folder / "model.py").write_text(code)
+    for name, (operator, inputs) in NUMBERS.items():
+        for side in SIDES:
+            folder = repository / f"{name}-{side}" / "1"
+            folder.mkdir(parents=True)
+            (folder.parent / "model.yaml").write_text(
+                f"runtime: onnx\nmax_batch_size: 4\nnode_labels: {{side: {side}}}\n"
+            )
+            graph = helper.make_graph(
+                [helper.make_node(operator, inputs, ["y"])],
+                name,
+                [helper.make_tensor_value_info(each, TensorProto.FLOAT, ["b", 2]) for each in dict.fromkeys(inputs)],
+                [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", 2])],
+            )
+            model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+            onnx.save(model, str(folder / "model.onnx"))
 
 
 class Mesh:
@@ -73,7 +93,7 @@ class Mesh:
 
     def load(self, client: Client, side: str) -> None:
         """Load all models of a side: placed by chance, a first request would go step by step."""
-        for name in MODELS:
+        for name in (*MODELS, *NUMBERS):
             client.load(f"{name}-{side}")
 
     def requests(self, model: str) -> int:
@@ -92,7 +112,7 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     etcd.launch_and_wait()
     mesh = Mesh(etcd, folder / "models")
     with Client(mesh.router.grpc, timeout_s=60) as client:
-        until(lambda: len(client.models()) == 2 * len(MODELS), what="the models are known")
+        until(lambda: len(client.models()) == 2 * len(MODELS) + 2 * len(NUMBERS), what="the models are known")
         for side in SIDES:
             mesh.load(client, side)
     yield mesh
@@ -141,6 +161,15 @@ GRAPHS: dict[str, tuple[Steps, dict[str, str]]] = {
         {"y": "b.y"},
     ),
     "saved": ([step("a", "plus", "$x"), step("b", "fails", "a.y", retries=1)], {"y": "b.y"}),
+    "numbers": (
+        [
+            step("a", "double", "$x"),
+            step("b", "square", "a.y"),
+            control.Step(name="c", model="sum", inputs={"x": "b.y", "z": "a.y"}),
+            step("d", "square", "a.y"),
+        ],
+        {"y": "c.y", "a": "a.y", "d": "d.y", "x": "$x"},
+    ),
     "timed": ([step("a", "plus", "$x"), step("b", "slow", "a.y", timeout_s=0.2)], {"y": "b.y"}),
 }
 """Models are named without their side."""
@@ -177,7 +206,13 @@ def test_fused_and_spread_give_the_same(mesh: Mesh, client: Client, graph: str) 
     fused, spread = apply(client, f"{graph}-fused", graph, "l"), apply(client, f"{graph}-spread", graph, "lr")
     dtype = "BF16" if graph == "brains" else "FP32"
     inputs: list[Inputs] = [{"x": Tensor(values, dtype)} for values in (X, -X, X * 0, X[:1])]
-    inputs += [{"x": X.astype(np.int64)}, {"z": X}, {"x": np.zeros((1, 3), np.float32)}, {"x": X[:0]}]
+    inputs += [
+        {"x": np.zeros((5, 2), np.float32)},
+        {"x": X.astype(np.int64)},
+        {"z": X},
+        {"x": np.zeros((1, 3), np.float32)},
+        {"x": X[:0]},
+    ]
     model = GRAPHS[graph][0][0].model
     before = mesh.requests(f"{model}-left")
     found = [outcome(client, fused, each) for each in inputs]
@@ -208,6 +243,44 @@ def test_steps_of_a_fused_request_count_at_their_models(mesh: Mesh, client: Clie
     before = count()
     client.infer(name, {"x": X})
     assert count() == before + 2
+
+
+def stages(client: Client, model: str) -> tuple[int, int, int]:
+    """Return how often a model answered, and the nanoseconds it took to read and to answer in all."""
+    (found,) = client.model_statistics(model).model_stats
+    stats = found.inference_stats
+    return stats.success.count, stats.compute_input.ns, stats.compute_output.ns
+
+
+def test_tiny_steps_run_as_one_chain_and_are_counted_each(client: Client) -> None:
+    name = apply(client, "chained-fused", "numbers", "l")
+
+    def runs_as_a_chain() -> bool:
+        count, *spent_ns = stages(client, "sum-left")
+        with client.stream() as stream:
+            for number in range(100):
+                stream.send(name, {"x": np.full((1, 2), number, np.float32)}, id=str(number))
+            stream.half_close()
+            found = [(result.id, float(result["y"][0, 0])) for result in stream]
+        assert found == [(str(number), 4.0 * number**2 + 2 * number) for number in range(100)]
+        counted, *now_ns = stages(client, "sum-left")
+        assert counted == count + 100
+        # Between the steps of a chain nothing is read or written.
+        return now_ns == spent_ns
+
+    # The first runs of a model are slow, and as long as a mean run is not short each step has its own queue.
+    until(runs_as_a_chain, what="the steps run as a chain")
+
+
+def test_a_chain_beside_requests_to_its_models(client: Client) -> None:
+    name = apply(client, "beside-fused", "numbers", "r")
+    with ThreadPoolExecutor(8) as pool:
+        chained = [pool.submit(client.infer, name, {"x": X * number}) for number in range(100)]
+        alone = [pool.submit(client.infer, "square-right", {"x": X * number}) for number in range(100)]
+        for number in range(100):
+            a = X * number * 2
+            assert chained[number].result()["y"].tolist() == (a * a + a).tolist()
+            assert alone[number].result()["y"].tolist() == ((X * number) ** 2).tolist()
 
 
 @pytest.mark.parametrize("sides", ["l", "lr"], ids=["fused", "spread"])
