@@ -165,7 +165,10 @@ class Parts:
         pipeline = view.pipelines[said.pipeline]
         if pipeline.revision != said.revision:
             raise NotHere(f"pipeline '{said.pipeline}' is at revision {pipeline.revision}, not {said.revision}")
-        graph, places = self._graphs.of(pipeline), dict(said.places)
+        try:
+            graph, places = self._graphs.of(pipeline, said.path), dict(said.places)
+        except KeyError:
+            raise InvalidRequest(f"expected a half of pipeline '{said.pipeline}', got '{said.path}'") from None
         if places.keys() != graph.steps.keys():
             raise InvalidRequest(f"expected a place for each step of '{said.pipeline}', got {sorted(places)}")
         share = shares(graph, places).get(self.me)

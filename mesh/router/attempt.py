@@ -19,7 +19,8 @@ from mesh.core.pipeline.cut import ROUTER
 from mesh.core.pipeline.run import EACH_AT_ONCE, NEVER_BETTER, Action, Run, compare, count_of, of_step
 from mesh.core.pipeline.spec import Condition, Literal
 from mesh.core.types import NodeId
-from mesh.router.spread import Away, Broke, Ended, Event, Plan
+from mesh.router.plans import Plan
+from mesh.router.spread import Away, Broke, Ended, Event
 from mesh.wire.transport import Call, Metadata
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Attempt:
 
     async def answer(self, away: Away, given: Mapping[str, Carried]) -> Mapping[str, Carried]:
         """Return the outputs. Raises a `MeshError` that names the step, or `Elsewhere`."""
-        run: Run[Carried] = Run(self._plan.graph, given, _holds, self._plan.shares[ROUTER])
+        run: Run[Carried] = Run(self._plan.graph, given, holds, self._plan.shares[ROUTER])
         away.listen(self._events.put_nowait)
         answered = False
         try:
@@ -138,7 +139,8 @@ class Attempt:
             raise DeadlineExceeded(f"no answer within the step's timeout of {step.timeout_s:g} s") from None
 
 
-def _holds(when: Condition, tensor: Carried) -> bool:
+def holds(when: Condition, tensor: Carried) -> bool:
+    """Tell whether a condition is true. Raises `InvalidRequest` for a tensor that it does not fit."""
     return compare(when, tensor.item())
 
 

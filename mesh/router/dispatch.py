@@ -85,6 +85,8 @@ class Dispatch:
         model = seen.model = self._model(call, request)
         if model is None:
             target = self.targets.find(named_in(call, request), request.model_version)
+            if target.model.decoupled:
+                raise Unimplemented("ModelInfer RPC doesn't support models with decoupled transaction policy")
             return await self.pipelines.answer(call, message, target, seen)
         if model.decoupled:
             raise Unimplemented("ModelInfer RPC doesn't support models with decoupled transaction policy")

@@ -8,25 +8,55 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mesh.api.carried import TYPED, Carried, literals, read_tensors, response_message, wants_typed
-from mesh.api.messages import ModelInferRequest
+from mesh.api.messages import ModelInferRequest, ModelInferResponse
 from mesh.api.notes import begun
 from mesh.api.pipelines import check_inputs, wanted_outputs
 from mesh.core.errors import Code, MeshError, RemoteError, code_of
 from mesh.core.pipeline.run import Graph, Graphs
-from mesh.core.pipeline.spec import Literal
+from mesh.core.pipeline.spec import Literal, Pipeline
 from mesh.core.types import NodeId
 from mesh.registry.mirror import Mirror
 from mesh.router.attempt import Attempt, Elsewhere
 from mesh.router.observe import Observed
-from mesh.router.spread import Plan, Spread
+from mesh.router.plans import Plan
+from mesh.router.spread import Spread
 from mesh.router.target import Target
 from mesh.wire.transport import NOT_RUN_TRAILER, PIPELINE_HEADER, Call, Metadata
 
 if TYPE_CHECKING:
     from mesh.router.dispatch import Dispatch
+
+EMPTY_FINAL: Final = "triton_enable_empty_final_response"
+"""Request parameter of Triton's clients."""
+
+
+class Question:
+    """A request for a pipeline, read and checked."""
+
+    def __init__(self, message: bytes, target: Target) -> None:
+        assert target.pipeline is not None
+        self.pipeline = target.pipeline
+        self._request = request = ModelInferRequest.FromString(message)
+        self.given = read_tensors(request)
+        check_inputs(self.pipeline.name, target.model.inputs, self.given)
+        self._wanted = wanted_outputs(self.pipeline, request.outputs)
+        values = literals(request.parameters)
+        self.wants_final = bool(values.pop(EMPTY_FINAL, False))
+        """Whether an empty response is to follow the last of several."""
+        self.parameters = {name: value for name, value in values.items() if name != TYPED}
+
+    def answer(self, outputs: Mapping[str, Carried]) -> ModelInferResponse:
+        """Return the response with the outputs that were asked for."""
+        pipeline, request = self.pipeline, self._request
+        answer = {name: outputs[name] for name in self._wanted if name in outputs}
+        return response_message(pipeline.name, str(pipeline.revision), request.id, answer, typed=wants_typed(request))
+
+    def final(self) -> ModelInferResponse:
+        """Return the empty response behind the last one."""
+        return response_message(self.pipeline.name, str(self.pipeline.revision), self._request.id, {}, typed=False)
 
 
 class Pipelines:
@@ -37,10 +67,9 @@ class Pipelines:
         self._graphs = Graphs()
         self.spread = Spread(mirror, dispatch.balancer, dispatch.channels)
 
-    def graph(self, target: Target) -> Graph:
-        """Return the graph of a pipeline."""
-        assert target.pipeline is not None
-        return self._graphs.of(target.pipeline)
+    def graph(self, pipeline: Pipeline, path: str = "") -> Graph:
+        """Return the graph of a pipeline, or of the half of it that `path` names."""
+        return self._graphs.of(pipeline, path)
 
     async def answer(self, call: Call, message: bytes, target: Target, seen: Observed) -> bytes:
         """Answer one request.
@@ -88,19 +117,11 @@ class Pipelines:
 
     async def _in_parts(self, call: Call, message: bytes, target: Target, seen: Observed) -> bytes:
         """Run the steps where their copies are; those that no node can run as asked are ordinary requests from here."""
-        pipeline, model = target.pipeline, target.model
-        assert pipeline is not None
-        asked = ModelInferRequest.FromString(message)
-        given = read_tensors(asked)
-        check_inputs(pipeline.name, model.inputs, given)
-        wanted = wanted_outputs(pipeline, asked.outputs)
-        parameters = {name: value for name, value in literals(asked.parameters).items() if name != TYPED}
-        outputs = await self._outputs(call, self.graph(target), given, parameters, seen)
-        answer = {name: outputs[name] for name in wanted if name in outputs}
-        response = response_message(pipeline.name, str(pipeline.revision), asked.id, answer, typed=wants_typed(asked))
-        return response.SerializeToString()
+        asked = Question(message, target)
+        outputs = await self.outputs(call, self.graph(asked.pipeline), asked.given, asked.parameters, seen)
+        return asked.answer(outputs).SerializeToString()
 
-    async def _outputs(
+    async def outputs(
         self, call: Call, graph: Graph, given: Mapping[str, Carried], parameters: Mapping[str, Literal], seen: Observed
     ) -> Mapping[str, Carried]:
         """Return what a graph gives for its inputs.
@@ -131,7 +152,7 @@ class Pipelines:
     async def _plan(self, call: Call, graph: Graph, without: list[NodeId], parameters: Mapping[str, Literal]) -> Plan:
         if "sequence_id" in parameters:
             # The state of a sequence is with one copy of each model, which the balancer knows of single requests alone.
-            return self.spread.router_alone(graph)
+            return self.spread.plans.router_alone(graph)
         return await self.spread.choose(graph, without, call.deadline_s)
 
     async def close(self) -> None:

@@ -12,63 +12,26 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
 from typing import Final
 
 from mesh.api.carried import Carried
 from mesh.api.messages import notes
 from mesh.api.notes import RunInfo, ended_note, read_ended, read_failed, read_note
 from mesh.core.errors import Code, MeshError, RemoteError
-from mesh.core.pipeline.cut import ROUTER, Places, cuts, may_leave, shares
-from mesh.core.pipeline.run import Graph, Share
-from mesh.core.pipeline.signatures import signature
-from mesh.core.pipeline.spec import Ref, Step
+from mesh.core.pipeline.cut import ROUTER
+from mesh.core.pipeline.run import Graph
 from mesh.core.traffic.balance import Balancer
-from mesh.core.traffic.route import resolve
-from mesh.core.types import ITEM_BYTES, NodeId
-from mesh.core.view import ClusterView, Host
+from mesh.core.types import NodeId
 from mesh.registry.mirror import Mirror
 from mesh.router.channels import Channels
+from mesh.router.plans import Plan, Plans
 from mesh.wire.post import Post
 from mesh.wire.transport import PARTS_EXCHANGE
 
-MAX_PLANS: Final = 1024
-"""Plans known at a time; beyond it all are forgotten and made again."""
 AGREE_S: Final = 5.0
 """How long a node may take to agree to a plan: longer than it waits for its registry."""
 REFUSED_S: Final = 1.0
 """How long a refused plan is not tried again: views meet within that."""
-TEXT_BYTES: Final = 64
-"""What a text is taken for when the size of a tensor is guessed."""
-UNKNOWN_BYTES: Final = 1000
-"""What a tensor is taken for whose type nobody knows."""
-
-
-@dataclass(eq=False, slots=True)
-class Plan:
-    """One cut of one revision of a pipeline. Its id is what nodes know it by."""
-
-    id: int
-    graph: Graph
-    places: Places
-    shares: Mapping[str, Share]
-    may_leave: bool
-    """Whether a request may be answered before all its steps ended."""
-    nodes: tuple[NodeId, ...]
-    refused: str = ""
-    """Why a node would not take part; the view that it is made of is out of date, or the node's is."""
-    refused_at_s: float = 0.0
-
-
-@dataclass(slots=True)
-class _Cut:
-    """The plans of a pipeline, and what they were made of."""
-
-    graph: Graph
-    held: Mapping[str, frozenset[NodeId]]
-    plans: list[Plan]
-    view: ClusterView | None
-    """The latest one in which nothing else was held, with no node suspect; None: look again."""
 
 
 @dataclass(slots=True)
@@ -95,70 +58,32 @@ Event = Ended | Broke
 
 
 class Spread:
-    """Plans, and the streams to the nodes that run them. One per router process."""
+    """The streams to nodes that run parts of requests, and the requests. One per router process."""
 
     def __init__(self, mirror: Mirror, balancer: Balancer, channels: Channels) -> None:
         self._mirror = mirror
         self._balancer = balancer
         self._channels = channels
         self._id = secrets.token_hex(8)
-        self._plan_ids = itertools.count(1)
         self._run_ids = itertools.count(1)
-        self._cuts: dict[str, _Cut] = {}
-        self._plans: dict[tuple[str, int, tuple[tuple[str, str], ...]], Plan] = {}
+        self.plans = Plans(mirror, balancer)
         self._peers: dict[NodeId, _Peer] = {}
         self._runs: dict[int, Away] = {}
 
     # -- plans ---------------------------------------------------------------------------------------------------
-
-    def plans(self, graph: Graph, without: Sequence[NodeId] = ()) -> list[Plan]:
-        """Return the best plans for a pipeline now, at least one. O(steps x copies) when nothing changed."""
-        view = self._mirror.view
-        calm = not without and not self._balancer.suspects
-        known = self._cuts.get(graph.pipeline.name) if not without else None
-        if known is not None and known.graph is graph and calm and known.view is view:
-            return known.plans
-        held = holders(view, graph, self._usable(without))
-        if known is not None and known.graph is graph and known.held == held:
-            known.view = view if calm else None
-            return known.plans
-        found = [self._plan(graph, places) for places in cuts(graph, held, lambda ref: guessed_bytes(view, graph, ref))]
-        if not without:
-            self._cuts[graph.pipeline.name] = _Cut(graph, held, found, view if calm else None)
-        return found
-
-    def _usable(self, without: Sequence[NodeId]) -> Callable[[Host], bool]:
-        now_s = time.monotonic()
-        return lambda node: node.id not in without and not self._balancer.is_suspect(node, now_s)
-
-    def _plan(self, graph: Graph, places: Places) -> Plan:
-        pipeline = graph.pipeline
-        key = (pipeline.name, pipeline.revision, tuple(sorted(places.items())))
-        plan = self._plans.get(key)
-        if plan is None or plan.graph is not graph:
-            nodes = tuple(sorted({NodeId(place) for place in places.values() if place != ROUTER}))
-            plan = Plan(next(self._plan_ids), graph, places, shares(graph, places), may_leave(graph), nodes)
-            if len(self._plans) >= MAX_PLANS:
-                self._plans.clear()
-            self._plans[key] = plan
-        return plan
-
-    def router_alone(self, graph: Graph) -> Plan:
-        """Return the plan in which the router runs every step."""
-        return self._plan(graph, dict.fromkeys(graph.steps, ROUTER))
 
     async def choose(self, graph: Graph, without: Sequence[NodeId], deadline_s: float | None) -> Plan:
         """Return a plan that all its nodes agreed to, of the good ones the one with the least to do.
 
         Where no such plan is, the router runs every step.
         """
-        found = self.plans(graph, without)
+        found = self.plans.best(graph, without)
         now_s = time.monotonic()
         usable = [plan for plan in found if not plan.refused or now_s - plan.refused_at_s > REFUSED_S]
         for plan in sorted(usable, key=self._load):
             if all(self._agreed(node, plan) for node in plan.nodes) or await self._agree(plan, deadline_s):
                 return plan
-        return self.router_alone(graph)
+        return self.plans.router_alone(graph)
 
     def _load(self, plan: Plan) -> int:
         return sum(self._balancer.outstanding(node) for node in plan.nodes)
@@ -268,7 +193,7 @@ class Spread:
 
     def __repr__(self) -> str:
         """Show the counts."""
-        return f"<Spread plans={len(self._plans)} nodes={sorted(self._peers)} running={len(self._runs)}>"
+        return f"<Spread {self.plans!r} nodes={sorted(self._peers)} running={len(self._runs)}>"
 
 
 class _Peer:
@@ -296,7 +221,13 @@ class _Peer:
         if answer is None:
             answer = self._asked[plan.id] = asyncio.get_running_loop().create_future()
             pipeline = plan.graph.pipeline
-            said = notes.Plan(id=plan.id, pipeline=pipeline.name, revision=pipeline.revision, places=dict(plan.places))
+            said = notes.Plan(
+                id=plan.id,
+                pipeline=pipeline.name,
+                revision=pipeline.revision,
+                places=dict(plan.places),
+                path=plan.graph.path,
+            )
             self.post.post(notes.Note(plan=said).SerializeToString())
         return await asyncio.shield(answer)
 
@@ -364,36 +295,3 @@ class Away:
             note = notes.Note(give_up=notes.GiveUp(run=self.run.said.id)).SerializeToString()
             for node in self.plan.nodes:
                 self.spread.post(node, note)
-
-
-def holders(view: ClusterView, graph: Graph, usable: Callable[[Host], bool]) -> dict[str, frozenset[NodeId]]:
-    """Return the nodes that can run each step: those that serve its model, and the one that stands in. O(copies)."""
-    return {name: _holders(view, step, usable) for name, step in graph.steps.items()}
-
-
-def _holders(view: ClusterView, step: Step, usable: Callable[[Host], bool]) -> frozenset[NodeId]:
-    found: frozenset[NodeId] | None = None
-    asked = [(step.model, step.version)] + ([(step.use_on_error, "")] if step.use_on_error else [])
-    for name, version in asked:
-        try:
-            model = resolve(view, name, version)
-        except MeshError:
-            return frozenset()
-        if model.decoupled:
-            return frozenset()
-        serving = view.serving.get((model.name, model.version), ())
-        nodes = frozenset(each.node.id for each in serving if usable(each.node))
-        found = nodes if found is None else found & nodes
-    return found or frozenset()
-
-
-def guessed_bytes(view: ClusterView, graph: Graph, ref: Ref) -> int:
-    """Return about how many bytes a tensor has, as far as its signature tells: an axis of any length counts as 1."""
-    if not ref.step:
-        return 0  # The inputs of the pipeline come from outside anyhow.
-    step = graph.steps[ref.step]
-    found = signature(view, step.model, step.version)
-    spec = found.outputs.get(ref.tensor) if found is not None else None
-    if spec is None:
-        return UNKNOWN_BYTES
-    return prod(max(1, size) for size in spec.shape) * (ITEM_BYTES.get(spec.dtype) or TEXT_BYTES)

@@ -12,11 +12,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine
 from contextlib import aclosing
 
 from mesh.api.stream import error_message, final_message
-from mesh.core.errors import Code, MeshError, NamesPipeline, RemoteError
+from mesh.core.errors import Code, MeshError, RemoteError
 from mesh.core.types import ModelVersion, NodeId
 from mesh.core.view import Located
-from mesh.router.dispatch import Dispatch, left_s
+from mesh.router.dispatch import Dispatch, left_s, named_in
 from mesh.router.observe import Observed
+from mesh.router.several import Several
+from mesh.router.target import Target
 from mesh.telemetry.metrics import RouterMetrics
 from mesh.wire.peek import Peeked, peek
 from mesh.wire.stream_order import Answer, Interleaved, Ordered, answer_stream
@@ -32,6 +34,7 @@ class Streams:
     def __init__(self, dispatch: Dispatch, metrics: RouterMetrics) -> None:
         self.dispatch = dispatch
         self.metrics = metrics
+        self._pipelines = Several(self)
 
     async def stream(self, call: Call, messages: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
         """Answer one ModelStreamInfer. Cancelling it cancels the requests in flight at their nodes."""
@@ -42,11 +45,10 @@ class Streams:
             self.metrics.stream_message("request")
             try:
                 request = peek(message)
-                model = self.dispatch.route(call, request)
-            except NamesPipeline:
-                return Ordered(self.one(call, message, request, strict=strict))
+                target = self.dispatch.targets.find(named_in(call, request), request.model_version)
             except MeshError as error:
                 return Ordered(_failed(error, _id(message), strict=strict))
+            model = target.model
             if model.decoupled:
                 return Interleaved(self.several(call, message, request, model, strict=strict))
             sequence = str(request.parameters.get("sequence_id") or "")
@@ -81,11 +83,27 @@ class Streams:
         try:
             with self.dispatch.observe(call) as seen:
                 seen.model = model
-                async with aclosing(self._relay(call, message, request, seen, model)) as responses:
+                target = self.dispatch.targets.find(named_in(call, request), request.model_version)
+                async with aclosing(self._several(call, message, request, seen, target)) as responses:
                     async for response in responses:
                         yield response
         except MeshError as error:
             yield await _failed(error, request.id, strict=strict)
+
+    async def responses(self, call: Call, message: bytes, request: Peeked, target: Target) -> AsyncGenerator[bytes]:
+        """Yield the messages that answer a request of this router's own. Raises a `MeshError`."""
+        with self.dispatch.observe(call) as seen:
+            seen.model = target.model
+            async with aclosing(self._several(call, message, request, seen, target)) as responses:
+                async for response in responses:
+                    yield response
+
+    def _several(
+        self, call: Call, message: bytes, request: Peeked, seen: Observed, target: Target
+    ) -> AsyncGenerator[bytes]:
+        if target.pipeline is not None:
+            return self._pipelines.responses(call, message, target, seen)
+        return self._relay(call, message, request, seen, target.model)
 
     async def _relay(
         self, call: Call, message: bytes, request: Peeked, seen: Observed, model: ModelVersion

@@ -13,6 +13,7 @@ from graphlib import CycleError, TopologicalSorter
 
 from mesh.core.pipeline import text
 from mesh.core.pipeline.spec import Condition, Pipeline, Ref, Source, Step
+from mesh.core.pipeline.split import split
 from mesh.core.types import Dtype, TensorSpec
 
 Path = tuple[str | int, ...]
@@ -38,6 +39,8 @@ class Signature:
 
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
+    decoupled: bool = False
+    """Whether one request may have any number of responses."""
 
 
 Lookup = Callable[[str, str], Signature | None]
@@ -62,6 +65,7 @@ def check(pipeline: Pipeline, lookup: Lookup) -> list[Problem]:
         problems += checked.source(("outputs", name), source)
     if not problems:
         problems += _unused(pipeline)
+        problems += checked.side_by_side()
     return problems
 
 
@@ -82,7 +86,7 @@ def signature_of(pipeline: Pipeline, lookup: Lookup) -> Signature:
         found = found or next((inputs[ref.tensor] for ref in source if not ref.step and ref.tensor in inputs), None)
         if found is not None:
             outputs[name] = TensorSpec(name, found.dtype, found.shape)
-    return Signature(inputs, outputs)
+    return Signature(inputs, outputs, decoupled=any(checked.decoupled(step) for step in pipeline.steps))
 
 
 class _Checked:
@@ -101,6 +105,11 @@ class _Checked:
             yield from self.source((*at, "inputs", name), source)
         if step.when is not None:
             yield from self._condition((*at, "when"), step.when)
+        if self.decoupled(step) and (step.each or step.timeout_s or step.retries or step.use_on_error):
+            told = (
+                f"model '{step.model}' answers several times, which goes with no each, timeout_s, retries or on_error"
+            )
+            yield Problem(at, told)
         for name in step.each:
             if name not in step.inputs:
                 yield Problem((*at, "each"), f"expected inputs of this step, {_told(name, step.inputs)}")
@@ -112,6 +121,28 @@ class _Checked:
             yield from self._inputs(at, step, found)
         if step.use_on_error:
             yield from self._stand_in(at, step)
+
+    def decoupled(self, step: Step) -> bool:
+        """Tell whether a step may answer several times."""
+        found = self._found[step.name]
+        return found is not None and found.decoupled
+
+    def side_by_side(self) -> Iterator[Problem]:
+        """Yield each step with several responses that is not behind the one before it."""
+        rest = self._pipeline
+        while several := [step for step in rest.steps if self.decoupled(step)]:
+            behind = {step.name: split(rest, step.name).after.steps for step in several}
+            # The first one has all others behind it.
+            first = max(several, key=lambda step: len(behind[step.name]))
+            for other in several:
+                if other is not first and other.name not in {step.name for step in behind[first.name]}:
+                    at = next(at for at, step in enumerate(self._pipeline.steps) if step.name == other.name)
+                    told = (
+                        f"steps '{first.name}' and '{other.name}' both answer several times; put one behind the other"
+                    )
+                    yield Problem(("steps", at), told)
+                    return
+            rest = split(rest, first.name).after
 
     def source(self, at: Path, source: Source) -> Iterator[Problem]:
         for ref in source:

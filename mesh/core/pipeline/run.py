@@ -22,6 +22,7 @@ from typing import Generic, TypeVar
 
 from mesh.core.errors import Code, InvalidRequest, MeshError, ModelFailed
 from mesh.core.pipeline.spec import Condition, Literal, Op, Pipeline, Ref, Source, Step
+from mesh.core.pipeline.split import half
 
 T = TypeVar("T")
 
@@ -88,8 +89,10 @@ class Share:
 class Graph:
     """A checked pipeline, made ready for running: which steps wait for which. One for all requests."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, path: str = "") -> None:
         self.pipeline = pipeline
+        self.path = path
+        """Which half of a larger one it is (`mesh.core.pipeline.split`); empty for a whole one."""
         self.steps = {step.name: step for step in pipeline.steps}
         self.waiting_for: dict[str, tuple[str, ...]] = {step.name: () for step in pipeline.steps}
         """By step: those that may run when it has ended."""
@@ -124,14 +127,17 @@ class Graphs:
     """The graphs of the pipelines that were asked for, each made once a revision."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Graph] = {}
+        self._known: dict[tuple[str, str], tuple[Pipeline, Graph]] = {}
 
-    def of(self, pipeline: Pipeline) -> Graph:
-        """Return the graph of a pipeline. O(1) until it changes."""
-        known = self._known.get(pipeline.name)
-        if known is None or known.pipeline is not pipeline:
-            known = self._known[pipeline.name] = Graph(pipeline)
-        return known
+    def of(self, pipeline: Pipeline, path: str = "") -> Graph:
+        """Return the graph of a pipeline, or of the half of it that `path` names. O(1) until it changes.
+
+        Raises KeyError for a path that names none.
+        """
+        known = self._known.get((pipeline.name, path))
+        if known is None or known[0] is not pipeline:
+            known = self._known[pipeline.name, path] = (pipeline, Graph(half(pipeline, path), path))
+        return known[1]
 
     def __repr__(self) -> str:
         """Show whose they are."""

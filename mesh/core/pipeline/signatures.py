@@ -23,7 +23,8 @@ def signature(view: ClusterView, name: str, version: str, *, depth: int = 0) -> 
         return signature_of(pipeline, lambda step, held: signature(view, step, held, depth=depth + 1))
     except MeshError:
         return None
-    return Signature({spec.name: spec for spec in model.inputs}, {spec.name: spec for spec in model.outputs})
+    inputs, outputs = {spec.name: spec for spec in model.inputs}, {spec.name: spec for spec in model.outputs}
+    return Signature(inputs, outputs, model.decoupled)
 
 
 def models_of(view: ClusterView, name: str, *, depth: int = 0) -> set[tuple[str, str]]:
@@ -67,4 +68,5 @@ def pipeline_model(view: ClusterView, name: str, version: str) -> ModelVersion:
         platform="ensemble",
         inputs=tuple(found.inputs.values()),
         outputs=tuple(found.outputs.values()),
+        decoupled=found.decoupled,
     )

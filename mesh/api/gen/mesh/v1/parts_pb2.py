@@ -16,7 +16,7 @@ _sym_db = _symbol_database.Default()
 from mesh.api.gen.mesh.v1 import control_pb2 as mesh_dot_v1_dot_control__pb2
 
 
-DESCRIPTOR = _pool.POOL.AddSerializedFile(b'\n\x13mesh/v1/parts.proto\x12\x07mesh.v1\x1a\x15mesh/v1/control.proto\"\x80\x02\n\x04Note\x12\x1f\n\x05hello\x18\x01 \x01(\x0b\x32\x0e.mesh.v1.HelloH\x00\x12\x1d\n\x04plan\x18\x02 \x01(\x0b\x32\r.mesh.v1.PlanH\x00\x12!\n\x06\x61greed\x18\x03 \x01(\x0b\x32\x0f.mesh.v1.AgreedH\x00\x12#\n\x05\x65nded\x18\x04 \x01(\x0b\x32\x12.mesh.v1.StepEndedH\x00\x12%\n\x06\x66\x61iled\x18\x05 \x01(\x0b\x32\x13.mesh.v1.StepFailedH\x00\x12\"\n\x07give_up\x18\x06 \x01(\x0b\x32\x0f.mesh.v1.GiveUpH\x00\x12\x1d\n\x04lost\x18\x07 \x01(\x0b\x32\r.mesh.v1.LostH\x00\x42\x06\n\x04kind\"%\n\x05Hello\x12\x0e\n\x06router\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\"\x90\x01\n\x04Plan\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x10\n\x08pipeline\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12)\n\x06places\x18\x04 \x03(\x0b\x32\x19.mesh.v1.Plan.PlacesEntry\x1a-\n\x0bPlacesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\'\n\x06\x41greed\x12\x0c\n\x04plan\x18\x01 \x01(\x04\x12\x0f\n\x07problem\x18\x02 \x01(\t\"\xe0\x01\n\x03Run\x12\x0e\n\x06router\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\x04\x12\x0c\n\x04plan\x18\x03 \x01(\x04\x12\x11\n\ttimeout_s\x18\x04 \x01(\x01\x12\x13\n\x0btraceparent\x18\x05 \x01(\t\x12\x12\n\ntracestate\x18\x06 \x01(\t\x12\x30\n\nparameters\x18\x07 \x03(\x0b\x32\x1c.mesh.v1.Run.ParametersEntry\x1a\x41\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1d\n\x05value\x18\x02 \x01(\x0b\x32\x0e.mesh.v1.Value:\x02\x38\x01\"k\n\tStepEnded\x12\x19\n\x03run\x18\x01 \x01(\x0b\x32\x0c.mesh.v1.Run\x12\x0c\n\x04step\x18\x02 \x01(\t\x12\x0f\n\x07skipped\x18\x03 \x01(\x08\x12$\n\x07tensors\x18\x04 \x03(\x0b\x32\x13.mesh.v1.PartTensor\"H\n\nPartTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0b\n\x03raw\x18\x04 \x01(\x0c\"W\n\nStepFailed\x12\x0b\n\x03run\x18\x01 \x01(\x04\x12\x0c\n\x04step\x18\x02 \x01(\t\x12\x0c\n\x04\x63ode\x18\x03 \x01(\x05\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x0f\n\x07not_run\x18\x05 \x01(\x08\"\x15\n\x06GiveUp\x12\x0b\n\x03run\x18\x01 \x01(\x04\"!\n\x04Lost\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0b\n\x03why\x18\x02 \x01(\t25\n\x05Parts\x12,\n\x08\x45xchange\x12\r.mesh.v1.Note\x1a\r.mesh.v1.Note(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _pool.POOL.AddSerializedFile(b'\n\x13mesh/v1/parts.proto\x12\x07mesh.v1\x1a\x15mesh/v1/control.proto\"\x80\x02\n\x04Note\x12\x1f\n\x05hello\x18\x01 \x01(\x0b\x32\x0e.mesh.v1.HelloH\x00\x12\x1d\n\x04plan\x18\x02 \x01(\x0b\x32\r.mesh.v1.PlanH\x00\x12!\n\x06\x61greed\x18\x03 \x01(\x0b\x32\x0f.mesh.v1.AgreedH\x00\x12#\n\x05\x65nded\x18\x04 \x01(\x0b\x32\x12.mesh.v1.StepEndedH\x00\x12%\n\x06\x66\x61iled\x18\x05 \x01(\x0b\x32\x13.mesh.v1.StepFailedH\x00\x12\"\n\x07give_up\x18\x06 \x01(\x0b\x32\x0f.mesh.v1.GiveUpH\x00\x12\x1d\n\x04lost\x18\x07 \x01(\x0b\x32\r.mesh.v1.LostH\x00\x42\x06\n\x04kind\"%\n\x05Hello\x12\x0e\n\x06router\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\"\x9e\x01\n\x04Plan\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x10\n\x08pipeline\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12)\n\x06places\x18\x04 \x03(\x0b\x32\x19.mesh.v1.Plan.PlacesEntry\x12\x0c\n\x04path\x18\x05 \x01(\t\x1a-\n\x0bPlacesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\'\n\x06\x41greed\x12\x0c\n\x04plan\x18\x01 \x01(\x04\x12\x0f\n\x07problem\x18\x02 \x01(\t\"\xe0\x01\n\x03Run\x12\x0e\n\x06router\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\x04\x12\x0c\n\x04plan\x18\x03 \x01(\x04\x12\x11\n\ttimeout_s\x18\x04 \x01(\x01\x12\x13\n\x0btraceparent\x18\x05 \x01(\t\x12\x12\n\ntracestate\x18\x06 \x01(\t\x12\x30\n\nparameters\x18\x07 \x03(\x0b\x32\x1c.mesh.v1.Run.ParametersEntry\x1a\x41\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1d\n\x05value\x18\x02 \x01(\x0b\x32\x0e.mesh.v1.Value:\x02\x38\x01\"k\n\tStepEnded\x12\x19\n\x03run\x18\x01 \x01(\x0b\x32\x0c.mesh.v1.Run\x12\x0c\n\x04step\x18\x02 \x01(\t\x12\x0f\n\x07skipped\x18\x03 \x01(\x08\x12$\n\x07tensors\x18\x04 \x03(\x0b\x32\x13.mesh.v1.PartTensor\"H\n\nPartTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0b\n\x03raw\x18\x04 \x01(\x0c\"W\n\nStepFailed\x12\x0b\n\x03run\x18\x01 \x01(\x04\x12\x0c\n\x04step\x18\x02 \x01(\t\x12\x0c\n\x04\x63ode\x18\x03 \x01(\x05\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x0f\n\x07not_run\x18\x05 \x01(\x08\"\x15\n\x06GiveUp\x12\x0b\n\x03run\x18\x01 \x01(\x04\"!\n\x04Lost\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0b\n\x03why\x18\x02 \x01(\t25\n\x05Parts\x12,\n\x08\x45xchange\x12\r.mesh.v1.Note\x1a\r.mesh.v1.Note(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,25 +32,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HELLO']._serialized_start=314
   _globals['_HELLO']._serialized_end=351
   _globals['_PLAN']._serialized_start=354
-  _globals['_PLAN']._serialized_end=498
-  _globals['_PLAN_PLACESENTRY']._serialized_start=453
-  _globals['_PLAN_PLACESENTRY']._serialized_end=498
-  _globals['_AGREED']._serialized_start=500
-  _globals['_AGREED']._serialized_end=539
-  _globals['_RUN']._serialized_start=542
-  _globals['_RUN']._serialized_end=766
-  _globals['_RUN_PARAMETERSENTRY']._serialized_start=701
-  _globals['_RUN_PARAMETERSENTRY']._serialized_end=766
-  _globals['_STEPENDED']._serialized_start=768
-  _globals['_STEPENDED']._serialized_end=875
-  _globals['_PARTTENSOR']._serialized_start=877
-  _globals['_PARTTENSOR']._serialized_end=949
-  _globals['_STEPFAILED']._serialized_start=951
-  _globals['_STEPFAILED']._serialized_end=1038
-  _globals['_GIVEUP']._serialized_start=1040
-  _globals['_GIVEUP']._serialized_end=1061
-  _globals['_LOST']._serialized_start=1063
-  _globals['_LOST']._serialized_end=1096
-  _globals['_PARTS']._serialized_start=1098
-  _globals['_PARTS']._serialized_end=1151
+  _globals['_PLAN']._serialized_end=512
+  _globals['_PLAN_PLACESENTRY']._serialized_start=467
+  _globals['_PLAN_PLACESENTRY']._serialized_end=512
+  _globals['_AGREED']._serialized_start=514
+  _globals['_AGREED']._serialized_end=553
+  _globals['_RUN']._serialized_start=556
+  _globals['_RUN']._serialized_end=780
+  _globals['_RUN_PARAMETERSENTRY']._serialized_start=715
+  _globals['_RUN_PARAMETERSENTRY']._serialized_end=780
+  _globals['_STEPENDED']._serialized_start=782
+  _globals['_STEPENDED']._serialized_end=889
+  _globals['_PARTTENSOR']._serialized_start=891
+  _globals['_PARTTENSOR']._serialized_end=963
+  _globals['_STEPFAILED']._serialized_start=965
+  _globals['_STEPFAILED']._serialized_end=1052
+  _globals['_GIVEUP']._serialized_start=1054
+  _globals['_GIVEUP']._serialized_end=1075
+  _globals['_LOST']._serialized_start=1077
+  _globals['_LOST']._serialized_end=1110
+  _globals['_PARTS']._serialized_start=1112
+  _globals['_PARTS']._serialized_end=1165
 # @@protoc_insertion_point(module_scope)

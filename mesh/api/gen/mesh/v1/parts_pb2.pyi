@@ -35,7 +35,7 @@ class Hello(_message.Message):
     def __init__(self, router: _Optional[str] = ..., node: _Optional[str] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ("id", "pipeline", "revision", "places")
+    __slots__ = ("id", "pipeline", "revision", "places", "path")
     class PlacesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -47,11 +47,13 @@ class Plan(_message.Message):
     PIPELINE_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     PLACES_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
     id: int
     pipeline: str
     revision: int
     places: _containers.ScalarMap[str, str]
-    def __init__(self, id: _Optional[int] = ..., pipeline: _Optional[str] = ..., revision: _Optional[int] = ..., places: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    path: str
+    def __init__(self, id: _Optional[int] = ..., pipeline: _Optional[str] = ..., revision: _Optional[int] = ..., places: _Optional[_Mapping[str, str]] = ..., path: _Optional[str] = ...) -> None: ...
 
 class Agreed(_message.Message):
     __slots__ = ("plan", "problem")
