@@ -1,4 +1,4 @@
-"""`mesh explain`: where a model would be loaded now, node by node, and why."""
+"""`mesh explain`: where a model would be loaded now, or where the steps of a pipeline run, and why."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REMOVE = "remove-node"
 
 
 def explain(  # noqa: PLR0917 - typer calls it by name
-    model: Annotated[str, typer.Argument(help="Name of the model; not needed with --what-if.")] = "",
+    model: Annotated[str, typer.Argument(help="Name of the model or pipeline; not needed with --what-if.")] = "",
     version: Annotated[str, typer.Option(help="Version; the latest unless given.")] = "",
     what_if: Annotated[
         str, typer.Option(metavar=f"{REMOVE}=NODE", help="Decide as if this node were not there; nothing is done.")
@@ -24,7 +24,7 @@ def explain(  # noqa: PLR0917 - typer calls it by name
     timeout: Timeout = 10.0,
     as_json: AsJson = False,
 ) -> None:
-    """Print where a model would be loaded now: each node with the filter that said no, or its scores."""
+    """Print where a model would be loaded now, node by node and why; or where the steps of a pipeline run."""
     what, _, gone = what_if.partition("=")
     if what_if and (what != REMOVE or not gone):
         fail(f"expected --what-if {REMOVE}=NODE, got '{what_if}'", code=2)
@@ -32,7 +32,12 @@ def explain(  # noqa: PLR0917 - typer calls it by name
         fail(f"expected a model, or --what-if {REMOVE}=NODE, got neither", code=2)
     with connected(address) as client:
         found = client.explain(model, version, remove_node=gone, timeout_s=timeout)
-    if as_json:
+        cut = None if found or not model else client.explain_pipeline(model, timeout_s=timeout)
+    if cut is not None:
+        from mesh.cli.pipelines import record as as_record  # noqa: PLC0415 - help must not load what it needs
+
+        print(json.dumps(as_record(cut)) if as_json else cut_told(cut))
+    elif as_json:
         print(json.dumps([record(each) for each in found]))
     elif model:
         for each in found:
@@ -57,6 +62,26 @@ def told(found: Any) -> str:
         rows.append((each.node, state, f"{each.total:.2f}", cost, *scores))
     lines.append(table(("node", "copy", "score", "why", *names), rows))
     return "\n".join(lines)
+
+
+def cut_told(cut: Any) -> str:
+    """Return where the steps of a pipeline run, and what travels."""
+    head = f"{cut.name}, revision {cut.revision}: "
+    if cut.together:
+        many = len(cut.together) > 1
+        which = "any of them holds" if many else "which holds"
+        head += f"in one hop on {' or '.join(cut.together)}, {which} all of its models"
+        return head
+    nodes = sorted({each.node for each in cut.steps if each.node})
+    head += f"over {len(nodes)} nodes" if nodes else "step by step from the router"
+    head += f"; {cut.alternatives} other cuts are as good" if cut.alternatives else ""
+    steps = [(each.step, each.model, each.node or "router", each.why) for each in cut.steps]
+    ways = [
+        (each.tensor, each.origin or "router", each.to or "router", f"~{size(each.bytes)}" if each.bytes else "")
+        for each in cut.journeys
+    ]
+    parts = [head, table(("step", "model", "runs on", "why"), steps)]
+    return "\n\n".join([*parts, table(("tensor", "from", "to", "size"), ways)] if ways else parts)
 
 
 def moves(found: list[Any], gone: str) -> str:

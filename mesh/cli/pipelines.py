@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mesh.cli.client import DEFAULT, Address, AsJson, Timeout, connected
+from mesh.cli.drawing import Live, by_name, drawn
 from mesh.cli.process import fail
 from mesh.cli.tables import table
 
@@ -63,33 +65,24 @@ def listed(
 @app.command("show")
 def show(
     name: Annotated[str, typer.Argument(help="Name of the pipeline.")],
+    interval_s: Annotated[float, typer.Option(min=0.0, help="Seconds to watch for the rates; 0: do not.")] = 1.0,
     address: Address = DEFAULT,
     timeout: Timeout = 10.0,
     as_json: AsJson = False,
 ) -> None:
-    """Show one pipeline: what it takes, each step with where its inputs come from, what it gives."""
+    """Draw a pipeline: where each step gets its inputs, on which node it runs, how often and how long just now."""
     with connected(address) as client:
         (found,) = client.pipelines(name, timeout_s=timeout)
+        if as_json:
+            print(json.dumps(record(found)))
+            return
         metadata = client.model_metadata(name, timeout_s=timeout)
-    if as_json:
-        print(json.dumps(record(found)))
-        return
-    print(f"{found.name}, revision {found.revision}")
-    given = [(f"${each.name}", each.datatype, str(list(each.shape))) for each in metadata.inputs]
-    print(f"\n{table(('input', 'type', 'shape'), given)}")
-    rows = [
-        (
-            step.name,
-            f"{step.model}{'/' + step.version if step.version else ''}",
-            ", ".join(f"{to} <- {source}" for to, source in sorted(step.inputs.items())),
-            _how(step),
-        )
-        for step in found.steps
-    ]
-    print(f"\n{table(('step', 'model', 'inputs', 'how'), rows)}")
-    kinds = {each.name: f"{each.datatype} {list(each.shape)}" for each in metadata.outputs}
-    ends = [(to, source, kinds.get(to, "")) for to, source in sorted(found.outputs.items())]
-    print(f"\n{table(('output', 'from', 'type'), ends)}")
+        cut = client.explain_pipeline(name, timeout_s=timeout)
+        before = by_name(client.model_statistics(name, timeout_s=timeout))
+        time.sleep(interval_s)
+        now = by_name(client.model_statistics(name, timeout_s=timeout))
+    live = {each: Live.between(before.get(each), stats, interval_s) for each, stats in now.items()}
+    print(drawn(found, metadata, cut, live))
 
 
 @app.command("delete")
@@ -153,13 +146,3 @@ def _outcome(answer: Any, *, dry_run: bool) -> str:
     if not answer.changed:
         return f"{what} is as it was, revision {answer.pipeline.revision}"
     return f"{what} {'would be' if dry_run else 'is now'} revision {answer.pipeline.revision}"
-
-
-def _how(step: Any) -> str:
-    said = [f"when {step.when}" if step.when else "", f"each {', '.join(step.each)}" if step.each else ""]
-    said += [
-        f"timeout {step.timeout_s:g} s" if step.timeout_s else "",
-        f"{step.retries} retries" if step.retries else "",
-    ]
-    said.append(f"on error {step.on_error.use}" if step.on_error.use else "")
-    return ", ".join(each for each in said if each)

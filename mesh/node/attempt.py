@@ -23,6 +23,7 @@ from mesh.node.running import Asked
 from mesh.node.runtimes.base import Array, Request
 from mesh.node.served import Served
 from mesh.node.validate import check_rows
+from mesh.telemetry.statistics import Statistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,9 @@ class Owner(Protocol):
     def see(self) -> Callable[[Asked, Served, str], Observed]:
         """What returns what counts one request of a copy, a step of this name."""
 
+    def statistics(self, step: str) -> Statistics:
+        """Return the counters of a step."""
+
     def ended(self, step: str, outputs: dict[str, Held]) -> None:
         """Hear that a step answered."""
 
@@ -59,6 +63,11 @@ class Attempt:
         self.served = served
         self.request = Request(parameters={**parameters, **call.step.parameters})
         self.over = False
+        self.rows = 0
+        self.queue_s = 0.0
+        self.run_s = 0.0
+        """Of all its requests together, and what they waited before."""
+        self._began_ns = time.monotonic_ns()
         self._parts: list[_Part] = []
         self._answers: list[dict[str, Held] | None] = []
         self._inputs: list[Mapping[str, Held]] = []
@@ -92,7 +101,9 @@ class Attempt:
         """Hear one failure: it is the step's."""
         if not self.over:
             self.stop(asyncio.CancelledError())
-            self.owner.failed(self.call.step.name, error)
+            name = self.call.step.name
+            self.owner.statistics(name).fail.add(time.monotonic_ns() - self._began_ns)
+            self.owner.failed(name, error)
 
     def stop(self, error: BaseException) -> None:
         """Give up what still runs."""
@@ -119,6 +130,7 @@ class Attempt:
         if self._timer is not None:
             self._timer.cancel()
         name = self.call.step.name
+        self._count(name)
         if not self.call.step.each:
             self.owner.ended(name, answers[0])
             return
@@ -129,6 +141,18 @@ class Attempt:
             self.owner.failed(name, told)
             return
         self.owner.ended(name, stacked)
+
+    def _count(self, name: str) -> None:
+        statistics = self.owner.statistics(name)
+        statistics.executions += len(self._parts)
+        statistics.answered(
+            self.rows,
+            total_ns=time.monotonic_ns() - self._began_ns,
+            queue_ns=int(self.queue_s * 1e9),
+            input_ns=0,
+            infer_ns=int(self.run_s * 1e9),
+            output_ns=0,
+        )
 
     def _late(self) -> None:
         self.failed(DeadlineExceeded(f"no answer within the step's timeout of {self.call.step.timeout_s:g} s"))
@@ -182,6 +206,10 @@ class _Part:
         if seen.traced:
             seen.output_bytes = _bytes(outputs)
         seen.end(None)
+        attempt = self._attempt
+        attempt.rows += seen.rows
+        attempt.queue_s += ran.queue_s
+        attempt.run_s += ran.run_s
         self._attempt.ended(self._at, outputs)
 
     def failed(self, error: Exception) -> None:

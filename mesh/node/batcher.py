@@ -21,7 +21,7 @@ from mesh.core.batching import Run, Waiting, next_batch
 from mesh.core.errors import DeadlineExceeded, MeshError, ModelFailed, Overloaded
 from mesh.core.types import ModelVersion
 from mesh.node.runtimes.base import Loaded, Request, Tensors
-from mesh.node.statistics import Statistics
+from mesh.telemetry.statistics import Statistics
 
 ON_LOOP_S = 200e-6
 """Runs measured below this stay on the loop: a hop to a thread and back costs 50 to 100 us."""

@@ -26,9 +26,10 @@ from mesh.node.served import Served
 class NodeInferenceService:
     """inference.GRPCInferenceService for the copies on this node, but ModelInfer and ModelStreamInfer."""
 
-    def __init__(self, loader: Loader, report: Report) -> None:
+    def __init__(self, loader: Loader, report: Report, infer: Infer) -> None:
         self._loader = loader
         self._report = report
+        self._infer = infer
 
     async def ServerLive(self, request: Any, context: Any) -> m.ServerLiveResponse:
         return m.ServerLiveResponse(live=True)
@@ -57,11 +58,10 @@ class NodeInferenceService:
             for served in self._loader.served()
             if request.name in ("", served.model.name) and request.version in ("", served.model.version)
         ]
-        return m.ModelStatisticsResponse(
-            model_stats=[
-                served.statistics.message(served.model.name, served.model.version, served.bytes) for served in wanted
-            ]
-        )
+        stats = [served.statistics.message(served.model.name, served.model.version, served.bytes) for served in wanted]
+        if request.name and not stats:
+            stats = self._infer.pipelines.step_messages(request.name)
+        return m.ModelStatisticsResponse(model_stats=stats)
 
     async def _served(self, request: Any, context: Any) -> Served:
         served = self._loader.find(request.name, request.version)

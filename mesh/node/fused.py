@@ -30,6 +30,7 @@ from mesh.node.runtimes.base import Array, Request, Tensors
 from mesh.node.served import Served
 from mesh.node.steps import Copies, Steps
 from mesh.telemetry.metrics import NodeMetrics
+from mesh.telemetry.statistics import StepStatistics
 
 LONG_WAY: Final = frozenset({Dtype.BYTES, Dtype.BF16})
 """Types that are not the same between models as they are in arrays."""
@@ -67,6 +68,14 @@ class Ends:
     """What is known of what it gives."""
 
 
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What counts the steps of chains."""
+
+    metrics: NodeMetrics
+    steps: StepStatistics
+
+
 class Chain:
     """The steps in an order in which each has what it needs: a `runtimes.base.Loaded`."""
 
@@ -85,6 +94,7 @@ class Chain:
         self.outputs = ends.specs
         self.copies = tuple(dict.fromkeys(copies.values()))
         self._find = find
+        self._pipeline = graph.pipeline.name
         slots: dict[Ref, int] = {ref: at for at, (_, ref) in enumerate(ends.takes)}
         self._steps = [_step(graph, graph.steps[name], copies, slots) for name in graph.order if name in steps]
         self._answers = [(name, slots[ref]) for name, ref in ends.gives]
@@ -123,13 +133,14 @@ class Chain:
                 raise NotNow(f"step '{step.name}': {error}") from error
         return {name: held[slot] for name, slot in self._answers}  # type: ignore[misc] # every step has run
 
-    def count(self, requests: int, rows: int, metrics: NodeMetrics) -> None:
+    def count(self, requests: int, rows: int, counters: Counters) -> None:
         """Count the latest run for requests with `rows` rows in all."""
         for step, ran_s in zip(self._steps, self.ran_s, strict=True):
-            served = step.served
+            served, ran_ns = step.served, int(ran_s * 1e9)
             served.used(requests)
-            served.statistics.stepped(requests, rows, int(ran_s * 1e9))
-            metrics.steps_done(served.model.name, served.model.version, requests, compute_s=ran_s)
+            served.statistics.stepped(requests, rows, ran_ns)
+            counters.steps.of(self._pipeline, step.name).stepped(requests, rows, ran_ns)
+            counters.metrics.steps_done(served.model.name, served.model.version, requests, compute_s=ran_s)
 
     def stream(self, inputs: Tensors, request: Request) -> Any:
         """Chains have one response."""
@@ -236,10 +247,10 @@ def _checked(array: Any, spec: TensorSpec, *, shaped: bool = True) -> Array:
 class ChainBatcher(Batcher):
     """The queue of a chain: what came in one turn of the loop runs at its end, or is told `NotNow`."""
 
-    def __init__(self, model: ModelVersion, chain: Chain, like: Served, metrics: NodeMetrics) -> None:
+    def __init__(self, model: ModelVersion, chain: Chain, like: Served, counters: Counters) -> None:
         super().__init__(model, chain, like.executor, like.statistics, default_queue_size=MOST_WAITING)
         self._chain = chain
-        self._metrics = metrics
+        self._counters = counters
 
     def _look(self) -> None:
         self._soon = False
@@ -259,7 +270,7 @@ class ChainBatcher(Batcher):
 
     def _finish(self, batch: list[Item], began_s: float, outputs: Tensors, run_s: float, work_s: float) -> None:
         super()._finish(batch, began_s, outputs, run_s, work_s)
-        self._chain.count(len(batch), sum([item.waiting.rows for item in batch]), self._metrics)
+        self._chain.count(len(batch), sum([item.waiting.rows for item in batch]), self._counters)
 
 
 def fuse(  # noqa: PLR0917 - what a chain is made of
@@ -269,7 +280,7 @@ def fuse(  # noqa: PLR0917 - what a chain is made of
     steps: Collection[str],
     copies: Copies,
     find: Callable[[str, str], Served | None],
-    metrics: NodeMetrics,
+    counters: Counters,
 ) -> Served | None:
     """Return steps as a copy that answers requests without parameters, None when they cannot be one."""
     known = {ref for _, ref in ends.takes} if ends is not None else set()
@@ -281,7 +292,7 @@ def fuse(  # noqa: PLR0917 - what a chain is made of
     like = next(iter(copies.values()))
     model = replace(model, max_batch_size=chain.max_rows)
     served = Served(model, chain, like.executor, bytes_held=0, default_queue_size=MOST_WAITING)
-    served.batcher = ChainBatcher(model, chain, served, metrics)
+    served.batcher = ChainBatcher(model, chain, served, counters)
     return served
 
 

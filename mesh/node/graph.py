@@ -7,6 +7,7 @@ Nothing here waits: steps end in callbacks. What is not here, a router does step
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 from mesh.api.carried import TYPED, read_tensors, response_message, wants_typed
 from mesh.api.messages import ModelInferRequest
@@ -19,10 +20,11 @@ from mesh.core.traffic.route import resolve
 from mesh.core.types import ModelVersion
 from mesh.core.view import ClusterView
 from mesh.node.attempt import Held, carried
-from mesh.node.fused import Ends, FusedRunning, fuse, whole
+from mesh.node.fused import Counters, Ends, FusedRunning, fuse, whole
 from mesh.node.running import Asked, Beginner, Reply, decode, read_request
 from mesh.node.served import Served
-from mesh.node.steps import Copies, See, Steps
+from mesh.node.steps import Copies, See, Steps, Watch
+from mesh.telemetry.statistics import StepStatistics
 
 Described = Callable[[ClusterView, Copies], tuple[ModelVersion, Ends | None]]
 """Returns steps as a model, and the ends of a chain of them."""
@@ -59,7 +61,7 @@ class Kept:
         copies = {key: runs.copy(view, *key) for key in sorted(asked)}
         model, ends = self._described(view, copies)
         if copies != self.copies or model != self.model:
-            self.fused = fuse(model, ends, self.graph, self.steps, copies, find, runs.metrics)
+            self.fused = fuse(model, ends, self.graph, self.steps, copies, find, Counters(runs.metrics, runs.steps))
         self.copies, self.model, self._models, self._placements = copies, model, view.models, view.placements
 
     def __repr__(self) -> str:
@@ -78,6 +80,7 @@ class PipelineRuns:
         self._beginner = beginner
         self.see: See = beginner.seen
         self.metrics = beginner.metrics
+        self.steps = StepStatistics()
         self._graphs = Graphs()
         self._kept: dict[str, Kept] = {}
 
@@ -105,6 +108,10 @@ class PipelineRuns:
             return self._step_by_step(kept, asked, message, reply)
         return fused
 
+    def step_messages(self, pipeline: str) -> list[Any]:
+        """Return the protocol's ModelStatistics of the steps of a pipeline that ran here."""
+        return self.steps.messages(pipeline, self._view().pipelines)
+
     def is_traced(self, traceparent: str) -> bool:
         """Tell whether each step of a request is to have a span."""
         return self._beginner.is_traced(traceparent)
@@ -113,7 +120,7 @@ class PipelineRuns:
         request = decode(message)
         given = read_tensors(request)
         check_inputs(kept.model.name, kept.model.inputs, given)
-        running = GraphRunning(self.see, kept.graph, kept.copies, asked, request, reply)
+        running = GraphRunning(self, kept.graph, kept.copies, asked, request, reply)
         running.start(given)
         return running
 
@@ -143,7 +150,7 @@ class GraphRunning(Steps):
 
     def __init__(  # noqa: PLR0917 - one call of it
         self,
-        see: See,
+        watch: Watch,
         graph: Graph,
         copies: Copies,
         asked: Asked,
@@ -154,7 +161,7 @@ class GraphRunning(Steps):
         self._request = request
         self._reply = reply
         parameters = {name: value for name, value in read_request(request).parameters.items() if name != TYPED}
-        super().__init__(see, graph, copies, asked, parameters)
+        super().__init__(watch, graph, copies, asked, parameters)
 
     def finished(self, outputs: Mapping[str, Held]) -> None:
         """Answer."""

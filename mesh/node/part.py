@@ -95,7 +95,7 @@ class Part(Steps):
             (key, value) for key, value in (("traceparent", said.traceparent), ("tracestate", said.tracestate)) if value
         )
         asked = Asked(MODEL_INFER, lambda: trace, run.deadline_s, "", "", said.traceparent, "")
-        super().__init__(runs.see, planned.graph, planned.kept.copies, asked, run.parameters())
+        super().__init__(runs, planned.graph, planned.kept.copies, asked, run.parameters())
 
     def hear(self, step: str, tensors: Mapping[str, Carried] | None) -> None:
         """Take how a step ended elsewhere; with an empty name the inputs. Raises `InvalidRequest`."""

@@ -38,7 +38,7 @@ class TensorYaml(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ModelYaml(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """model.yaml. The fields mean what they mean in `ModelVersion`."""
 
-    runtime: Literal["onnx", "python", ""] = ""
+    runtime: Literal["onnx", "python", "remote", ""] = ""
     platform: str = ""
     max_batch_size: int = 0
     max_queue_delay_us: int = 0

@@ -25,6 +25,7 @@ from mesh.node.report import Report
 from mesh.node.repository import Scanner
 from mesh.node.runtimes.onnx import OnnxRuntime
 from mesh.node.runtimes.python import PythonRuntime
+from mesh.node.runtimes.remote import RemoteRuntime
 from mesh.registry.etcd_client import EtcdClient
 from mesh.registry.keys import copies_prefix, node_key
 from mesh.registry.lease import Presence
@@ -94,7 +95,7 @@ def _build(
         mirror=mirror,
         store=store,
         publisher=publisher,
-        runtimes={"onnx": OnnxRuntime(), "python": PythonRuntime()},
+        runtimes={"onnx": OnnxRuntime(), "python": PythonRuntime(), "remote": RemoteRuntime()},
         accounts=accounts,
         metrics=metrics,
         executor=executor,
@@ -120,7 +121,7 @@ def _build(
     metrics.observe(report.record, loader.copies, lambda: infer.outstanding)
     health = NodeHealth(loader, report)
     services = [
-        generic_handler(INFERENCE_SERVICE, NodeInferenceService(loader, report)),
+        generic_handler(INFERENCE_SERVICE, NodeInferenceService(loader, report, infer)),
         generic_handler(NODE_CONTROL_SERVICE, NodeControlService(loader, report, publisher, infer, stop)),
         *health_handlers(health),
         *reflection_handlers([INFERENCE_SERVICE.full_name, NODE_CONTROL_SERVICE.full_name]),

@@ -12,7 +12,7 @@ from mesh.core.placement.forecast import History
 from mesh.core.types import ModelVersion, TensorSpec
 from mesh.node.batcher import Batcher
 from mesh.node.runtimes.base import Loaded
-from mesh.node.statistics import Statistics
+from mesh.telemetry.statistics import Statistics
 
 T = TypeVar("T")
 

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
 from mesh.api.carried import Carried
 from mesh.api.tensors import TensorError, decode_raw
@@ -19,11 +20,24 @@ from mesh.node.attempt import Attempt, Held, carried
 from mesh.node.observe import Observed
 from mesh.node.running import Asked
 from mesh.node.served import Served
+from mesh.telemetry.statistics import Statistics, StepStatistics
 
 See = Callable[[Asked, Served, str], Observed]
 """Returns what counts and traces one request of a copy, a step of this name."""
 Copies = Mapping[tuple[str, str], Served]
 """By name and version as steps give them."""
+
+
+class Watch(Protocol):
+    """What counts and traces steps."""
+
+    @property
+    def see(self) -> See:
+        """For the requests of a copy."""
+
+    @property
+    def steps(self) -> StepStatistics:
+        """For the steps."""
 
 
 class Steps:
@@ -32,9 +46,12 @@ class Steps:
     `finished`, `broke` and `tell` are for the class below to say what follows from them.
     """
 
-    def __init__(self, see: See, graph: Graph, copies: Copies, asked: Asked, parameters: Mapping[str, Literal]) -> None:
+    def __init__(
+        self, watch: Watch, graph: Graph, copies: Copies, asked: Asked, parameters: Mapping[str, Literal]
+    ) -> None:
         self.asked = asked
-        self.see = see
+        self.see: See = watch.see
+        self._steps = watch.steps
         self.graph = graph
         self.copies = tuple(dict.fromkeys(copies.values()))
         """The copies that it may ask. They are held until it is over."""
@@ -68,6 +85,10 @@ class Steps:
         for attempt in list(self._attempts.values()):
             attempt.stop(error)
         self._attempts.clear()
+
+    def statistics(self, step: str) -> Statistics:
+        """Return the counters of a step."""
+        return self._steps.of(self.graph.pipeline.name, step)
 
     def ended(self, step: str, outputs: dict[str, Held]) -> None:
         """Hear that a step answered."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mesh.api.carried import Carried, read_tensors, request_message, stacked
@@ -21,6 +21,7 @@ from mesh.core.pipeline.spec import Condition, Literal
 from mesh.core.types import NodeId
 from mesh.router.plans import Plan
 from mesh.router.spread import Away, Broke, Ended, Event
+from mesh.telemetry.statistics import StepStatistics
 from mesh.wire.transport import Call, Metadata
 
 if TYPE_CHECKING:
@@ -41,18 +42,20 @@ class Elsewhere(Exception):
 class Attempt:
     """One attempt at a request: the router's own steps, and what the nodes tell of theirs."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - one call of it
         self,
         dispatch: Dispatch,
         call: Call,
         plan: Plan,
         parameters: Mapping[str, Literal],
         trace: Metadata,
+        steps: StepStatistics,
     ) -> None:
         self._dispatch = dispatch
         self._call = call
         self._plan = plan
         self._parameters = parameters
+        self._steps = steps
         self._metadata = (*(pair for pair in call.metadata if pair[0] not in _NOT_FOR_STEPS), *trace)
         self._events: asyncio.Queue[Event | asyncio.Task[dict[str, Carried]]] = asyncio.Queue()
         self._running: dict[asyncio.Task[dict[str, Carried]], graphs.Call[Carried]] = {}
@@ -71,8 +74,9 @@ class Attempt:
                     outputs = await self._drive(run, away)
             answered = True
         except TimeoutError:
-            waits = [step for step in self._plan.graph.order if step not in away.ended]
-            raise DeadlineExceeded(f"the deadline passed before {_steps(waits)} of this pipeline ended") from None
+            told = f"the deadline passed before pipeline '{run.pipeline.name}' answered; its steps run on "
+            nodes = ", ".join(f"'{node}'" for node in self._plan.nodes) or "no node"
+            raise DeadlineExceeded(told + nodes) from None
         finally:
             away.close(answered=answered)
             if self._running:
@@ -132,11 +136,19 @@ class Attempt:
             answer = await self._dispatch.infer(own, message.SerializeToString())
             return read_tensors(ModelInferResponse.FromString(answer))
 
+        began_ns = time.monotonic_ns()
+        statistics = self._steps.of(self._plan.graph.pipeline.name, step.name)
+        counted = statistics.fail
         try:
             async with asyncio.timeout(step.timeout_s or None):
-                return await (_each(step.each, action.inputs, ask) if step.each else ask(action.inputs))
+                answer = await (_each(step.each, action.inputs, ask) if step.each else ask(action.inputs))
+            counted = statistics.success
+            statistics.inferences += 1
         except TimeoutError:
             raise DeadlineExceeded(f"no answer within the step's timeout of {step.timeout_s:g} s") from None
+        finally:
+            counted.add(time.monotonic_ns() - began_ns)
+        return answer
 
 
 def holds(when: Condition, tensor: Carried) -> bool:
@@ -172,7 +184,3 @@ def _alone(error: BaseException) -> Exception:
 
 def _has_time(call: Call) -> bool:
     return call.deadline_s is None or time.monotonic() < call.deadline_s
-
-
-def _steps(names: Sequence[str]) -> str:
-    return ", ".join(f"step '{name}'" for name in names) or "the answer"

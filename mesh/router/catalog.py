@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import mesh
@@ -17,6 +17,8 @@ from mesh.core.view import ClusterView, VersionKey
 from mesh.registry.mirror import Mirror
 from mesh.router.channels import Channels
 from mesh.router.cold import Cold
+from mesh.telemetry.metrics import RouterMetrics
+from mesh.telemetry.statistics import StepStatistics
 
 EXTENSIONS = (
     "classification",
@@ -40,8 +42,20 @@ STATISTICS_TIMEOUT_S = 5.0
 class Catalog:
     """Answers from the view; statistics from the nodes."""
 
-    def __init__(self, mirror: Mirror, channels: Channels, cold: Cold, *, server_name: str, cold_wait_s: float) -> None:
+    def __init__(
+        self,
+        mirror: Mirror,
+        channels: Channels,
+        cold: Cold,
+        metrics: RouterMetrics,
+        steps: StepStatistics,
+        *,
+        server_name: str,
+        cold_wait_s: float,
+    ) -> None:
         self._mirror = mirror
+        self._metrics = metrics
+        self._steps = steps
         self._channels = channels
         self._cold = cold
         self._server_name = server_name
@@ -91,6 +105,9 @@ class Catalog:
     async def statistics(self, name: str, version: str, context_deadline_s: float | None) -> m.ModelStatisticsResponse:
         """Return the statistics of one model or all, summed over the nodes. Raises what `resolve` raises."""
         view = self._mirror.view
+        pipeline = self._pipeline(name, version) if name else None
+        if pipeline is not None:
+            return await self._of_pipeline(pipeline, context_deadline_s)
         if name:
             model = resolve(view, name, version)
             keys: Iterable[VersionKey] = (
@@ -99,11 +116,25 @@ class Catalog:
         else:
             keys = view.copies.keys()
         wanted = set(keys)
-        addresses = sorted({each.node.address for key in wanted for each in view.copies.get(key, ())})
+        addresses = {each.node.address for key in wanted for each in view.copies.get(key, ())}
+        answers = await self._ask_all(addresses, name, version, context_deadline_s)
+        return m.ModelStatisticsResponse(model_stats=summed(each for each in answers if _key(each) in wanted))
+
+    async def _of_pipeline(self, pipeline: ModelVersion, context_deadline_s: float | None) -> m.ModelStatisticsResponse:
+        """Return the statistics of a pipeline, as this router counted it, and of its steps, summed over all places."""
+        addresses = {node.address for node in self._mirror.view.nodes.values()}
+        steps = await self._ask_all(addresses, pipeline.name, "", context_deadline_s)
+        steps += self._steps.messages(pipeline.name, self._mirror.view.pipelines)
+        whole = self._metrics.statistics(pipeline.name, pipeline.version)
+        return m.ModelStatisticsResponse(model_stats=[whole, *summed(steps)])
+
+    async def _ask_all(
+        self, addresses: Collection[str], name: str, version: str, context_deadline_s: float | None
+    ) -> list[Any]:
         timeout_s = min(STATISTICS_TIMEOUT_S, context_deadline_s or STATISTICS_TIMEOUT_S)
         request = m.ModelStatisticsRequest(name=name, version=version).SerializeToString()
-        answers = await asyncio.gather(*(self._ask(address, request, timeout_s) for address in addresses))
-        return _summed(answers, wanted)
+        answers = await asyncio.gather(*(self._ask(address, request, timeout_s) for address in sorted(addresses)))
+        return [each for answer in answers for each in answer.model_stats]
 
     async def _ask(self, address: str, request: bytes, timeout_s: float) -> m.ModelStatisticsResponse:
         try:
@@ -142,18 +173,20 @@ def _record(view: ClusterView, key: VersionKey) -> ModelVersion:
     return resolve(view, *key)
 
 
-def _summed(answers: Iterable[m.ModelStatisticsResponse], wanted: set[VersionKey]) -> m.ModelStatisticsResponse:
+def _key(statistics: Any) -> VersionKey:
+    return ModelName(statistics.name), Version(statistics.version)
+
+
+def summed(found: Iterable[Any]) -> list[Any]:
+    """Return ModelStatistics with those of one name and version added up, in the order of their names."""
     total: dict[VersionKey, Any] = {}
-    for answer in answers:
-        for each in answer.model_stats:
-            key = (ModelName(each.name), Version(each.version))
-            if key not in wanted:
-                continue
-            if key in total:
-                _add(total[key], each)
-            else:
-                total[key] = each
-    return m.ModelStatisticsResponse(model_stats=[total[key] for key in sorted(total)])
+    for each in found:
+        key = _key(each)
+        if key in total:
+            _add(total[key], each)
+        else:
+            total[key] = each
+    return [total[key] for key in sorted(total)]
 
 
 def _add(into: Any, other: Any) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection, Iterable
 
 from mesh.api.describe import copy_message
 from mesh.api.messages import control
+from mesh.core.pipeline.cut import Places, edges
+from mesh.core.pipeline.run import Graph
+from mesh.core.pipeline.spec import Step
 from mesh.core.placement.explain import Explained
 from mesh.core.placement.progress import progress
 from mesh.core.placement.scores import SCORES
-from mesh.core.types import CopyState, ModelVersion
+from mesh.core.types import CopyState, ModelVersion, NodeId
 from mesh.core.view import ClusterView, VersionKey
+from mesh.router.plans import Plans
 
 
 def state_of(view: ClusterView, key: VersionKey) -> tuple[str, str]:
@@ -81,3 +86,41 @@ def explanation(view: ClusterView, explained: Explained) -> control.Explanation:
         why_none="" if choice.nodes else choice.why_none(),
         verdicts=verdicts,
     )
+
+
+def cut_message(graph: Graph, plans: Plans, together: Iterable[NodeId]) -> control.PipelineCut:
+    """Return where the steps of a pipeline run now, and why, as mesh.v1 shows it."""
+    best = plans.best(graph)
+    places, held = best[0].places, plans.holders(graph)
+    pipeline = graph.pipeline
+    return control.PipelineCut(
+        name=pipeline.name,
+        revision=pipeline.revision,
+        together=sorted(together),
+        steps=[
+            control.StepPlace(
+                step=step.name, model=step.model, node=places[step.name], why=_why(graph, step, places, held[step.name])
+            )
+            for step in (graph.steps[name] for name in graph.order)
+        ],
+        journeys=[
+            control.Journey(tensor=str(edge.ref), origin=edge.origin, to=edge.to, bytes=plans.guessed(graph, edge.ref))
+            for edge in edges(graph, places)
+        ],
+        alternatives=len(best) - 1,
+    )
+
+
+def _why(graph: Graph, step: Step, places: Places, held: Collection[str]) -> str:
+    if not held:
+        return f"no one node can run it as asked: the router asks for '{step.model}', loading it if need be"
+    if len(held) == 1:
+        return f"the only node that holds '{step.model}'"
+    place = places[step.name]
+    near = sorted({ref.step for ref in step.refs() if ref.step and places[ref.step] == place})
+    behind = sorted(name for name in graph.waiting_for[step.name] if places[name] == place)
+    if near:
+        return f"beside {', '.join(near)}, of {len(held)} nodes that hold '{step.model}'"
+    if behind:
+        return f"beside {', '.join(behind)}, of {len(held)} nodes that hold '{step.model}'"
+    return f"the least to do of {len(held)} nodes that hold '{step.model}'"

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from mesh.api.carried import TYPED, Carried, literals, read_tensors, response_message, wants_typed
-from mesh.api.messages import ModelInferRequest, ModelInferResponse
+from mesh.api.messages import ModelInferRequest, ModelInferResponse, control
 from mesh.api.notes import begun
 from mesh.api.pipelines import check_inputs, wanted_outputs
 from mesh.core.errors import Code, MeshError, RemoteError, code_of
@@ -20,10 +20,12 @@ from mesh.core.pipeline.spec import Literal, Pipeline
 from mesh.core.types import NodeId
 from mesh.registry.mirror import Mirror
 from mesh.router.attempt import Attempt, Elsewhere
+from mesh.router.describe import cut_message
 from mesh.router.observe import Observed
 from mesh.router.plans import Plan
 from mesh.router.spread import Spread
 from mesh.router.target import Target
+from mesh.telemetry.statistics import StepStatistics
 from mesh.wire.transport import NOT_RUN_TRAILER, PIPELINE_HEADER, Call, Metadata
 
 if TYPE_CHECKING:
@@ -66,6 +68,8 @@ class Pipelines:
         self._dispatch = dispatch
         self._graphs = Graphs()
         self.spread = Spread(mirror, dispatch.balancer, dispatch.channels)
+        self.steps = StepStatistics()
+        """Of steps that this router asked for."""
 
     def graph(self, pipeline: Pipeline, path: str = "") -> Graph:
         """Return the graph of a pipeline, or of the half of it that `path` names."""
@@ -135,7 +139,7 @@ class Pipelines:
         while True:
             plan = await self._plan(call, graph, without, parameters)
             seen.asked(plan.nodes[0] if plan.nodes else NodeId(""))
-            one = Attempt(self._dispatch, call, plan, parameters, tuple(trace.items()))
+            one = Attempt(self._dispatch, call, plan, parameters, tuple(trace.items()), self.steps)
             try:
                 away = self.spread.begin(plan, given, begun(call.deadline_s, trace, parameters))
                 return await one.answer(away, given)
@@ -154,6 +158,13 @@ class Pipelines:
             # The state of a sequence is with one copy of each model, which the balancer knows of single requests alone.
             return self.spread.plans.router_alone(graph)
         return await self.spread.choose(graph, without, call.deadline_s)
+
+    def explain(self, target: Target) -> control.PipelineCut:
+        """Return where the steps of a pipeline run now, and why."""
+        assert target.pipeline is not None
+        return cut_message(
+            self.graph(target.pipeline), self.spread.plans, [located.node.id for located in target.candidates]
+        )
 
     async def close(self) -> None:
         """Give up the streams to nodes."""

@@ -81,6 +81,14 @@ class Plans:
             self._cuts[graph.pipeline.name, graph.path] = _Cut(graph, held, found, view if calm else None)
         return found
 
+    def holders(self, graph: Graph) -> dict[str, frozenset[NodeId]]:
+        """Return the nodes that can run each step now."""
+        return holders(self._mirror.view, graph, self._usable(()))
+
+    def guessed(self, graph: Graph, ref: Ref) -> int:
+        """Return about how many bytes a tensor has."""
+        return guessed_bytes(self._mirror.view, graph, ref)
+
     def _usable(self, without: Sequence[NodeId]) -> Callable[[Host], bool]:
         now_s = time.monotonic()
         return lambda node: node.id not in without and not self._balancer.is_suspect(node, now_s)

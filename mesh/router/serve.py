@@ -104,7 +104,10 @@ def _build(config: RouterConfig, store: EtcdClient, tracing: Tracing) -> _Parts:
     streams = Streams(dispatch, metrics)
     health = RouterHealth(mirror)
     repository = Repository(mirror, store, cold)
-    catalog = Catalog(mirror, channels, cold, server_name=config.server_name, cold_wait_s=config.cold_wait_s)
+    steps = dispatch.pipelines.steps
+    catalog = Catalog(
+        mirror, channels, cold, metrics, steps, server_name=config.server_name, cold_wait_s=config.cold_wait_s
+    )
     shelf = PipelineShelf(mirror, store, catalog)
     inference = InferenceService(
         catalog,
@@ -113,7 +116,7 @@ def _build(config: RouterConfig, store: EtcdClient, tracing: Tracing) -> _Parts:
         is_ready=health.is_ready,
         default_wait_s=config.cold_wait_s,
     )
-    control = ControlService(mirror, repository, shelf, default_wait_s=config.cold_wait_s)
+    control = ControlService(mirror, repository, shelf, dispatch.pipelines, default_wait_s=config.cold_wait_s)
     services = [
         generic_handler(INFERENCE_SERVICE, inference),
         generic_handler(MESH_CONTROL_SERVICE, control),

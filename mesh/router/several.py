@@ -8,6 +8,7 @@ their order. Both halves run wherever their copies are, as pipelines do.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -164,14 +165,21 @@ class Several:
         target = self._dispatch.targets.find(asks.model, asks.version)
         metadata = tuple(pair for pair in call.metadata if pair[0] not in _NOT_FOR_STEPS) + tuple(one.seen.headers())
         own = Call(call.method, metadata, call.deadline_s, call.peer)
+        began_ns = time.monotonic_ns()
+        statistics = self._dispatch.pipelines.steps.of(one.pipeline.name, step.name)
+        counted = statistics.fail
         try:
             async with aclosing(self._streams.responses(own, message, peek(message), target)) as responses:
                 async for response in responses:
                     tensors = _read(response)
                     if tensors:
+                        statistics.inferences += 1
                         yield tensors
+            counted = statistics.success
         except Exception as error:
             raise of_step(one.pipeline.name, step.name, error) from error
+        finally:
+            counted.add(time.monotonic_ns() - began_ns)
 
     def _asks(self, asked: Pipeline, known: Tensors) -> Asks[Carried] | None:
         """Return what a step is asked, None when it is skipped."""

@@ -20,6 +20,7 @@ from mesh.core.pipeline.spec import Pipeline
 from mesh.core.types import Copy, CopyState, Node
 from mesh.core.view import ClusterView
 from mesh.telemetry.series import Family, Histogram, SeriesTable
+from mesh.telemetry.statistics import Statistics
 from mesh.telemetry.triton import NodeRow, TritonCollector
 
 MAX_LABEL_VALUES: Final = 2000
@@ -81,6 +82,18 @@ class RouterMetrics:
         row.codes[code] += 1
         row.attempts += attempts
         row.seconds.add(total_s)
+
+    def statistics(self, model: str, version: str) -> Any:
+        """Return the protocol's ModelStatistics of what was asked for by this name, as far as a router counts."""
+        row = self._table.find(model, version)
+        found = Statistics()
+        requests, good = sum(row.codes), row.codes[Code.OK]
+        found.inferences = found.executions = good
+        # The times of failed requests are not kept apart: each is taken for a mean one.
+        mean_ns = row.seconds.total / requests * 1e9 if requests else 0.0
+        found.success.count, found.success.ns = good, int(mean_ns * good)
+        found.fail.count, found.fail.ns = requests - good, int(mean_ns * (requests - good))
+        return found.message(model, version, 0)
 
     def attempt_failed(self, node: str, reason: str) -> None:
         """Count one attempt at a copy on `node` that failed; `reason` is one of a few fixed words."""

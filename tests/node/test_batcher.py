@@ -15,7 +15,7 @@ from mesh.core.errors import DeadlineExceeded, ModelFailed, Overloaded
 from mesh.core.types import Dtype, ModelName, ModelVersion, TensorSpec, Version
 from mesh.node.batcher import Batcher, Ran
 from mesh.node.runtimes.base import Request, Tensors
-from mesh.node.statistics import Statistics
+from mesh.telemetry.statistics import Statistics
 
 
 class Doubling:

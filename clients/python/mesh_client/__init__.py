@@ -27,6 +27,7 @@ from ._errors import (
     TooLarge,
     Unavailable,
 )
+from ._pipeline import Output, Pipeline, StepOutputs
 from ._sync.client import Client
 from ._sync.stream import Stream
 from ._values import InferResult, Inputs, Tensor, Tls
@@ -46,7 +47,10 @@ __all__ = [
     "ModelNotFound",
     "NotAllowed",
     "NotOffered",
+    "Output",
+    "Pipeline",
     "ServerFailed",
+    "StepOutputs",
     "Stream",
     "StreamError",
     "Tensor",

@@ -8,8 +8,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from mesh.api import messages as m
+from mesh.core.errors import Code
 from mesh_client import _common as c
 from mesh_client._errors import ModelNotFound
+from mesh_client._pipeline import Pipeline
 from mesh_client._transport_sync import open_transport
 from mesh_client._values import InferResult, Inputs, Metadata, Parameter, Tls, request_of, result_of
 
@@ -141,11 +143,20 @@ class Client:
         request = m.control.ExplainRequest(name=name, version=version, remove_node=remove_node)
         return list((self._call(c.EXPLAIN, request, timeout_s)).models)
 
+    def explain_pipeline(self, name: str, *, timeout_s: float | None = None) -> m.control.PipelineCut:
+        """Return where the steps of a pipeline run now, which tensors leave their node, and why."""
+        answer = self._call(c.EXPLAIN, m.control.ExplainRequest(name=name), timeout_s)
+        if not answer.HasField("pipeline"):
+            raise ModelNotFound(f"expected the name of a pipeline, '{name}' is that of a model", code=Code.NOT_FOUND)
+        cut: m.control.PipelineCut = answer.pipeline
+        return cut
+
     def apply_pipeline(
-        self, pipeline: m.control.Pipeline, *, dry_run: bool = False, timeout_s: float | None = None
+        self, pipeline: m.control.Pipeline | Pipeline, *, dry_run: bool = False, timeout_s: float | None = None
     ) -> m.control.ApplyPipelineResponse:
         """Check a pipeline and store it; with `dry_run` check only. Its `problems` say why it was not stored."""
-        request = m.control.ApplyPipelineRequest(pipeline=pipeline, dry_run=dry_run)
+        message = pipeline.message if isinstance(pipeline, Pipeline) else pipeline
+        request = m.control.ApplyPipelineRequest(pipeline=message, dry_run=dry_run)
         answer: m.control.ApplyPipelineResponse = self._call(c.APPLY_PIPELINE, request, timeout_s)
         return answer
 

@@ -255,10 +255,52 @@ class ExplainRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., remove_node: _Optional[str] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
-    __slots__ = ("models",)
+    __slots__ = ("models", "pipeline")
     MODELS_FIELD_NUMBER: _ClassVar[int]
+    PIPELINE_FIELD_NUMBER: _ClassVar[int]
     models: _containers.RepeatedCompositeFieldContainer[Explanation]
-    def __init__(self, models: _Optional[_Iterable[_Union[Explanation, _Mapping[str, _Any]]]] = ...) -> None: ...
+    pipeline: PipelineCut
+    def __init__(self, models: _Optional[_Iterable[_Union[Explanation, _Mapping[str, _Any]]]] = ..., pipeline: _Optional[_Union[PipelineCut, _Mapping[str, _Any]]] = ...) -> None: ...
+
+class PipelineCut(_message.Message):
+    __slots__ = ("name", "revision", "together", "steps", "journeys", "alternatives")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    TOGETHER_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    JOURNEYS_FIELD_NUMBER: _ClassVar[int]
+    ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    revision: int
+    together: _containers.RepeatedScalarFieldContainer[str]
+    steps: _containers.RepeatedCompositeFieldContainer[StepPlace]
+    journeys: _containers.RepeatedCompositeFieldContainer[Journey]
+    alternatives: int
+    def __init__(self, name: _Optional[str] = ..., revision: _Optional[int] = ..., together: _Optional[_Iterable[str]] = ..., steps: _Optional[_Iterable[_Union[StepPlace, _Mapping[str, _Any]]]] = ..., journeys: _Optional[_Iterable[_Union[Journey, _Mapping[str, _Any]]]] = ..., alternatives: _Optional[int] = ...) -> None: ...
+
+class StepPlace(_message.Message):
+    __slots__ = ("step", "model", "node", "why")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    step: str
+    model: str
+    node: str
+    why: str
+    def __init__(self, step: _Optional[str] = ..., model: _Optional[str] = ..., node: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
+
+class Journey(_message.Message):
+    __slots__ = ("tensor", "origin", "to", "bytes")
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    TO_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    tensor: str
+    origin: str
+    to: str
+    bytes: int
+    def __init__(self, tensor: _Optional[str] = ..., origin: _Optional[str] = ..., to: _Optional[str] = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class Explanation(_message.Message):
     __slots__ = ("name", "version", "state", "needs_bytes", "node", "why_none", "verdicts")

@@ -1,4 +1,4 @@
-"""What ModelStatistics tells of one copy: counts and nanoseconds per stage, and per batch size.
+"""What ModelStatistics tells of one copy or one step: counts and nanoseconds per stage, and per batch size.
 
 The stages are Triton's: queue (until a run takes the request), compute_input (bytes to arrays), compute_infer (the
 run), compute_output (arrays to bytes). A run of several requests counts once in execution_count and for each request
@@ -8,6 +8,7 @@ in its stages.
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +34,7 @@ class Duration:
 
 @dataclass(slots=True)
 class Statistics:
-    """The counters of one copy since it was loaded. Touched from the event loop only."""
+    """The counters of one copy since it was loaded, or of a step here. Touched from the event loop only."""
 
     last_inference_ns: int = 0
     inferences: int = 0
@@ -93,8 +94,38 @@ class Statistics:
                 compute_infer=self.compute_infer.message(),
                 compute_output=self.compute_output.message(),
             ),
-            memory_usage=[pb.MemoryUsage(type="CPU", byte_size=bytes_held)],
+            memory_usage=[pb.MemoryUsage(type="CPU", byte_size=bytes_held)] if bytes_held else [],
         )
         for rows, duration in sorted(self.batches.items()):
             answer.batch_stats.add(batch_size=rows, compute_infer=duration.message())
         return answer
+
+
+class StepStatistics:
+    """The counters of the steps of pipelines that ran in this process, by pipeline and step."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, dict[str, Statistics]] = {}
+
+    def of(self, pipeline: str, step: str) -> Statistics:
+        """Return the counters of a step."""
+        steps = self._of.get(pipeline)
+        if steps is None:
+            steps = self._of[pipeline] = {}
+        found = steps.get(step)
+        if found is None:
+            found = steps[step] = Statistics()
+        return found
+
+    def messages(self, pipeline: str, known: Collection[str]) -> list[Any]:
+        """Return the protocol's ModelStatistics of each step of a pipeline, named ``pipeline.step``.
+
+        What is not in `known`, the pipelines that there are, is forgotten.
+        """
+        for name in [name for name in self._of if name not in known]:
+            del self._of[name]
+        return [each.message(f"{pipeline}.{step}", "", 0) for step, each in sorted(self._of.get(pipeline, {}).items())]
+
+    def __repr__(self) -> str:
+        """Show the pipelines."""
+        return f"<StepStatistics {sorted(self._of)}>"
