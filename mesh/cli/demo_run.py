@@ -19,7 +19,9 @@ from typing import Any, Final, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from mesh.cli.explain import told
+from mesh.cli.drawing import Live, by_name, drawn
+from mesh.cli.explain import cut_told, told
+from mesh.cli.manifest import read as read_manifest
 from mesh.core.errors import InvalidRequest, NotReady
 from mesh_client import AsyncClient, MeshClientError
 
@@ -31,6 +33,7 @@ TALK: Final = 40
 """Pairs of titles in the streamed conversation."""
 TALK_S: Final = 60.0
 """The whole conversation; what is not answered by then is lost."""
+PIPELINE: Final = "product-matching"
 LOAD_AFTER: Final = 200
 """Calls that must be answered after the killed node is back."""
 
@@ -119,7 +122,7 @@ class Trial:
         """Set at every answer under load."""
         self.iris = Tally("iris", ("iris",), least=0.9)
         self.digits = Tally("digits", ("digits",), least=0.9)
-        self.titles = Tally("titles: text_features > text_score", ("text_features", "text_score"), least=0.85)
+        self.titles = Tally("titles: product-matching", ("text_features", "text_score"), least=0.85)
         self.talk = Tally("the same over one stream", ("text_features", "text_score"), least=0.85)
         self.load = Tally("iris and digits while a node dies", ("iris", "digits"), least=0.9)
 
@@ -159,18 +162,40 @@ class Trial:
         mixed = itertools.chain.from_iterable(itertools.zip_longest(*kinds))
         await _at_once(ask for ask in mixed if ask is not None)
 
+    async def apply(self, file: Path, text: str) -> None:
+        """Store the pipelines of a file. Raises `InvalidRequest` when they make no sense to the mesh."""
+        for manifest in read_manifest(file.name, text):
+            answer = await _told(self._client.apply_pipeline(manifest.pipeline))
+            if answer.problems:
+                problem = answer.problems[0]
+                raise InvalidRequest(f"{file}:{manifest.line_of(problem.path)}: {problem.path}: {problem.message}")
+
+    async def cut(self) -> str:
+        """Return where the pipeline's steps run, as `mesh explain` prints it."""
+        return cut_told(await _told(self._client.explain_pipeline(PIPELINE)))
+
+    async def watched(self, work: Awaitable[None]) -> str:
+        """Do `work` and return the pipeline with its rates meanwhile, as `mesh pipelines show` draws it."""
+        client = self._client
+        before, begun_s = by_name(await _told(client.model_statistics(PIPELINE))), time.monotonic()
+        await work
+        now, lasted_s = by_name(await _told(client.model_statistics(PIPELINE))), time.monotonic() - begun_s
+        live = {name: Live.between(before.get(name), each, lasted_s) for name, each in now.items()}
+        (found,) = await _told(client.pipelines(PIPELINE))
+        metadata, cut = await _told(client.model_metadata(PIPELINE)), await _told(client.explain_pipeline(PIPELINE))
+        return drawn(found, metadata, cut, live)
+
     async def conversation(self) -> None:
-        """Match `TALK` pairs of titles over one stream, each message made from the answer before it."""
-        tally = self.talk
+        """Match `TALK` pairs of titles over one stream: all are on their way at once, and answers keep their order."""
+        tally, count = self.talk, min(TALK, len(self._data.titles))
         async with self._client.stream(timeout_s=TALK_S) as stream:
-            for at in range(min(TALK, len(self._data.titles))):
-                features = await self._call(tally, partial(stream.infer, "text_features", self._pair(at)))
-                if features is None:
-                    continue
-                given = {"features": features["features"]}
-                answer = await self._call(tally, partial(stream.infer, "text_score", given))
+            for at in range(count):
+                await stream.send(PIPELINE, self._pair(at), id=str(at))
+            await stream.half_close()
+            for at in range(count):
+                answer = await self._call(tally, stream.receive)
                 if answer is not None:
-                    tally.judge(right=_matches(answer) == self._data.titles_labels[at])
+                    tally.judge(right=answer.id == str(at) and _matches(answer) == self._data.titles_labels[at])
 
     async def under_load(self, kill: Callable[[], None], node: str, back_s: float) -> Killed:
         """Keep `CALLERS` calls in flight, kill `node` amid them, and go on until it is back and a while after."""
@@ -239,19 +264,15 @@ class Trial:
 
     async def _ask_titles(self, at: int) -> None:
         client, tally = self._client, self.titles
-        features = await self._call(tally, lambda: client.infer("text_features", self._pair(at), timeout_s=CALL_S))
-        if features is None:
-            return
-        given = {"features": features["features"]}
-        answer = await self._call(tally, lambda: client.infer("text_score", given, timeout_s=CALL_S))
+        answer = await self._call(tally, lambda: client.infer(PIPELINE, self._pair(at), timeout_s=CALL_S))
         if answer is not None:
             tally.judge(right=_matches(answer) == self._data.titles_labels[at])
 
     def _pair(self, at: int) -> Inputs:
         left, right = self._data.titles[at]
         return {
-            "left": np.array([[left.encode()]], dtype=object),
-            "right": np.array([[right.encode()]], dtype=object),
+            "title1": np.array([[left.encode()]], dtype=object),
+            "title2": np.array([[right.encode()]], dtype=object),
         }
 
     async def _call(self, tally: Tally, ask: Callable[[], Awaitable[Any]]) -> Any:
@@ -276,7 +297,7 @@ async def _told(question: Awaitable[T]) -> T:
 
 
 def _matches(answer: Mapping[str, npt.NDArray[Any]]) -> int:
-    return int(answer["score"][0, 0] >= 0.5)
+    return int(answer["match"][0, 0] >= 0.5)
 
 
 async def _at_once(asks: Iterable[Callable[[], Awaitable[None]]]) -> None:

@@ -35,9 +35,11 @@ def test_the_demo_is_right_loses_nothing_and_leaves_nothing() -> None:
     assert ", lost 0\n" in done.stdout
     assert "was ended by SIGKILL; starting it again" in done.stdout
     rows = {line[:35].strip(): line.split() for line in done.stdout.splitlines()}
-    for name in ("iris", "digits", "titles: text_features > text_score", "the same over one stream"):
+    for name in ("iris", "digits", "titles: product-matching", "the same over one stream"):
         assert name in rows
     assert "everything was right" in done.stdout
+    assert "└▶ features" in done.stdout
+    assert "product-matching, revision 1: " in done.stdout
     assert not marked(mark)
 
 
