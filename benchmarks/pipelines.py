@@ -1,0 +1,342 @@
+"""Pipelines: what a chain of three costs in one hop and over three nodes, beside the same calls made by a client.
+
+Servers have one core and the load another. Figures are medians of the runs; peers take turns. Every answer of a run is
+as long as one that was checked (`benchmarks.load`); what the tritonclient chains answer is not looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from benchmarks.calls import Job
+from benchmarks.chained import WIDTH
+from benchmarks.load import INFER, STREAM, send
+from benchmarks.machine import LOAD_CORE, SERVER_CORE, cpu_s, free_port, pin, pinned
+from benchmarks.peers.base import BENCH_VENV, SERVERS, Process, install, version
+from benchmarks.processes import etcd, mesh, ready_line
+from mesh.api.messages import ModelInferRequest, ModelInferResponse, control
+from mesh_client import Client
+
+STEPS: Final = ("s1", "s2", "s3")
+WAITS: Final = {"w1": 0.002, "w2": 0.004, "w3": 0.002}
+"""Steps that wait, as for a GPU, and for how many seconds: what a stream's stages can do side by side."""
+LARGE: Final = 1_000_000
+"""Elements of 4 bytes between two steps."""
+START_S: Final = 120.0
+
+
+def weights(name: str) -> onnx.ModelProto:
+    """Return a layer of WIDTH x WIDTH with a ReLU."""
+    random = np.random.default_rng(len(name) + ord(name[-1]))
+    w = numpy_helper.from_array((random.normal(size=(WIDTH, WIDTH)) / 8).astype(np.float32), "w")
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Relu", ["h"], ["y"])]
+    graph = helper.make_graph(
+        nodes,
+        name,
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", WIDTH])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", WIDTH])],
+        [w],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def write_repository(folder: Path) -> None:
+    """Write the models, one of each kind for each node, by labels."""
+    signature = "inputs: [{name: x, dtype: FP32, shape: [-1]}]\noutputs: [{name: y, dtype: FP32, shape: [-1]}]\n"
+    for at, name in enumerate(STEPS):
+        made = _folder(folder, name, f"runtime: onnx\nmax_batch_size: 64\nnode_labels: {{n{at}: 'yes'}}\n")
+        onnx.save(weights(name), str(made / "model.onnx"))
+    for at, (name, seconds) in enumerate(WAITS.items()):
+        made = _folder(folder, name, f"runtime: python\nnode_labels: {{n{at}: 'yes'}}\n{signature}")
+        _python(made, f"time.sleep({seconds}); return {{'y': inputs['x']}}")
+    grow = f"return {{'y': numpy.full({LARGE}, inputs['x'][0], numpy.float32)}}"
+    for at, (name, body) in enumerate({"grow": grow, "shrink": "return {'y': inputs['x'][:1]}"}.items()):
+        made = _folder(folder, name, f"runtime: python\nnode_labels: {{n{at}: 'yes'}}\n{signature}")
+        _python(made, body)
+
+
+def _folder(root: Path, name: str, yaml: str) -> Path:
+    made = root / name / "1"
+    made.mkdir(parents=True)
+    (made.parent / "model.yaml").write_text(yaml, encoding="utf-8")
+    return made
+
+
+def _python(folder: Path, body: str) -> None:
+    code = f"import time\nimport numpy\n\nclass Model:\n    def infer(self, inputs, request):\n        {body}\n"
+    (folder / "model.py").write_text(code, encoding="utf-8")
+
+
+@dataclass
+class Running:
+    """A mesh, its pipelines applied and every model loaded."""
+
+    address: str
+    router: int
+    nodes: list[int]
+
+    def cpu_s(self) -> float:
+        """Return the CPU seconds of its processes."""
+        return sum(cpu_s(pid) for pid in (self.router, *self.nodes))
+
+    def moved_bytes(self) -> int:
+        """Return what the router has read and written, as the kernel counts it."""
+        lines = Path(f"/proc/{self.router}/io").read_text(encoding="ascii").splitlines()
+        counts = dict(line.split(": ") for line in lines)
+        return int(counts["rchar"]) + int(counts["wchar"])
+
+
+CHAINS: Final = {"tiny": STEPS, "waiting": tuple(WAITS), "large": ("grow", "shrink")}
+
+
+@contextlib.contextmanager
+def running(folder: Path, nodes: int) -> Iterator[Running]:
+    """Run a mesh of so many nodes; each has the labels of its models, one node all of them."""
+    with etcd(folder / "etcd") as registry, contextlib.ExitStack() as stack:
+        write_repository(folder / "models")
+        processes = []
+        for at in range(nodes):
+            mine = range(3) if nodes == 1 else (at,)
+            labels = [part for each in mine for part in ("--label", f"n{each}=yes")]
+            words = ("--id", f"node-{at}", *labels, "--models", str(folder / "models"), "--registry", registry)
+            processes.append(stack.enter_context(mesh("node", *words, "--json-ready")))
+        flags = ("--grpc-port", "0", "--no-http", "--json-ready", "--trace-sample", "0", "--registry", registry)
+        router = stack.enter_context(mesh("router", *flags))
+        for process in processes:
+            ready_line(process)
+        found = Running(ready_line(router)["grpc"], router.pid, [process.pid for process in processes])
+        for pid in (found.router, *found.nodes):
+            pin(pid, SERVER_CORE)
+        with Client(found.address, timeout_s=START_S) as client:
+            _apply(client)
+        yield found
+
+
+def _apply(client: Client) -> None:
+    until_s = time.monotonic() + START_S
+    while len(client.models()) < len(STEPS) + len(WAITS) + 2 and time.monotonic() < until_s:
+        time.sleep(0.1)
+    for name, models in CHAINS.items():
+        steps = [
+            control.Step(name=model, model=model, inputs={"x": f"{models[at - 1]}.y" if at else "$x"})
+            for at, model in enumerate(models)
+        ]
+        answer = client.apply_pipeline(control.Pipeline(name=name, steps=steps, outputs={"y": f"{models[-1]}.y"}))
+        if answer.problems:
+            raise SystemExit(f"pipeline {name}: {answer.problems[0].message}")
+        for model in models:
+            client.load(model)
+
+
+def request(model: str, width: int) -> bytes:
+    """Return a ModelInferRequest's bytes."""
+    rows = np.ones((1, width) if width > 1 else (1,), np.float32)
+    message = ModelInferRequest(model_name=model, raw_input_contents=[rows.tobytes()])
+    message.inputs.add(name="x", datatype="FP32", shape=rows.shape)
+    return message.SerializeToString()
+
+
+def job(
+    address: str, model: str, count: int, *, width: int = WIDTH, in_flight: int = 32, streaming: bool = False
+) -> Job:
+    """Return what to send, with the length of the right answer."""
+    body = request(model, width)
+    with grpc.insecure_channel(address) as channel:
+        if streaming:
+            (answer,) = channel.stream_stream(STREAM, None, None)(iter([body]), timeout=60)
+        else:
+            answer = channel.unary_unary(INFER, None, None)(body, timeout=60)
+            assert ModelInferResponse.FromString(answer).outputs, answer
+    method, streams = (STREAM, 1) if streaming else (INFER, in_flight)
+    window = in_flight if streaming else 1
+    return Job(address, method, body, len(answer), count, 1, streams, window, streaming=streaming, unique=False)
+
+
+@dataclass
+class Bench:
+    """How much is measured, and where scratch files go."""
+
+    runs: int
+    seconds: float
+    folder: Path
+
+    def median(self, measure: Callable[[], float]) -> float:
+        """Return the median of the runs."""
+        return statistics.median(measure() for _ in range(self.runs))
+
+    def rate(self, asked: Job, *, own: bool = False) -> float:
+        """Return requests a second, of a run as long as asked for."""
+        return asked.count / send(asked, self.folder, own=own).seconds
+
+    def sized(self, mesh: Running, model: str, *, streaming: bool = False, width: int = WIDTH) -> Job:
+        """Return a job that takes about as long as a run."""
+        trial = job(mesh.address, model, 300, width=width, streaming=streaming)
+        rate = trial.count / send(trial, self.folder).seconds
+        return job(mesh.address, model, max(200, int(rate * self.seconds)), width=width, streaming=streaming)
+
+
+def fused(bench: Bench, mesh: Running) -> dict[str, float]:
+    """Compare a chain in one hop with one of its steps: CPU, latency of one at a time, and streams."""
+    jobs = {name: bench.sized(mesh, name) for name in ("s2", "tiny")}
+    streams = {name: bench.sized(mesh, name, streaming=True) for name in ("s2", "tiny")}
+    found: dict[str, list[float]] = {
+        f"{what} {name}": [] for what in ("cpu", "latency", "rate", "stream") for name in jobs
+    }
+    for _ in range(bench.runs):
+        for name, asked in jobs.items():
+            before_s = mesh.cpu_s()
+            found[f"rate {name}"].append(bench.rate(asked))
+            found[f"cpu {name}"].append((mesh.cpu_s() - before_s) / asked.count)
+            alone = job(mesh.address, name, max(200, int(500 * bench.seconds)), in_flight=1)
+            found[f"latency {name}"].append(send(alone, bench.folder, own=True).latency_s)
+            found[f"stream {name}"].append(bench.rate(streams[name]))
+    middle = {key: statistics.median(values) for key, values in found.items()}
+    return {
+        "fused_cpu_us": middle["cpu tiny"] * 1e6,
+        "step_cpu_us": middle["cpu s2"] * 1e6,
+        "fused_cpu": middle["cpu tiny"] / middle["cpu s2"],
+        "fused_latency_us": middle["latency tiny"] * 1e6,
+        "step_latency_us": middle["latency s2"] * 1e6,
+        "fused_latency": middle["latency tiny"] / middle["latency s2"],
+        "fused_stream": middle["stream tiny"] / middle["stream s2"],
+    }
+
+
+def chained(address: str, seconds: float, threads: int) -> float:
+    """Return the rate of a client that calls the steps one after another."""
+    words = (sys.executable, "-m", "benchmarks.chained", address, str(seconds), str(threads), *STEPS)
+    done = subprocess.run(pinned(LOAD_CORE, *words), stdout=subprocess.PIPE, check=True)
+    rate: float = json.loads(done.stdout)["rate"]
+    return rate
+
+
+def spread(bench: Bench, mesh: Running, mlserver: str) -> dict[str, float]:
+    """Compare a chain over three nodes with the same steps called one after another; streams; and a large tensor."""
+    tiny = bench.sized(mesh, "tiny")
+    found: dict[str, list[float]] = {"mesh": [], "client": [], "mlserver": [], "waiting": [], "slowest": []}
+    stream_count = max(300, int(100 * bench.seconds))
+    waiting = job(mesh.address, "waiting", stream_count, width=1, streaming=True)
+    slowest = job(mesh.address, "w2", stream_count, width=1, streaming=True)
+    for _ in range(bench.runs):
+        found["mesh"].append(bench.rate(tiny))
+        found["client"].append(max(chained(mesh.address, bench.seconds, threads) for threads in (1, 8)))
+        if mlserver:
+            found["mlserver"].append(max(chained(mlserver, bench.seconds, threads) for threads in (1, 8)))
+        found["waiting"].append(bench.rate(waiting))
+        found["slowest"].append(bench.rate(slowest))
+    large = job(mesh.address, "large", 20, width=1, in_flight=4)
+    before = mesh.moved_bytes()
+    send(large, bench.folder)
+    moved = (mesh.moved_bytes() - before) / large.count
+    middle = {key: statistics.median(values) for key, values in found.items() if values}
+    told = {
+        "spread_rate": middle["mesh"],
+        "client_rate": middle["client"],
+        "spread_to_client": middle["mesh"] / middle["client"],
+        "stream_to_slowest": middle["waiting"] / middle["slowest"],
+        "large_router_bytes": moved,
+        "large_own_bytes": float(2 * (len(large.body) + large.answer_bytes)),
+    }
+    if mlserver:
+        told |= {"mlserver_rate": middle["mlserver"], "spread_to_mlserver": middle["mesh"] / middle["mlserver"]}
+    return told
+
+
+def long_stream(bench: Bench, mesh: Running, count: int) -> dict[str, float]:
+    """Send one long stream through three steps; every answer is counted."""
+    asked = job(mesh.address, "tiny", count, streaming=True)
+    return {"long_stream_rate": bench.rate(asked)}
+
+
+@contextlib.contextmanager
+def mlserver(folder: Path) -> Iterator[str]:
+    """Run MLServer with the same three models; give its address, empty when it cannot run."""
+    try:
+        if not version(BENCH_VENV, "mlserver"):
+            install(BENCH_VENV, "mlserver>=1.7", "onnxruntime")
+    except Exception as error:  # noqa: BLE001 - whatever it is, this peer is left out
+        print(f"MLServer is left out: {error}", file=sys.stderr)
+        yield ""
+        return
+    root = folder / "mlserver"
+    for name in STEPS:
+        home = root / name
+        home.mkdir(parents=True)
+        onnx.save(weights(name), str(home / "model.onnx"))
+        (home / "bench_runtime.py").write_bytes((SERVERS / "mlserver_runtime.py").read_bytes())
+        settings = {
+            "name": name,
+            "implementation": "bench_runtime.Onnx",
+            "parameters": {"uri": str(home / "model.onnx")},
+        }
+        (home / "model-settings.json").write_text(json.dumps(settings), encoding="utf-8")
+    port = free_port()
+    ports = {"host": "127.0.0.1", "grpc_port": port, "http_port": free_port(), "metrics_port": free_port()}
+    extra = {"parallel_workers": 0, "gzip_enabled": False, "debug": False}
+    (root / "settings.json").write_text(json.dumps({**ports, **extra}), encoding="utf-8")
+    process = Process(
+        folder / "mlserver.log", [str(BENCH_VENV / "bin" / "mlserver"), "start", str(root)], core=SERVER_CORE
+    )
+    try:
+        _wait(f"127.0.0.1:{port}", process)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.stop()
+
+
+def _wait(address: str, process: Process) -> None:
+    until_s = time.monotonic() + START_S
+    with grpc.insecure_channel(address) as channel:
+        while True:
+            try:
+                channel.unary_unary(INFER, None, None)(request("s3", WIDTH), timeout=10)
+            except grpc.RpcError as error:
+                if process.ended() or time.monotonic() > until_s:
+                    raise SystemExit(f"MLServer does not answer: {error}\n{process.said()}") from error
+                time.sleep(0.3)
+            else:
+                return
+
+
+def main() -> None:
+    """Measure and print, with --json as one line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pipelines", description=__doc__)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of a run")
+    parser.add_argument("--messages", type=int, default=10_000, help="of the long stream")
+    parser.add_argument("--json", action="store_true")
+    flags = parser.parse_args()
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="mesh-bench-") as scratch:
+        folder = Path(scratch)
+        bench = Bench(flags.runs, flags.seconds, folder)
+        with running(folder / "one", 1) as one:
+            found |= fused(bench, one)
+            found |= long_stream(bench, one, flags.messages)
+        with running(folder / "three", 3) as three, mlserver(folder) as other:
+            found |= spread(bench, three, other)
+    if flags.json:
+        print(json.dumps({key: round(value, 3) for key, value in found.items()}))
+    else:
+        for key, value in found.items():
+            print(f"{key:24} {value:,.3f}")
+
+
+if __name__ == "__main__":
+    main()
