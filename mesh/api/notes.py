@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from google.protobuf.message import DecodeError
 
 from mesh.api.carried import Carried
-from mesh.api.messages import control, notes
+from mesh.api.messages import notes
+from mesh.api.values import read_value, value_message
 from mesh.core.errors import Code, InvalidRequest, RemoteError
 from mesh.core.pipeline.spec import Literal
 from mesh.core.types import Dtype
@@ -93,19 +94,3 @@ def read_failed(said: notes.StepFailed) -> RemoteError:
     """Return the failure. An unknown code is UNKNOWN."""
     code = Code(said.code) if said.code in Code._value2member_map_ else Code.UNKNOWN
     return RemoteError(code if code is not Code.OK else Code.UNKNOWN, said.message)
-
-
-def read_value(said: control.Value) -> Literal:
-    """Return a literal; an empty text for a value that is none."""
-    kind = said.WhichOneof("kind")
-    value: Literal = getattr(said, kind) if kind else ""
-    return value
-
-
-def value_message(value: Literal) -> control.Value:
-    """Return a literal as it travels."""
-    if isinstance(value, bool):
-        return control.Value(bool_value=value)
-    if isinstance(value, int):
-        return control.Value(int_value=value)
-    return control.Value(float_value=value) if isinstance(value, float) else control.Value(text_value=value)

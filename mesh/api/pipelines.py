@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 from mesh.api.carried import Carried
 from mesh.api.messages import control
-from mesh.api.notes import read_value, value_message
 from mesh.api.signature import check_tensor
+from mesh.api.values import read_value, value_message
 from mesh.core.errors import InvalidRequest
 from mesh.core.pipeline import text
 from mesh.core.pipeline.check import Path, Problem

@@ -23,7 +23,7 @@ from mesh.core.view import Located
 from mesh.router.dispatch import MARGIN_S
 from mesh.router.hop_up import Turn, Up
 from mesh.router.observe import UNSAMPLED_BLOCK
-from mesh.router.streams import WINDOW, Streams, in_turn
+from mesh.router.streams import WINDOW, Streams, check_id, in_turn
 from mesh.router.target import Target, passed
 from mesh.wire.client import WireChannel
 from mesh.wire.connection import Connection
@@ -177,6 +177,7 @@ class HopStream(ServerCall):
         request: Peeked | None = None
         try:
             request = _peek(message)
+            check_id(request, unordered=self._passed.unordered)
             target = self._targets.find(self._passed.name or request.model_name, request.model_version)
         except MeshError as error:
             self._turns.append(turn)
@@ -274,6 +275,9 @@ class HopStream(ServerCall):
         """Send what is answered up to the first that is not."""
         turns = self._turns
         ready: list[bytes] = []
+        if self._passed.unordered and len(turns) > 1:
+            # What is answered goes to the front; among those and among the others the order stays.
+            turns = self._turns = deque(sorted(turns, key=_waits))
         while turns and (answer := turns[0].answer) is not None:
             turn = turns.popleft()
             if turn.model is not None:
@@ -352,6 +356,10 @@ class HopStream(ServerCall):
     def balancer(self) -> Balancer:
         """What counts the messages at each node."""
         return self._streams.dispatch.balancer
+
+
+def _waits(turn: Turn) -> bool:
+    return turn.answer is None
 
 
 _ERROR: Final = bytes((ERROR_TAG,))

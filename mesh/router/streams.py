@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine
 from contextlib import aclosing
 
 from mesh.api.stream import error_message, final_message
-from mesh.core.errors import Code, MeshError, RemoteError
+from mesh.core.errors import Code, InvalidRequest, MeshError, RemoteError
 from mesh.core.types import ModelVersion, NodeId
 from mesh.core.view import Located
 from mesh.router.dispatch import Dispatch, left_s, named_in
@@ -22,7 +22,7 @@ from mesh.router.target import Target
 from mesh.telemetry.metrics import RouterMetrics
 from mesh.wire.peek import Peeked, peek
 from mesh.wire.stream_order import Answer, Interleaved, Ordered, answer_stream
-from mesh.wire.transport import MODEL_STREAM_INFER, Call, Metadata
+from mesh.wire.transport import MODEL_STREAM_INFER, UNORDERED_HEADER, Call, Metadata
 
 WINDOW = 64
 """Requests of one stream being answered at a time. Enough to fill a batch of 64; beyond it the caller waits."""
@@ -38,13 +38,14 @@ class Streams:
 
     async def stream(self, call: Call, messages: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
         """Answer one ModelStreamInfer. Cancelling it cancels the requests in flight at their nodes."""
-        strict = call.meta("triton_grpc_error") == "true"
+        strict, unordered = call.meta("triton_grpc_error") == "true", call.meta(UNORDERED_HEADER) == "true"
         turns: dict[tuple[str, str], asyncio.Event] = {}
 
         def answer(message: bytes) -> Answer:
             self.metrics.stream_message("request")
             try:
                 request = peek(message)
+                check_id(request, unordered=unordered)
                 target = self.dispatch.targets.find(named_in(call, request), request.model_version)
             except MeshError as error:
                 return Ordered(_failed(error, _id(message), strict=strict))
@@ -52,10 +53,10 @@ class Streams:
             if model.decoupled:
                 return Interleaved(self.several(call, message, request, model, strict=strict))
             sequence = str(request.parameters.get("sequence_id") or "")
-            if not sequence:
-                return Ordered(self.one(call, message, request, strict=strict))
             one = self.one(call, message, request, strict=strict)
-            return Ordered(in_turn(turns, (model.name, sequence), one))
+            if sequence:
+                one = in_turn(turns, (model.name, sequence), one)
+            return Interleaved(_alone(one)) if unordered else Ordered(one)
 
         self.metrics.stream_opened()
         try:
@@ -171,6 +172,17 @@ def in_turn(
                 del turns[key]
 
     return wait_and_answer()
+
+
+async def _alone(one: Awaitable[bytes]) -> AsyncGenerator[bytes]:
+    """Yield one answer."""
+    yield await one
+
+
+def check_id(request: Peeked, *, unordered: bool) -> None:
+    """Raise `InvalidRequest` for a request whose answer nobody could tell from others."""
+    if unordered and not request.id:
+        raise InvalidRequest(f"expected an id in each request of a stream with {UNORDERED_HEADER}, got none")
 
 
 def _id(message: bytes) -> str:

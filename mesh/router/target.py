@@ -14,13 +14,14 @@ from mesh.registry.mirror import Mirror
 from mesh.wire.fields import Field
 from mesh.wire.header_cache import encode
 from mesh.wire.heads import RequestHead
-from mesh.wire.transport import MODEL_HEADER, PIPELINE_HEADER, VERSION_HEADER
+from mesh.wire.transport import MODEL_HEADER, PIPELINE_HEADER, UNORDERED_HEADER, VERSION_HEADER
 
 MAX_TARGETS: Final = 16_384
 """Names and versions kept per view; beyond it all are forgotten and made again."""
 
 DROPPED: Final = frozenset({b"user-agent", b"te", b"mm-model-id", b"mm-vmodel-id", b"triton_grpc_error"})
 """Said between the caller and this router only, like every ``mesh-`` key."""
+_UNORDERED: Final = UNORDERED_HEADER.encode()
 TRACE: Final = frozenset({b"traceparent", b"tracestate"})
 
 
@@ -95,7 +96,7 @@ def together(view: ClusterView, pipeline: Pipeline) -> tuple[Located, ...]:
 class Passed:
     """What of a caller's headers goes on to the node. Kept on the head, so that equal headers cost nothing."""
 
-    __slots__ = ("block", "name", "strict", "trace", "traceparent")
+    __slots__ = ("block", "name", "strict", "trace", "traceparent", "unordered")
 
     def __init__(self, head: RequestHead) -> None:
         kept: list[bytes] = []
@@ -104,6 +105,7 @@ class Passed:
         """A name in ModelMesh's metadata, which wins over the one in the message."""
         self.traceparent = b""
         self.strict = False
+        self.unordered = False
         for field in head.own:
             name = field.name
             if name in DROPPED:
@@ -114,6 +116,8 @@ class Passed:
                     self.traceparent = field.value
             elif not name.startswith(b"mesh-"):
                 kept.append(field.raw)
+            elif name == _UNORDERED:
+                self.unordered = field.value == b"true"
         self.block = b"".join(kept)
         self.trace = b"".join(trace)
 

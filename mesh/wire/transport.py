@@ -32,6 +32,9 @@ PIPELINE_HEADER = "mesh-pipeline"
 router forwards as it came. The router drops every ``mesh-`` key that a client sends."""
 
 
+UNORDERED_HEADER = "mesh-unordered"
+"""From a client, "true": answers of this stream may come in any order; every request then has an id."""
+
 Engine = Literal["mesh", "grpcio"]
 """What carries calls: our own wire, or grpcio for comparison and as a way out. Both pass the same tests."""
 ENGINES: tuple[Engine, ...] = ("mesh", "grpcio")

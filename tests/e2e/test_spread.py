@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import queue
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,12 +18,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from mesh.api.messages import control, notes
-from mesh.wire.transport import PARTS_EXCHANGE
-from mesh_client import Client, MeshClientError, StreamError
+from mesh.api.messages import ModelInferRequest, ModelStreamInferResponse, control, notes
+from mesh.wire.transport import MODEL_STREAM_INFER, PARTS_EXCHANGE, UNORDERED_HEADER
+from mesh_client import Client, MeshClientError, Pipeline, StreamError
 from tests.fixtures.etcd import EtcdServer
 from tests.fixtures.mesh import Process, start_node, start_router, until
 from tests.fixtures.tools import need
+from tests.telemetry.receiver import attributes, receiving
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -437,3 +440,111 @@ def test_who_does_not_say_who_it_is_is_refused(exchange: Exchange, first: bytes)
     with pytest.raises(grpc.RpcError) as refused:
         exchange.next()
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_stream_may_ask_for_answers_in_any_order(client: Client) -> None:
+    quick, slow = chain(client, "quick", "begin", "end"), chain(client, "slower", "begin", "stuck")
+    client.infer(quick, x(0.0))
+    with client.stream(unordered=True) as stream:
+        stream.send(slow, x(1.0), id="slow")
+        for number in range(10):
+            stream.send(quick, x(number), id=str(number))
+        stream.half_close()
+        found = [result.id for result in stream]
+    assert sorted(found) == sorted(["slow", *map(str, range(10))])
+    assert found[-1] == "slow", "what waits holds up nothing else"
+    nameless = ModelInferRequest(model_name=quick, raw_input_contents=[x(1.0)["x"].tobytes()])
+    nameless.inputs.add(name="x", datatype="FP32", shape=[1])
+    with grpc.insecure_channel(client.address) as channel:
+        stream_infer: Any = channel
+        call = stream_infer.stream_stream(MODEL_STREAM_INFER)
+        (answer,) = call(iter([nameless.SerializeToString()]), metadata=((UNORDERED_HEADER, "true"),), timeout=60)
+    told = ModelStreamInferResponse.FromString(answer).error_message
+    assert "expected an id in each request of a stream with mesh-unordered" in told
+
+
+def test_a_pipeline_is_explained_and_drawn_with_what_goes_on(mesh: Mesh, client: Client) -> None:
+    name = chain(client, "shown", "begin", "grow", "shrink")
+    cut = client.explain_pipeline(name)
+    assert [(each.step, each.node, each.why) for each in cut.steps] == [
+        ("s0", "a", "the only node that holds 'begin'"),
+        ("s1", "a", "the only node that holds 'grow'"),
+        ("s2", "b", "the only node that holds 'shrink'"),
+    ]
+    ways = [(each.tensor, each.origin, each.to) for each in cut.journeys]
+    assert ways == [("$x", "", "a"), ("s1.y", "a", "b"), ("s2.y", "b", "")]
+    before = {each.name: each.inference_stats.success.count for each in client.model_statistics(name).model_stats}
+    for _ in range(5):
+        client.infer(name, x(1.0))
+    after = {each.name: each.inference_stats.success.count for each in client.model_statistics(name).model_stats}
+    assert set(after) == {name, f"{name}.s0", f"{name}.s1", f"{name}.s2"}
+    assert all(after[each] - before.get(each, 0) == 5 for each in after), (before, after)
+    command = [sys.executable, "-m", "mesh.cli.main"]
+    words = {"explain": [name], "pipelines": ["show", name, "--interval-s", "0.2"]}
+    said = {}
+    for first, rest in words.items():
+        done = subprocess.run(
+            [*command, first, *rest, "--address", mesh.router.grpc],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        said[first] = done.stdout
+    assert "shown, revision 1: over 2 nodes" in said["explain"]
+    assert re.search(r"s2 +shrink +b +the only node that holds 'shrink'", said["explain"])
+    assert re.search(r"s1\.y +a +b", said["explain"])
+    assert re.search(r"└▶ s2 +shrink +x <- s1\.y +b", said["pipelines"])
+
+
+def test_the_sdks_builder_makes_what_a_file_does(client: Client) -> None:
+    pipeline = Pipeline("built")
+    start = pipeline.input("x", "FP32 [-1]")
+    first = pipeline.step("first", "begin", {"x": start})
+    second = pipeline.step("second", "end", {"x": first["y"]}, when="first.y > 2", retries=1, parameters={"by": 2})
+    pipeline.output("y", second["y"] | first["y"])
+    answer = client.apply_pipeline(pipeline)
+    assert [each.message for each in answer.problems] == []
+    assert client.infer("built", x(1.0))["y"].tolist() == [2.0]
+    assert client.infer("built", x(2.0))["y"].tolist() == [6.0]
+
+
+def test_steps_have_spans_with_node_queue_compute_and_bytes(tmp_path: Path) -> None:
+    etcd = EtcdServer(tmp_path / "etcd")
+    etcd.launch_and_wait()
+    write(tmp_path / "models")
+    flags = ("--registry", etcd.address, "--grpc-port", "0", "--json-ready")
+    models = ("--models", str(tmp_path / "models"))
+    with receiving() as (receiver, endpoint):
+        env = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
+        nodes = [
+            Process(
+                "node", "--id", id_, "--label", f"{pool}=yes", "--models", str(tmp_path / "models"), *flags, env=env
+            )
+            for id_, pool in (("a", "first"), ("b", "second"))
+        ]
+        router = Process("router", "--no-http", *flags, env=env)
+        for process in (router, *nodes):
+            process.wait_ready()
+        with Client(router.grpc, timeout_s=60) as client:
+            until(lambda: len(client.models()) == len(MODELS) + 3, what="the models are known")
+            name = chain(client, "traced", "begin", "end")
+            client.load("begin")
+            client.load("end")
+            client.infer(name, x(1.0), metadata=(("traceparent", f"00-{'ab' * 16}-{'cd' * 8}-01"),))
+        assert [process.stop() for process in (router, *nodes)] == [0, 0, 0]
+        spans = {span.name: (names, span) for names, span in receiver.spans if span.trace_id.hex() == "ab" * 16}
+    etcd.kill()
+    assert set(spans) == {"inference.GRPCInferenceService/ModelInfer", "step s0", "step s1"}
+    _, whole = spans["inference.GRPCInferenceService/ModelInfer"]
+    assert attributes(whole)["mesh.model"] == "traced"
+    for at, (node, model) in enumerate((("a", "begin"), ("b", "end"))):
+        names, span = spans[f"step s{at}"]
+        found = attributes(span)
+        assert span.parent_span_id == whole.span_id
+        assert names["service.instance.id"] == node
+        assert (found["mesh.step"], found["mesh.model"]) == (f"s{at}", model)
+        assert (found["mesh.input_bytes"], found["mesh.output_bytes"]) == (4, 4)
+        assert found["mesh.queue_s"] >= 0
+        assert found["mesh.compute_s"] > 0

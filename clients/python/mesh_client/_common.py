@@ -82,6 +82,10 @@ def credentials(tls: Tls) -> grpc.ChannelCredentials:
     return grpc.ssl_channel_credentials(read(tls.ca), read(tls.key), read(tls.cert))
 
 
+UNORDERED = ("mesh-unordered", "true")
+"""Metadata of a stream whose answers may come in any order."""
+
+
 def metadata_of(
     always: Metadata, token: str | None, call: Metadata | None
 ) -> tuple[tuple[str, str | bytes], ...] | None:

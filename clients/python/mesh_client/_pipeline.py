@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mesh.api.messages import control
-from mesh.api.notes import value_message
+from mesh.api.values import value_message
 
 from ._values import Parameter
 

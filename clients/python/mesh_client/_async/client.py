@@ -62,9 +62,17 @@ class AsyncClient:
         request = request_of(model, inputs, version=version, id=id, outputs=outputs, parameters=parameters)
         return result_of(await self._call(c.INFER, request, timeout_s, metadata))
 
-    def stream(self, *, timeout_s: float | None = None, metadata: Metadata | None = None) -> AsyncStream:
-        """Open a two-way stream. `timeout_s` limits the whole stream, None (not the client's own) does not."""
+    def stream(
+        self, *, timeout_s: float | None = None, metadata: Metadata | None = None, unordered: bool = False
+    ) -> AsyncStream:
+        """Open a two-way stream. `timeout_s` limits the whole stream, None (not the client's own) does not.
+
+        Results come in the order of their requests; with `unordered` each as soon as it is there, and every request
+        needs an id.
+        """
         pairs = c.metadata_of(self._metadata, self._token, metadata)
+        if unordered:
+            pairs = (*(pairs or ()), c.UNORDERED)
         return AsyncStream(self._transport.stream(metadata=pairs, timeout_s=timeout_s))
 
     async def server_live(self, *, timeout_s: float | None = None) -> bool:
