@@ -519,9 +519,7 @@ def test_steps_have_spans_with_node_queue_compute_and_bytes(tmp_path: Path) -> N
     with receiving() as (receiver, endpoint):
         env = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
         nodes = [
-            Process(
-                "node", "--id", id_, "--label", f"{pool}=yes", "--models", str(tmp_path / "models"), *flags, env=env
-            )
+            Process("node", "--id", id_, "--label", f"{pool}=yes", *models, *flags, env=env)
             for id_, pool in (("a", "first"), ("b", "second"))
         ]
         router = Process("router", "--no-http", *flags, env=env)
