@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import goals, placement, report
+from benchmarks import goals, pipelines, placement, report
 from benchmarks.compare import Effort, compare
 from benchmarks.figures import Figures, Results
 from benchmarks.load import LoadFailed
@@ -84,7 +84,10 @@ def options() -> argparse.Namespace:
     parser.add_argument("--only", default="", metavar="PATTERN", help='expression found in "shape/peer"; see --list')
     parser.add_argument("--list", action="store_true", help="print every shape/peer and end")
     parser.add_argument(
-        "--section", choices=("all", "wire", "placement"), default="all", help="what to measure; --only is of the wire"
+        "--section",
+        choices=("all", "wire", "placement", "pipelines"),
+        default="all",
+        help="what to measure; --only is of the wire",
     )
     parser.add_argument("--engine", default="", metavar="NAME", help="what the mesh gets as --wire; default: no flag")
     shown = parser.add_mutually_exclusive_group()
@@ -100,11 +103,27 @@ def options() -> argparse.Namespace:
     return found
 
 
-def show(results: Results, placed: dict[str, dict[str, Any]], asked: list[Shape], flags: argparse.Namespace) -> None:
+def show(
+    results: Results,
+    placed: dict[str, dict[str, Any]],
+    piped: dict[str, float],
+    asked: list[Shape],
+    flags: argparse.Namespace,
+) -> None:
     """Print the results the way that was chosen."""
     if flags.json:
         runs = [{"shape": shape, "peer": peer, **asdict(each)} for (shape, peer), each in results.items()]
-        print(json.dumps({"machine": describe(), "engine": flags.engine, "figures": runs, "placement": placed}))
+        print(
+            json.dumps(
+                {
+                    "machine": describe(),
+                    "engine": flags.engine,
+                    "figures": runs,
+                    "placement": placed,
+                    "pipelines": piped,
+                }
+            )
+        )
         return
     one = report.markdown if flags.markdown else report.text
     engine = f"; --wire {flags.engine}" if flags.engine else ""
@@ -117,6 +136,8 @@ def show(results: Results, placed: dict[str, dict[str, Any]], asked: list[Shape]
         print(f"\n{one('Goals', goals.HEADER, made)}")
     for title, header, rows in placement.tables(placed):
         print(f"\n{one(title, header, rows)}")
+    if piped:
+        print(f"\n{one('Pipelines', ('what', 'measured', 'target', 'verdict'), pipelines.rows(piped))}")
 
 
 def measured(asked: list[Shape], flags: argparse.Namespace) -> Results:
@@ -144,12 +165,17 @@ def main() -> None:
         print("there is one core only: load and servers share it, so the rates say little", file=sys.stderr)
     results: Results = {}
     try:
-        if flags.section != "placement":
+        if flags.section in {"all", "wire"}:
             results = measured(asked, flags)
     except (Unavailable, LoadFailed) as error:
         sys.exit(f"error: {error}")
-    placed = placement.measure(quick=flags.quick) if flags.section != "wire" and not flags.only else {}
-    show(results, placed, asked, flags)
+    whole = not flags.only
+    placed = placement.measure(quick=flags.quick) if flags.section in {"all", "placement"} and whole else {}
+    piped: dict[str, float] = {}
+    if flags.section in {"all", "pipelines"} and whole:
+        print("measuring pipelines ...", file=sys.stderr)
+        piped = pipelines.measure(flags.runs, flags.seconds, 500 if flags.quick else 10_000)
+    show(results, placed, piped, asked, flags)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Pipelines: what a chain of three costs in one hop and over three nodes, beside the same calls made by a client.
 
-Servers have one core and the load another. Figures are medians of the runs; peers take turns. Every answer of a run is
-as long as one that was checked (`benchmarks.load`); what the tritonclient chains answer is not looked at.
+In one hop, servers have one core and the load another, and CPU is compared. Over three nodes the servers of the mesh
+use all cores, as on a machine of one's own, and throughput is compared, each side with as many requests in flight as
+suit it best. Figures are medians of the runs; peers take turns. Every answer of a run is as long as one that was
+checked (`benchmarks.load`); what the tritonclient chains answer is not looked at.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import grpc
 import numpy as np
@@ -38,6 +40,8 @@ WAITS: Final = {"w1": 0.002, "w2": 0.004, "w3": 0.002}
 """Steps that wait, as for a GPU, and for how many seconds: what a stream's stages can do side by side."""
 LARGE: Final = 1_000_000
 """Elements of 4 bytes between two steps."""
+THREADS: Final = (1, 8, 32)
+"""Of a Python client: one calls after another, more share its interpreter."""
 START_S: Final = 120.0
 
 
@@ -121,8 +125,9 @@ def running(folder: Path, nodes: int) -> Iterator[Running]:
         for process in processes:
             ready_line(process)
         found = Running(ready_line(router)["grpc"], router.pid, [process.pid for process in processes])
-        for pid in (found.router, *found.nodes):
-            pin(pid, SERVER_CORE)
+        if nodes == 1:
+            for pid in (found.router, *found.nodes):
+                pin(pid, SERVER_CORE)
         with Client(found.address, timeout_s=START_S) as client:
             _apply(client)
         yield found
@@ -229,29 +234,32 @@ def chained(address: str, seconds: float, threads: int) -> float:
 def spread(bench: Bench, mesh: Running, mlserver: str) -> dict[str, float]:
     """Compare a chain over three nodes with the same steps called one after another; streams; and a large tensor."""
     tiny = bench.sized(mesh, "tiny")
+    more = replace(tiny, streams=128)
     found: dict[str, list[float]] = {"mesh": [], "client": [], "mlserver": [], "waiting": [], "slowest": []}
     stream_count = max(300, int(100 * bench.seconds))
     waiting = job(mesh.address, "waiting", stream_count, width=1, streaming=True)
     slowest = job(mesh.address, "w2", stream_count, width=1, streaming=True)
     for _ in range(bench.runs):
-        found["mesh"].append(bench.rate(tiny))
-        found["client"].append(max(chained(mesh.address, bench.seconds, threads) for threads in (1, 8)))
+        found["mesh"].append(max(bench.rate(tiny), bench.rate(more)))
+        found["client"].append(max(chained(mesh.address, bench.seconds, threads) for threads in THREADS))
         if mlserver:
-            found["mlserver"].append(max(chained(mlserver, bench.seconds, threads) for threads in (1, 8)))
+            found["mlserver"].append(max(chained(mlserver, bench.seconds, threads) for threads in THREADS))
         found["waiting"].append(bench.rate(waiting))
         found["slowest"].append(bench.rate(slowest))
-    large = job(mesh.address, "large", 20, width=1, in_flight=4)
-    before = mesh.moved_bytes()
-    send(large, bench.folder)
-    moved = (mesh.moved_bytes() - before) / large.count
+    moved = {}
+    for model in ("large", "w1"):
+        asked = job(mesh.address, model, 20, width=1, in_flight=4)
+        before = mesh.moved_bytes()
+        send(asked, bench.folder)
+        moved[model] = (mesh.moved_bytes() - before) / asked.count
     middle = {key: statistics.median(values) for key, values in found.items() if values}
     told = {
         "spread_rate": middle["mesh"],
         "client_rate": middle["client"],
         "spread_to_client": middle["mesh"] / middle["client"],
         "stream_to_slowest": middle["waiting"] / middle["slowest"],
-        "large_router_bytes": moved,
-        "large_own_bytes": float(2 * (len(large.body) + large.answer_bytes)),
+        "large_router_bytes": moved["large"],
+        "small_router_bytes": moved["w1"],
     }
     if mlserver:
         told |= {"mlserver_rate": middle["mlserver"], "spread_to_mlserver": middle["mesh"] / middle["mlserver"]}
@@ -314,6 +322,51 @@ def _wait(address: str, process: Process) -> None:
                 return
 
 
+def measure(runs: int, seconds: float, messages: int) -> dict[str, float]:
+    """Return every figure."""
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="mesh-bench-") as scratch:
+        folder = Path(scratch)
+        bench = Bench(runs, seconds, folder)
+        with running(folder / "one", 1) as one:
+            found |= fused(bench, one)
+            found |= long_stream(bench, one, messages)
+        with running(folder / "three", 3) as three, mlserver(folder) as other:
+            found |= spread(bench, three, other)
+    return found
+
+
+_FUSED: Final = "three small steps in one hop to the largest of them alone: "
+_GOALS: Final = (
+    (f"{_FUSED}CPU", "fused_cpu", ("<=", 1.4)),
+    (f"{_FUSED}latency", "fused_latency", ("<=", 1.4)),
+    (f"{_FUSED}rate of a stream, steps of CPU on one core", "fused_stream", None),
+    ("a stream of many messages through it, messages/s", "long_stream_rate", None),
+    ("a stream through three steps that wait, to the slowest alone: rate", "stream_to_slowest", (">=", 0.8)),
+    ("three nodes: chains/s", "spread_rate", None),
+    ("three nodes: rate to a tritonclient's that calls one after another", "spread_to_client", (">=", 3.0)),
+    ("three nodes: rate to MLServer's, chained by a client", "spread_to_mlserver", (">=", 5.0)),
+    ("4 MB between two nodes: bytes through the router per request", "large_router_bytes", None),
+    ("the same for one small model", "small_router_bytes", None),
+)
+
+
+def rows(found: dict[str, float]) -> list[tuple[str, ...]]:
+    """Return a row per figure that has a place in the table: what, measured, target, verdict."""
+    made: list[tuple[str, ...]] = []
+    for what, key, target in _GOALS:
+        if key not in found:
+            continue
+        shown = f"{found[key]:,.2f}" if found[key] < 100 else f"{found[key]:,.0f}"
+        if target is None:
+            made.append((what, shown, "-", "-"))
+            continue
+        sign, bound = target
+        met = found[key] <= bound if sign == "<=" else found[key] >= bound
+        made.append((what, shown, f"{sign} {bound:g}", "met" if met else "MISSED"))
+    return made
+
+
 def main() -> None:
     """Measure and print, with --json as one line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pipelines", description=__doc__)
@@ -322,15 +375,7 @@ def main() -> None:
     parser.add_argument("--messages", type=int, default=10_000, help="of the long stream")
     parser.add_argument("--json", action="store_true")
     flags = parser.parse_args()
-    found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="mesh-bench-") as scratch:
-        folder = Path(scratch)
-        bench = Bench(flags.runs, flags.seconds, folder)
-        with running(folder / "one", 1) as one:
-            found |= fused(bench, one)
-            found |= long_stream(bench, one, flags.messages)
-        with running(folder / "three", 3) as three, mlserver(folder) as other:
-            found |= spread(bench, three, other)
+    found = measure(flags.runs, flags.seconds, flags.messages)
     if flags.json:
         print(json.dumps({key: round(value, 3) for key, value in found.items()}))
     else:

@@ -17,6 +17,7 @@ from mesh.core.types import NodeId
 from mesh.core.view import Located
 from mesh.router.dispatch import MARGIN_S, Dispatch, named
 from mesh.router.ends import TRANSPORT_CODES, End, broken, end_of, given_up
+from mesh.router.hop_parts import PartsUnary
 from mesh.router.observe import UNSAMPLED_BLOCK, HopSpan, hop_span
 from mesh.router.target import Passed, Target, passed
 from mesh.wire.client import WireChannel
@@ -344,7 +345,12 @@ class Hop:
         self._over = True
         if self._span is not None:
             self._span.end(Code.UNAVAILABLE, "", model="", version="", node="", picked_s=self._picked_s)
-        task = TaskUnary(self._down_connection, self._down, self._origin, self._dispatch.infer)
+        target, connection, stream = self._target, self._down_connection, self._down
+        task = (
+            PartsUnary(connection, stream, self._origin, self._dispatch, target)
+            if target is not None and target.pipeline is not None
+            else TaskUnary(connection, stream, self._origin, self._dispatch.infer)
+        )
         self._down.receiver = task
         task.data(self._down, data, self._ended)
 

@@ -91,7 +91,7 @@ class Pipelines:
         try:
             return await self._in_parts(call, message, target, seen)
         except MeshError as error:
-            raise _after(lost, error) from error
+            raise after(lost, error) from error
 
     async def _in_one_hop(self, call: Call, message: bytes, target: Target, seen: Observed) -> bytes | None:
         """Return a node's answer, None when there is no such node or it lacks a model after all.
@@ -151,7 +151,7 @@ class Pipelines:
                 if late or len(without) >= self._dispatch.max_attempts:
                     raise moved.error from None
             except MeshError as error:
-                raise _after(lost, error) from error
+                raise after(lost, error) from error
 
     async def _plan(self, call: Call, graph: Graph, without: list[NodeId], parameters: Mapping[str, Literal]) -> Plan:
         if "sequence_id" in parameters:
@@ -178,7 +178,7 @@ class Pipelines:
 _UNFIT = frozenset({Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.DEADLINE_EXCEEDED})
 
 
-def _after(lost: MeshError | None, error: MeshError) -> MeshError:
+def after(lost: MeshError | None, error: MeshError) -> MeshError:
     """Return what the caller reads when a request failed again, of which a node was lost before."""
     if lost is None or error is lost or code_of(error) not in _UNFIT:
         return error

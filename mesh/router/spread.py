@@ -85,6 +85,18 @@ class Spread:
                 return plan
         return self.plans.router_alone(graph)
 
+    def plain(self, graph: Graph) -> Plan | None:
+        """Return a plan that nodes run all of and that they have agreed to; None when there is none at once."""
+        plans = self.plans.best(graph)
+        plan = plans[0] if len(plans) == 1 else min(plans, key=self._load)
+        if plan.refused or plan.shares[ROUTER].mine or not plan.nodes:
+            return None
+        for node in plan.nodes:
+            peer = self._peers.get(node)
+            if peer is None or plan.id not in peer.agreed or not peer.post.is_open:
+                return None
+        return plan
+
     def _load(self, plan: Plan) -> int:
         return sum(self._balancer.outstanding(node) for node in plan.nodes)
 
