@@ -14,7 +14,7 @@ BENCH_ARGS ?=
 RUN_STAMP := $(VENV)/.stamp-run
 DEV_STAMP := $(VENV)/.stamp-dev
 
-.PHONY: help setup demo test test-grpcio check format proto models bench clean
+.PHONY: help setup demo test test-grpcio check format proto models frameworks bench clean
 .PHONY: lint lint-format lint-style lint-types lint-imports lint-generated
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo 'make format   rewrite the formatting'
 	@echo 'make proto    regenerate mesh/api/gen from protos/'
 	@echo 'make models   rebuild the ONNX models and data files below models/'
+	@echo 'make frameworks   one pipeline over scikit-learn, ONNX Runtime and MLServer (installs MLServer beside .venv)'
 	@echo 'make bench    measure on this machine (BENCH_ARGS for mesh bench)'
 	@echo 'make clean    remove .venv and what tools left'
 
@@ -97,9 +98,12 @@ proto: $(DEV_STAMP)
 models: $(DEV_STAMP)
 	@$(PYTHON) scripts/build_models.py
 
+frameworks: $(DEV_STAMP)
+	@$(PYTHON) models/frameworks/run.py
+
 bench: $(DEV_STAMP)
 	@$(VENV)/bin/mesh bench $(BENCH_ARGS)
 
 clean:
-	rm -rf $(VENV) .bench-venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .bench-venv .frameworks-venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 	find mesh clients tests scripts benchmarks models -name __pycache__ -type d -exec rm -rf {} +

@@ -115,7 +115,7 @@ class _Remote:
 
     def _ask(self, method: str, request: Any, response: Any) -> Any:
         call = self._channel.unary_unary(SERVICE + method, type(request).SerializeToString, response.FromString)
-        return call(request, timeout=LOAD_S, wait_for_ready=True)
+        return call(request, timeout=LOAD_S)
 
     def _sign(self, metadata: ModelMetadataResponse) -> None:
         try:
