@@ -45,7 +45,7 @@ def test_the_readmes_client_example_runs() -> None:
 def test_the_repository_pages_model_loads_and_infers(tmp_path: Path) -> None:
     folder = tmp_path / "doubled" / "1"
     folder.mkdir(parents=True)
-    yaml, scaling = blocks("docs/model-repository.md", "yaml")
+    yaml, _, scaling = blocks("docs/model-repository.md", "yaml")
     (code,) = blocks("docs/model-repository.md", "python")
     (folder.parent / "model.yaml").write_text(yaml + scaling)
     (folder / "model.py").write_text(code)

@@ -546,3 +546,26 @@ def test_steps_have_spans_with_node_queue_compute_and_bytes(tmp_path: Path) -> N
         assert (found["mesh.input_bytes"], found["mesh.output_bytes"]) == (4, 4)
         assert found["mesh.queue_s"] >= 0
         assert found["mesh.compute_s"] > 0
+
+
+def test_a_slow_last_step_slows_its_caller_and_nothing_else(client: Client) -> None:
+    name, other = chain(client, "slow-end", "begin", "slow"), chain(client, "beside", "begin", "end")
+    assert client.infer(name, x(1.0))["y"].tolist() == [4.0]
+
+    def began() -> int:
+        (found,) = [each for each in client.model_statistics(name).model_stats if each.name == f"{name}.s0"]
+        return int(found.inference_count)
+
+    before = began()
+    with client.stream() as stream:
+        for number in range(400):
+            stream.send(name, x(number), id=str(number))
+        stream.half_close()
+        for number in range(50):
+            result = stream.receive()
+            assert result is not None
+            assert result.id == str(number)
+        assert began() - before <= 50 + 64 + 64, "as many as were answered, are in the graph and wait for their turn"
+        assert client.infer(other, x(1.0))["y"].tolist() == [4.0]
+    # The stream was left: what is on its way is given up.
+    assert client.infer(name, x(1.0))["y"].tolist() == [4.0]

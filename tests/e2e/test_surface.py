@@ -73,6 +73,15 @@ def test_the_lines_of_the_page_on_pipelines_work(mesh: Process, tmp_path: Path) 
     assert "pipeline title-matcher is now revision 1" in done.stdout
     assert "features <- text_features.features" in done.stdout
     assert "title-matching version 1" in done.stdout
+    assert "title-matching, revision 1: in one hop on " in done.stdout
+    assert "└▶ alike" in done.stdout
+    (program,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    before = "import numpy\nword = lambda text: numpy.array([[text]], dtype=object)\n"
+    before += "titles = [(word(b'red shoes 42'), word(b'blue hat')), (word(b'blue hat'), word(b'hat blue'))]\n"
+    program = before + program.replace("Client()", f"Client({mesh.grpc!r})")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("[[") == 2
 
 
 def test_grpcurl_describes_the_service(mesh: Process) -> None:
