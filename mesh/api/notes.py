@@ -63,10 +63,17 @@ def read_note(data: bytes) -> notes.Note:
 
 def ended_note(run: RunInfo, step: str, tensors: Mapping[str, Carried] | None) -> bytes:
     """Return the note that says how a step ended, None: it was skipped."""
-    ended = notes.StepEnded(run=run.message(), step=step, skipped=tensors is None)
-    for name, tensor in (tensors or {}).items():
+    # Made in place: a message that is given to another one is copied, tensors and all.
+    note = notes.Note()
+    ended = note.ended
+    ended.run.CopyFrom(run.message())
+    ended.step = step
+    if tensors is None:
+        ended.skipped = True
+        return note.SerializeToString()
+    for name, tensor in tensors.items():
         ended.tensors.add(name=name, datatype=tensor.dtype.value, shape=tensor.shape, raw=tensor.raw)
-    return notes.Note(ended=ended).SerializeToString()
+    return note.SerializeToString()
 
 
 def read_ended(said: notes.StepEnded) -> dict[str, Carried] | None:

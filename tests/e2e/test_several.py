@@ -44,16 +44,17 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     etcd = EtcdServer(folder / "etcd")
     etcd.launch_and_wait()
     models = folder / "models"
-    with (
-        start_router(etcd.address) as router,
-        start_node(etcd.address, "near", models=models) as near,
-        start_node(etcd.address, "far", "--label", "far=yes", models=models) as far,
-    ):
-        for process in (router, near, far):
-            process.wait_ready()
-        with Client(router.grpc, timeout_s=60) as client:
-            until(lambda: len(client.models()) == len(MODELS), what="the models are known")
-        yield router.grpc
+    near, far = (
+        start_node(etcd.address, "near", models=models),
+        start_node(etcd.address, "far", "--label", "far=yes", models=models),
+    )
+    processes = (start_router(etcd.address), near, far)
+    router, *_ = [process.wait_ready() for process in processes]
+    with Client(router.grpc, timeout_s=60) as client:
+        until(lambda: len(client.models()) == len(MODELS), what="the models are known")
+    yield router.grpc
+    for process in processes:
+        process.kill()
     etcd.kill()
 
 
