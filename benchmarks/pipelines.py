@@ -40,8 +40,8 @@ WAITS: Final = {"w1": 0.002, "w2": 0.004, "w3": 0.002}
 """Steps that wait, as for a GPU, and for how many seconds: what a stream's stages can do side by side."""
 LARGE: Final = 1_000_000
 """Elements of 4 bytes between two steps."""
-THREADS: Final = (1, 8, 32)
-"""Of a Python client: one calls after another, more share its interpreter."""
+THREADS: Final = (8, 32)
+"""Of a Python client that keeps more than one chain in flight: they share its interpreter."""
 START_S: Final = 120.0
 
 
@@ -197,29 +197,36 @@ class Bench:
 
 
 def fused(bench: Bench, mesh: Running) -> dict[str, float]:
-    """Compare a chain in one hop with one of its steps: CPU, latency of one at a time, and streams."""
-    jobs = {name: bench.sized(mesh, name) for name in ("s2", "tiny")}
-    streams = {name: bench.sized(mesh, name, streaming=True) for name in ("s2", "tiny")}
-    found: dict[str, list[float]] = {
-        f"{what} {name}": [] for what in ("cpu", "latency", "rate", "stream") for name in jobs
-    }
+    """Compare a chain in one hop with one of its steps: CPU, latency of one at a time, and streams.
+
+    What is compared is measured one right after the other, and the median is that of the ratios.
+    """
+    names = ("s2", "tiny")
+    jobs = {name: bench.sized(mesh, name) for name in names}
+    streams = {name: bench.sized(mesh, name, streaming=True) for name in names}
+    alone = {name: job(mesh.address, name, max(200, int(500 * bench.seconds)), in_flight=1) for name in names}
+    found: dict[str, list[tuple[float, float]]] = {"cpu": [], "latency": [], "stream": []}
+
+    def cpu(name: str) -> float:
+        before_s = mesh.cpu_s()
+        bench.rate(jobs[name])
+        return (mesh.cpu_s() - before_s) / jobs[name].count
+
     for _ in range(bench.runs):
-        for name, asked in jobs.items():
-            before_s = mesh.cpu_s()
-            found[f"rate {name}"].append(bench.rate(asked))
-            found[f"cpu {name}"].append((mesh.cpu_s() - before_s) / asked.count)
-            alone = job(mesh.address, name, max(200, int(500 * bench.seconds)), in_flight=1)
-            found[f"latency {name}"].append(send(alone, bench.folder, own=True).latency_s)
-            found[f"stream {name}"].append(bench.rate(streams[name]))
-    middle = {key: statistics.median(values) for key, values in found.items()}
+        found["cpu"].append((cpu("s2"), cpu("tiny")))
+        latencies = [send(alone[name], bench.folder, own=True).latency_s for name in names]
+        found["latency"].append((latencies[0], latencies[1]))
+        rates = [bench.rate(streams[name]) for name in names]
+        found["stream"].append((rates[0], rates[1]))
+    ratios = {what: statistics.median(chain / step for step, chain in pairs) for what, pairs in found.items()}
     return {
-        "fused_cpu_us": middle["cpu tiny"] * 1e6,
-        "step_cpu_us": middle["cpu s2"] * 1e6,
-        "fused_cpu": middle["cpu tiny"] / middle["cpu s2"],
-        "fused_latency_us": middle["latency tiny"] * 1e6,
-        "step_latency_us": middle["latency s2"] * 1e6,
-        "fused_latency": middle["latency tiny"] / middle["latency s2"],
-        "fused_stream": middle["stream tiny"] / middle["stream s2"],
+        "fused_cpu_us": statistics.median(chain for _, chain in found["cpu"]) * 1e6,
+        "step_cpu_us": statistics.median(step for step, _ in found["cpu"]) * 1e6,
+        "fused_cpu": ratios["cpu"],
+        "fused_latency_us": statistics.median(chain for _, chain in found["latency"]) * 1e6,
+        "step_latency_us": statistics.median(step for step, _ in found["latency"]) * 1e6,
+        "fused_latency": ratios["latency"],
+        "fused_stream": ratios["stream"],
     }
 
 
@@ -235,12 +242,13 @@ def spread(bench: Bench, mesh: Running, mlserver: str) -> dict[str, float]:
     """Compare a chain over three nodes with the same steps called one after another; streams; and a large tensor."""
     tiny = bench.sized(mesh, "tiny")
     more = replace(tiny, streams=128)
-    found: dict[str, list[float]] = {"mesh": [], "client": [], "mlserver": [], "waiting": [], "slowest": []}
+    found: dict[str, list[float]] = {"mesh": [], "one": [], "client": [], "mlserver": [], "waiting": [], "slowest": []}
     stream_count = max(300, int(100 * bench.seconds))
     waiting = job(mesh.address, "waiting", stream_count, width=1, streaming=True)
     slowest = job(mesh.address, "w2", stream_count, width=1, streaming=True)
     for _ in range(bench.runs):
         found["mesh"].append(max(bench.rate(tiny), bench.rate(more)))
+        found["one"].append(chained(mesh.address, bench.seconds, 1))
         found["client"].append(max(chained(mesh.address, bench.seconds, threads) for threads in THREADS))
         if mlserver:
             found["mlserver"].append(max(chained(mlserver, bench.seconds, threads) for threads in THREADS))
@@ -257,6 +265,7 @@ def spread(bench: Bench, mesh: Running, mlserver: str) -> dict[str, float]:
         "spread_rate": middle["mesh"],
         "client_rate": middle["client"],
         "spread_to_client": middle["mesh"] / middle["client"],
+        "spread_to_one": middle["mesh"] / middle["one"],
         "stream_to_slowest": middle["waiting"] / middle["slowest"],
         "large_router_bytes": moved["large"],
         "small_router_bytes": moved["w1"],
@@ -340,11 +349,12 @@ _FUSED: Final = "three small steps in one hop to the largest of them alone: "
 _GOALS: Final = (
     (f"{_FUSED}CPU", "fused_cpu", ("<=", 1.4)),
     (f"{_FUSED}latency", "fused_latency", ("<=", 1.4)),
-    (f"{_FUSED}rate of a stream, steps of CPU on one core", "fused_stream", None),
+    (f"{_FUSED}rate of a stream", "fused_stream", (">=", 0.8)),
     ("a stream of many messages through it, messages/s", "long_stream_rate", None),
     ("a stream through three steps that wait, to the slowest alone: rate", "stream_to_slowest", (">=", 0.8)),
     ("three nodes: chains/s", "spread_rate", None),
-    ("three nodes: rate to a tritonclient's that calls one after another", "spread_to_client", (">=", 3.0)),
+    ("three nodes: rate to a tritonclient's in one thread that calls one after another", "spread_to_one", (">=", 3.0)),
+    ("three nodes: the same in as many threads as suit it best", "spread_to_client", (">=", 3.0)),
     ("three nodes: rate to MLServer's, chained by a client", "spread_to_mlserver", (">=", 5.0)),
     ("4 MB between two nodes: bytes through the router per request", "large_router_bytes", None),
     ("the same for one small model", "small_router_bytes", None),
