@@ -82,18 +82,10 @@ class Chain:
     parallel = 1
     steady = True
 
-    def __init__(
-        self,
-        ends: Ends,
-        graph: Graph,
-        steps: Collection[str],
-        copies: Copies,
-        find: Callable[[str, str], Served | None],
-    ) -> None:
+    def __init__(self, ends: Ends, graph: Graph, steps: Collection[str], copies: Copies) -> None:
         self.inputs = tuple(spec for spec, _ in ends.takes)
         self.outputs = ends.specs
         self.copies = tuple(dict.fromkeys(copies.values()))
-        self._find = find
         self._pipeline = graph.pipeline.name
         slots: dict[Ref, int] = {ref: at for at, (_, ref) in enumerate(ends.takes)}
         self._steps = [_step(graph, graph.steps[name], copies, slots) for name in graph.order if name in steps]
@@ -112,7 +104,7 @@ class Chain:
         for step in self._steps:
             served = step.served
             batcher = served.batcher
-            if self._find(served.model.name, served.model.version) is not served or not batcher.is_free(scale):
+            if served.gone or not batcher.is_free(scale):
                 return False
             work_s += batcher.work_s
         return work_s * max(1.0, scale) < AT_MOST_S
@@ -279,7 +271,6 @@ def fuse(  # noqa: PLR0917 - what a chain is made of
     graph: Graph,
     steps: Collection[str],
     copies: Copies,
-    find: Callable[[str, str], Served | None],
     counters: Counters,
 ) -> Served | None:
     """Return steps as a copy that answers requests without parameters, None when they cannot be one."""
@@ -288,7 +279,7 @@ def fuse(  # noqa: PLR0917 - what a chain is made of
     fits = (_may_fuse(each, copies[each.model, each.version], known, graph.needed[each.name]) for each in specs)
     if ends is None or not all(fits):
         return None
-    chain = Chain(ends, graph, steps, copies, find)
+    chain = Chain(ends, graph, steps, copies)
     like = next(iter(copies.values()))
     model = replace(model, max_batch_size=chain.max_rows)
     served = Served(model, chain, like.executor, bytes_held=0, default_queue_size=MOST_WAITING)

@@ -33,7 +33,7 @@ Described = Callable[[ClusterView, Copies], tuple[ModelVersion, Ends | None]]
 class Kept:
     """The copies here that some steps of a pipeline ask, and the steps as a chain; until something changes."""
 
-    __slots__ = ("_described", "_models", "_placements", "copies", "fused", "graph", "model", "steps")
+    __slots__ = ("_described", "_held", "_models", "_placements", "copies", "fused", "graph", "model", "steps")
 
     def __init__(self, graph: Graph, steps: Collection[str], described: Described) -> None:
         self.graph = graph
@@ -44,16 +44,16 @@ class Kept:
         self.fused: Served | None = None
         """All steps as one copy, where that is possible."""
         self._described = described
+        self._held: tuple[Served, ...] = ()
         self._models: object = None
         self._placements: object = None
 
     def refresh(self, view: ClusterView, runs: PipelineRuns) -> None:
         """Look again if anything changed. Raises `NotHere` when a copy is gone. O(steps) while nothing changes."""
-        find = runs.find
         if (
             self._models is view.models
             and self._placements is view.placements
-            and all(find(each.model.name, each.model.version) is each for each in self.copies.values())
+            and True not in [each.gone for each in self._held]
         ):
             return
         steps = [self.graph.steps[name] for name in self.steps]
@@ -61,8 +61,9 @@ class Kept:
         copies = {key: runs.copy(view, *key) for key in sorted(asked)}
         model, ends = self._described(view, copies)
         if copies != self.copies or model != self.model:
-            self.fused = fuse(model, ends, self.graph, self.steps, copies, find, Counters(runs.metrics, runs.steps))
+            self.fused = fuse(model, ends, self.graph, self.steps, copies, Counters(runs.metrics, runs.steps))
         self.copies, self.model, self._models, self._placements = copies, model, view.models, view.placements
+        self._held = tuple(copies.values())
 
     def __repr__(self) -> str:
         """Show the copies."""

@@ -178,6 +178,8 @@ class Loader:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         served = list(self._served.values())
+        for each in served:
+            each.gone = True
         self._served.clear()
         await asyncio.gather(*(self._close(each) for each in served))
 
@@ -248,6 +250,7 @@ class Loader:
         self._set(replace(copy, state=CopyState.READY, bytes=measured))
         log.info("loaded", model=model.name, version=model.version, bytes=measured, seconds=round(seconds, 3))
         if old is not None:
+            old.gone = True
             await self._close(old)
 
     async def _load_into(self, model: ModelVersion, account: Account) -> tuple[Loaded, int]:
@@ -321,6 +324,8 @@ class Loader:
 
     async def _unload(self, key: VersionKey) -> None:
         served = self._served.pop(key, None)
+        if served is not None:
+            served.gone = True
         if served is not None:
             self._set(replace(self._copies[key], state=CopyState.DRAINING))
             await self._close(served)

@@ -72,6 +72,8 @@ class Served:
         self.idle = asyncio.Event()
         self.idle.set()
         self.last_used_s = 0.0
+        self.gone = False
+        """Whether it answers no new requests: unloaded, or another one took its place."""
         self.streams = 0
         """Open streams that asked it something."""
         self._history = History(last_s=time.time()) if history is None else history
