@@ -29,8 +29,10 @@ from onnx import TensorProto, helper, numpy_helper
 from benchmarks.calls import Job
 from benchmarks.chained import WIDTH
 from benchmarks.load import INFER, STREAM, send
-from benchmarks.machine import LOAD_CORE, SERVER_CORE, cpu_s, free_port, pin, pinned
-from benchmarks.peers.base import BENCH_VENV, SERVERS, Process, install, version
+from benchmarks.machine import LOAD_CORE, SERVER_CORE, cpu_s, pin, pinned
+from benchmarks.models import Case
+from benchmarks.peers.base import Unavailable
+from benchmarks.peers.mlserver import MlServer
 from benchmarks.processes import etcd, mesh, ready_line
 from mesh.api.messages import ModelInferRequest, ModelInferResponse, control
 from mesh_client import Client
@@ -284,51 +286,17 @@ def long_stream(bench: Bench, mesh: Running, count: int) -> dict[str, float]:
 @contextlib.contextmanager
 def mlserver(folder: Path) -> Iterator[str]:
     """Run MLServer with the same three models; give its address, empty when it cannot run."""
+    peer = MlServer()
+    rows = np.ones((1, WIDTH), np.float32)
     try:
-        if not version(BENCH_VENV, "mlserver"):
-            install(BENCH_VENV, "mlserver>=1.7", "onnxruntime")
-    except Exception as error:  # noqa: BLE001 - whatever it is, this peer is left out
+        peer.start(folder, [Case(name, "one layer", weights(name), rows) for name in STEPS])
+    except (Unavailable, AssertionError) as error:
         print(f"MLServer is left out: {error}", file=sys.stderr)
         yield ""
-        return
-    root = folder / "mlserver"
-    for name in STEPS:
-        home = root / name
-        home.mkdir(parents=True)
-        onnx.save(weights(name), str(home / "model.onnx"))
-        (home / "bench_runtime.py").write_bytes((SERVERS / "mlserver_runtime.py").read_bytes())
-        settings = {
-            "name": name,
-            "implementation": "bench_runtime.Onnx",
-            "parameters": {"uri": str(home / "model.onnx")},
-        }
-        (home / "model-settings.json").write_text(json.dumps(settings), encoding="utf-8")
-    port = free_port()
-    ports = {"host": "127.0.0.1", "grpc_port": port, "http_port": free_port(), "metrics_port": free_port()}
-    extra = {"parallel_workers": 0, "gzip_enabled": False, "debug": False}
-    (root / "settings.json").write_text(json.dumps({**ports, **extra}), encoding="utf-8")
-    process = Process(
-        folder / "mlserver.log", [str(BENCH_VENV / "bin" / "mlserver"), "start", str(root)], core=SERVER_CORE
-    )
-    try:
-        _wait(f"127.0.0.1:{port}", process)
-        yield f"127.0.0.1:{port}"
+    else:
+        yield peer.address
     finally:
-        process.stop()
-
-
-def _wait(address: str, process: Process) -> None:
-    until_s = time.monotonic() + START_S
-    with grpc.insecure_channel(address) as channel:
-        while True:
-            try:
-                channel.unary_unary(INFER, None, None)(request("s3", WIDTH), timeout=10)
-            except grpc.RpcError as error:
-                if process.ended() or time.monotonic() > until_s:
-                    raise SystemExit(f"MLServer does not answer: {error}\n{process.said()}") from error
-                time.sleep(0.3)
-            else:
-                return
+        peer.stop()
 
 
 def measure(runs: int, seconds: float, messages: int) -> dict[str, float]:

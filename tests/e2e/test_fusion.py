@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import tritonclient.grpc as triton
-from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
 
 from mesh.api.messages import control
 from mesh_client import Client, MeshClientError, Tensor
 from tests.fixtures.etcd import EtcdServer
 from tests.fixtures.mesh import Process, start_node, start_router, until
+from tests.fixtures.models import onnx_model, python_model
 from tests.fixtures.tools import need
 
 pytestmark = pytest.mark.timeout(120)
@@ -52,28 +51,12 @@ X = np.array([[1.0, 2.0], [30.0, 400.0]], np.float32)
 
 
 def write(repository: Path) -> None:
-    for name, (yaml, body) in MODELS.items():
-        for side in SIDES:
-            folder = repository / f"{name}-{side}" / "1"
-            folder.mkdir(parents=True)
-            (folder.parent / "model.yaml").write_text(f"runtime: python\nnode_labels: {{side: {side}}}\n{yaml}")
-            code = f"import time\nimport numpy\n\nclass Model:\n    def infer(self, inputs, request):\n        {body}\n"
-            (folder / "model.py").write_text(code)
-    for name, (operator, inputs) in NUMBERS.items():
-        for side in SIDES:
-            folder = repository / f"{name}-{side}" / "1"
-            folder.mkdir(parents=True)
-            (folder.parent / "model.yaml").write_text(
-                f"runtime: onnx\nmax_batch_size: 4\nnode_labels: {{side: {side}}}\n"
-            )
-            graph = helper.make_graph(
-                [helper.make_node(operator, inputs, ["y"])],
-                name,
-                [helper.make_tensor_value_info(each, TensorProto.FLOAT, ["b", 2]) for each in dict.fromkeys(inputs)],
-                [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", 2])],
-            )
-            model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-            onnx.save(model, str(folder / "model.onnx"))
+    for side in SIDES:
+        label = f"node_labels: {{side: {side}}}\n"
+        for name, (yaml, body) in MODELS.items():
+            python_model(repository, f"{name}-{side}", f"{label}{yaml}", body)
+        for name, (operator, inputs) in NUMBERS.items():
+            onnx_model(repository, f"{name}-{side}", f"{label}max_batch_size: 4\n", operator, inputs)
 
 
 class Mesh:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from mesh.api.messages import control
 from mesh_client import Client, MeshClientError, StreamError
 from tests.fixtures.etcd import EtcdServer
 from tests.fixtures.mesh import start_node, start_router, until
+from tests.fixtures.models import python_model
 from tests.fixtures.tools import need
 
 pytestmark = pytest.mark.timeout(120)
@@ -40,7 +40,8 @@ MODELS = {
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     need("etcd")
     folder = tmp_path_factory.mktemp("mesh")
-    write(folder / "models")
+    for name, (yaml, body) in MODELS.items():
+        python_model(folder / "models", name, yaml, body)
     etcd = EtcdServer(folder / "etcd")
     etcd.launch_and_wait()
     models = folder / "models"
@@ -56,16 +57,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     for process in processes:
         process.kill()
     etcd.kill()
-
-
-def write(repository: Path) -> None:
-    for name, (yaml, body) in MODELS.items():
-        folder = repository / name / "1"
-        folder.mkdir(parents=True)
-        (folder.parent / "model.yaml").write_text(f"runtime: python\n{yaml}")
-        lines = "".join(f"\n        {line}" for line in body.split("\n"))
-        code = f"import time\nimport numpy\n\nclass Model:\n    def infer(self, inputs, request):{lines}\n"
-        (folder / "model.py").write_text(code)
 
 
 @pytest.fixture

@@ -14,15 +14,14 @@ from typing import Any
 
 import grpc
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper
 
 from mesh.api.messages import ModelInferRequest, ModelStreamInferResponse, control, notes
 from mesh.wire.transport import MODEL_STREAM_INFER, PARTS_EXCHANGE, UNORDERED_HEADER
 from mesh_client import Client, MeshClientError, Pipeline, StreamError
 from tests.fixtures.etcd import EtcdServer
 from tests.fixtures.mesh import Process, start_node, start_router, until
+from tests.fixtures.models import onnx_model, python_model
 from tests.fixtures.tools import need
 from tests.telemetry.receiver import attributes, receiving
 
@@ -45,23 +44,9 @@ MODELS = {
 
 def write(repository: Path) -> None:
     for name, (yaml, pool, body) in MODELS.items():
-        folder = repository / name / "1"
-        folder.mkdir(parents=True)
-        (folder.parent / "model.yaml").write_text(f"runtime: python\nnode_labels: {{{pool}: 'yes'}}\n{yaml}")
-        code = f"import time\nimport numpy\n\nclass Model:\n    def infer(self, inputs, request):\n        {body}\n"
-        (folder / "model.py").write_text(code)
+        python_model(repository, name, f"node_labels: {{{pool}: 'yes'}}\n{yaml}", body)
     for name, pool in (("dense-a", "first"), ("dense-b", "second"), ("dense-c", "first")):
-        folder = repository / name / "1"
-        folder.mkdir(parents=True)
-        (folder.parent / "model.yaml").write_text(f"runtime: onnx\nnode_labels: {{{pool}: 'yes'}}\nmax_batch_size: 8\n")
-        graph = helper.make_graph(
-            [helper.make_node("Add", ["x", "x"], ["y"])],
-            name,
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 2])],
-            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 2])],
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-        onnx.save(model, str(folder / "model.onnx"))
+        onnx_model(repository, name, f"node_labels: {{{pool}: 'yes'}}\nmax_batch_size: 8\n", "Add", ["x", "x"])
 
 
 POOLS = {"a": ("first",), "b": ("second", "both"), "c": ("both",)}

@@ -10,38 +10,36 @@ import pytest
 
 from mesh_client import Client, MeshClientError, Tensor
 from tests.fixtures.mesh import Process, free_port, mesh_up, until
+from tests.fixtures.models import folder_of, python_model
 
 pytestmark = pytest.mark.timeout(120)
 
 FLOAT = "inputs: [{name: x, dtype: FP32, shape: [-1, 2]}]\noutputs: [{name: y, dtype: FP32, shape: [-1, 2]}]\n"
 
 
-def model(repository: Path, name: str, yaml: str, body: str = "") -> None:
-    folder = repository / name / "1"
-    folder.mkdir(parents=True)
-    (folder.parent / "model.yaml").write_text(yaml)
-    code = f"import numpy\n\nclass Model:\n    def infer(self, inputs, request):\n        {body}\n"
-    (folder / ("model.py" if body else "README")).write_text(code if body else "elsewhere")
+def remote(repository: Path, name: str, yaml: str) -> None:
+    """Write a model that is elsewhere."""
+    (folder_of(repository, name, f"runtime: remote\n{yaml}") / "README").write_text("elsewhere")
 
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     there, ours = tmp_path_factory.mktemp("there"), tmp_path_factory.mktemp("here")
-    model(there, "plus", f"runtime: python\n{FLOAT}", "return {'y': inputs['x'] + request.parameters.get('by', 1)}")
-    model(there, "breaks", f"runtime: python\n{FLOAT}", "raise ValueError('no')")
+    python_model(there, "plus", FLOAT, "return {'y': inputs['x'] + request.parameters.get('by', 1)}")
+    python_model(there, "breaks", FLOAT, "raise ValueError('no')")
     text = FLOAT.replace("FP32", "BYTES")
-    model(there, "texts", f"runtime: python\n{text}", "return {'y': inputs['x'][:, ::-1]}")
+    python_model(there, "texts", text, "return {'y': inputs['x'][:, ::-1]}")
     with mesh_up(there) as other:
         at = f'address: "{other.grpc}"'
-        model(ours, "remote-plus", f"runtime: remote\nparameters: {{{at}, model: plus}}\n")
-        model(ours, "remote-texts", f"runtime: remote\nparameters: {{{at}, model: texts}}\n{text}")
-        model(ours, "remote-batched", f"runtime: remote\nmax_batch_size: 8\nparameters: {{{at}, model: plus}}\n{FLOAT}")
-        model(ours, "breaks", f"runtime: remote\nparameters: {{{at}}}\n{FLOAT}")
-        model(ours, "unknown", f"runtime: remote\nparameters: {{{at}, model: nobody}}\n{FLOAT}")
-        model(ours, "nowhere", f"runtime: remote\nparameters: {{address: '127.0.0.1'}}\n{FLOAT}")
-        model(ours, "misspelt", f"runtime: remote\nparameters: {{{at}, modle: plus}}\n{FLOAT}")
-        model(ours, "never", f"runtime: remote\nparameters: {{{at}, parallel: '0'}}\n{FLOAT}")
-        model(ours, "later", f"runtime: remote\nparameters: {{{at}, timeout_s: soon}}\n{FLOAT}")
+        remote(ours, "remote-plus", f"parameters: {{{at}, model: plus}}\n")
+        remote(ours, "remote-texts", f"parameters: {{{at}, model: texts}}\n{text}")
+        remote(ours, "remote-batched", f"max_batch_size: 8\nparameters: {{{at}, model: plus}}\n{FLOAT}")
+        remote(ours, "breaks", f"parameters: {{{at}}}\n{FLOAT}")
+        remote(ours, "unknown", f"parameters: {{{at}, model: nobody}}\n{FLOAT}")
+        remote(ours, "nowhere", f"parameters: {{address: '127.0.0.1'}}\n{FLOAT}")
+        remote(ours, "misspelt", f"parameters: {{{at}, modle: plus}}\n{FLOAT}")
+        remote(ours, "never", f"parameters: {{{at}, parallel: '0'}}\n{FLOAT}")
+        remote(ours, "later", f"parameters: {{{at}, timeout_s: soon}}\n{FLOAT}")
         with mesh_up(ours) as process:
             with Client(process.grpc, timeout_s=60) as client:
                 until(lambda: len(client.models()) == 9, what="the models are known")
@@ -90,7 +88,7 @@ def test_what_cannot_be_loaded_is_told_in_a_sentence(client: Client, name: str, 
 
 
 def test_a_server_that_is_not_there_is_told(tmp_path: Path) -> None:
-    model(tmp_path, "gone", f"runtime: remote\nparameters: {{address: '127.0.0.1:{free_port()}'}}\n{FLOAT}")
+    remote(tmp_path, "gone", f"parameters: {{address: '127.0.0.1:{free_port()}'}}\n{FLOAT}")
     with mesh_up(tmp_path) as process, Client(process.grpc, timeout_s=60) as client:
         until(lambda: len(client.models()) == 1, what="the model is known")
         with pytest.raises(MeshClientError, match=r"failed to load model 'gone' .*(UNAVAILABLE|DEADLINE_EXCEEDED)"):
