@@ -56,8 +56,7 @@ class Kept:
             and True not in [each.gone for each in self._held]
         ):
             return
-        steps = [self.graph.steps[name] for name in self.steps]
-        asked = {(step.model, step.version) for step in steps} | {(s.use_on_error, "") for s in steps if s.use_on_error}
+        asked = {key for name in self.steps for key in self.graph.steps[name].models()}
         copies = {key: runs.copy(view, *key) for key in sorted(asked)}
         model, ends = self._described(view, copies)
         if copies != self.copies or model != self.model:

@@ -11,10 +11,9 @@ import random
 import time
 from typing import Self
 
-from mesh.core.errors import Code, DeadlineExceeded, MeshError, NamesPipeline, RemoteError, Unimplemented
+from mesh.core.errors import Code, DeadlineExceeded, MeshError, RemoteError, Unimplemented
 from mesh.core.traffic.balance import Balancer
 from mesh.core.traffic.retry import may_retry
-from mesh.core.traffic.route import resolve
 from mesh.core.types import ModelVersion, NodeId
 from mesh.core.view import Host, Located
 from mesh.registry.mirror import Mirror
@@ -22,7 +21,7 @@ from mesh.router.channels import Channels
 from mesh.router.cold import Cold, patience_s
 from mesh.router.observe import Observed
 from mesh.router.pipelines import Pipelines
-from mesh.router.target import Targets
+from mesh.router.target import Target, Targets
 from mesh.telemetry.metrics import RouterMetrics
 from mesh.telemetry.tracing import Tracing
 from mesh.wire.peek import Peeked, peek
@@ -82,14 +81,12 @@ class Dispatch:
 
     async def answer(self, call: Call, message: bytes, request: Peeked, seen: Observed) -> bytes:
         """Answer one request whose fields were read already, on as many copies as it safely takes."""
-        model = seen.model = self._model(call, request)
-        if model is None:
-            target = self.targets.find(named_in(call, request), request.model_version)
-            if target.model.decoupled:
-                raise Unimplemented("ModelInfer RPC doesn't support models with decoupled transaction policy")
-            return await self.pipelines.answer(call, message, target, seen)
+        target = self.target(call, request)
+        model = seen.model = target.model
         if model.decoupled:
             raise Unimplemented("ModelInfer RPC doesn't support models with decoupled transaction policy")
+        if target.pipeline is not None:
+            return await self.pipelines.answer(call, message, target, seen)
         metadata = self.metadata(call, model, seen)
         sequence = str(request.parameters.get("sequence_id") or "")
         tried: list[NodeId] = []
@@ -119,16 +116,9 @@ class Dispatch:
         ):
             raise named(error, located, model) from error
 
-    def route(self, call: Call, request: Peeked) -> ModelVersion:
-        """Return the version that answers."""
-        return resolve(self._mirror.view, named_in(call, request), request.model_version)
-
-    def _model(self, call: Call, request: Peeked) -> ModelVersion | None:
-        """Return what `route` returns, None for a pipeline."""
-        try:
-            return self.route(call, request)
-        except NamesPipeline:
-            return None
+    def target(self, call: Call, request: Peeked) -> Target:
+        """Return what answers. Raises as `resolve` does."""
+        return self.targets.find(named_in(call, request), request.model_version)
 
     async def pick(self, call: Call, model: ModelVersion, sequence: str, tried: list[NodeId]) -> Located:
         """Return the copy to ask, waiting for one within the caller's deadline when none serves."""

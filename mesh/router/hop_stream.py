@@ -18,7 +18,7 @@ from typing import Any, Final
 from mesh.api.stream import ERROR_TAG, error_message, read_error
 from mesh.core.errors import Code, MeshError, RemoteError
 from mesh.core.traffic.balance import Balancer
-from mesh.core.types import ModelVersion, NodeId
+from mesh.core.types import NodeId
 from mesh.core.view import Located
 from mesh.router.dispatch import MARGIN_S
 from mesh.router.hop_up import Turn, Up
@@ -184,7 +184,7 @@ class HopStream(ServerCall):
             self._failed(turn, error, request.id if request is not None else "")
             return None
         if target.model.decoupled:
-            self._start(self._several(message[PREFIX_BYTES:], request, target.model))
+            self._start(self._several(message[PREFIX_BYTES:], request, target))
             return None
         sequence = str(request.parameters.get("sequence_id") or "")
         if sequence:
@@ -320,8 +320,8 @@ class HopStream(ServerCall):
     async def _one(self, turn: Turn, answer: Awaitable[bytes]) -> None:
         turn.answer = framed(await answer)
 
-    async def _several(self, message: bytes, request: Peeked, model: ModelVersion) -> None:
-        responses = self._streams.several(self._as_call(), message, request, model, strict=self._strict)
+    async def _several(self, message: bytes, request: Peeked, target: Target) -> None:
+        responses = self._streams.several(self._as_call(), message, request, target, strict=self._strict)
         async with aclosing(responses):
             async for response in responses:
                 self._streams.metrics.stream_message("response")

@@ -80,7 +80,6 @@ class Pipelines:
 
         Raises a `MeshError` that names the step; cancelling it cancels the steps that run.
         """
-        seen.model = target.model
         lost: MeshError | None = None
         try:
             answer = await self._in_one_hop(call, message, target, seen)
@@ -159,8 +158,9 @@ class Pipelines:
             return self.spread.plans.router_alone(graph)
         return await self.spread.choose(graph, without, call.deadline_s)
 
-    def explain(self, target: Target) -> control.PipelineCut:
-        """Return where the steps of a pipeline run now, and why."""
+    def explain(self, name: str, version: str) -> control.PipelineCut:
+        """Return where the steps of a pipeline run now, and why. Raises `UnknownModel` for another revision."""
+        target = self._dispatch.targets.find(name, version)
         assert target.pipeline is not None
         return cut_message(
             self.graph(target.pipeline), self.spread.plans, [located.node.id for located in target.candidates]

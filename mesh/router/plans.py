@@ -121,8 +121,7 @@ def holders(view: ClusterView, graph: Graph, usable: Callable[[Host], bool]) -> 
 
 def _holders(view: ClusterView, step: Step, usable: Callable[[Host], bool]) -> frozenset[NodeId]:
     found: frozenset[NodeId] | None = None
-    asked = [(step.model, step.version)] + ([(step.use_on_error, "")] if step.use_on_error else [])
-    for name, version in asked:
+    for name, version in step.models():
         try:
             model = resolve(view, name, version)
         except MeshError:

@@ -14,8 +14,7 @@ from mesh.api.describe import node_message
 from mesh.api.details import trailers_of
 from mesh.api.messages import control
 from mesh.api.status import status_of
-from mesh.core.errors import InvalidRequest, LoadFailed, MeshError, Unimplemented
-from mesh.core.pipeline.signatures import pipeline_model
+from mesh.core.errors import InvalidRequest, LoadFailed, MeshError, NamesPipeline, Unimplemented
 from mesh.core.placement.explain import explain, without_node
 from mesh.core.traffic.route import resolve
 from mesh.core.types import NodeId
@@ -27,7 +26,6 @@ from mesh.router.pipelines import Pipelines
 from mesh.router.repository import Repository
 from mesh.router.settings import Settings
 from mesh.router.shelf import PipelineShelf
-from mesh.router.target import Target, together
 from mesh.telemetry import logs
 
 log = logs.get(__name__)
@@ -181,14 +179,15 @@ class ControlService:
             raise InvalidRequest(f"expected a node of this mesh in remove_node, got '{gone}'; see ListNodes")
         if not request.name and not gone:
             raise InvalidRequest("expected the name of a model, or remove_node, got neither")
-        if request.name in view.pipelines and request.name not in view.models:
-            if gone:
-                raise InvalidRequest("expected the name of a model with remove_node, got that of a pipeline")
-            pipeline = pipeline_model(view, request.name, request.version)
-            target = Target(pipeline, together(view, view.pipelines[request.name]), view.pipelines[request.name])
-            return control.ExplainResponse(pipeline=self._pipelines.explain(target))
         if request.name:
-            model = resolve(view, request.name, request.version)
+            try:
+                model = resolve(view, request.name, request.version)
+            except NamesPipeline:
+                if gone:
+                    raise InvalidRequest(
+                        "expected the name of a model with remove_node, got that of a pipeline"
+                    ) from None
+                return control.ExplainResponse(pipeline=self._pipelines.explain(request.name, request.version))
             found = [explain(view, model, now_s=time.time(), without=gone or None)]
         else:
             found = without_node(view, gone, now_s=time.time())

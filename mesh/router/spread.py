@@ -81,7 +81,7 @@ class Spread:
         now_s = time.monotonic()
         usable = [plan for plan in found if not plan.refused or now_s - plan.refused_at_s > REFUSED_S]
         for plan in sorted(usable, key=self._load):
-            if all(self._agreed(node, plan) for node in plan.nodes) or await self._agree(plan, deadline_s):
+            if self._agreed(plan) or await self._agree(plan, deadline_s):
                 return plan
         return self.plans.router_alone(graph)
 
@@ -91,18 +91,17 @@ class Spread:
         plan = plans[0] if len(plans) == 1 else min(plans, key=self._load)
         if plan.refused or plan.shares[ROUTER].mine or not plan.nodes:
             return None
-        for node in plan.nodes:
-            peer = self._peers.get(node)
-            if peer is None or plan.id not in peer.agreed or not peer.post.is_open:
-                return None
-        return plan
+        return plan if self._agreed(plan) else None
 
     def _load(self, plan: Plan) -> int:
         return sum(self._balancer.outstanding(node) for node in plan.nodes)
 
-    def _agreed(self, node: NodeId, plan: Plan) -> bool:
-        peer = self._peers.get(node)
-        return peer is not None and plan.id in peer.agreed
+    def _agreed(self, plan: Plan) -> bool:
+        for node in plan.nodes:
+            peer = self._peers.get(node)
+            if peer is None or plan.id not in peer.agreed or not peer.post.is_open:
+                return False
+        return True
 
     async def _agree(self, plan: Plan, deadline_s: float | None) -> bool:
         """Ask all nodes of a plan; False when one refuses, is not there, or does not answer in time."""

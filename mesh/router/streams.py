@@ -15,7 +15,7 @@ from mesh.api.stream import error_message, final_message
 from mesh.core.errors import Code, InvalidRequest, MeshError, RemoteError
 from mesh.core.types import ModelVersion, NodeId
 from mesh.core.view import Located
-from mesh.router.dispatch import Dispatch, left_s, named_in
+from mesh.router.dispatch import Dispatch, left_s
 from mesh.router.observe import Observed
 from mesh.router.several import Several
 from mesh.router.target import Target
@@ -46,16 +46,15 @@ class Streams:
             try:
                 request = peek(message)
                 check_id(request, unordered=unordered)
-                target = self.dispatch.targets.find(named_in(call, request), request.model_version)
+                target = self.dispatch.target(call, request)
             except MeshError as error:
                 return Ordered(_failed(error, _id(message), strict=strict))
-            model = target.model
-            if model.decoupled:
-                return Interleaved(self.several(call, message, request, model, strict=strict))
+            if target.model.decoupled:
+                return Interleaved(self.several(call, message, request, target, strict=strict))
             sequence = str(request.parameters.get("sequence_id") or "")
             one = self.one(call, message, request, strict=strict)
             if sequence:
-                one = in_turn(turns, (model.name, sequence), one)
+                one = in_turn(turns, (target.model.name, sequence), one)
             return Interleaved(_alone(one)) if unordered else Ordered(one)
 
         self.metrics.stream_opened()
@@ -78,33 +77,28 @@ class Streams:
             return await _failed(error, request.id, strict=strict)
 
     async def several(
-        self, call: Call, message: bytes, request: Peeked, model: ModelVersion, *, strict: bool
+        self, call: Call, message: bytes, request: Peeked, target: Target, *, strict: bool
     ) -> AsyncGenerator[bytes]:
-        """Yield the messages that answer one request of a several-response version."""
+        """Yield the messages that answer one request of a several-response version or pipeline."""
         try:
-            with self.dispatch.observe(call) as seen:
-                seen.model = model
-                target = self.dispatch.targets.find(named_in(call, request), request.model_version)
-                async with aclosing(self._several(call, message, request, seen, target)) as responses:
-                    async for response in responses:
-                        yield response
+            async with aclosing(self.responses(call, message, request, target)) as responses:
+                async for response in responses:
+                    yield response
         except MeshError as error:
             yield await _failed(error, request.id, strict=strict)
 
     async def responses(self, call: Call, message: bytes, request: Peeked, target: Target) -> AsyncGenerator[bytes]:
-        """Yield the messages that answer a request of this router's own. Raises a `MeshError`."""
+        """Yield what `several` does, but raise a `MeshError` for a request that failed."""
         with self.dispatch.observe(call) as seen:
             seen.model = target.model
-            async with aclosing(self._several(call, message, request, seen, target)) as responses:
+            found = (
+                self._relay(call, message, request, seen, target.model)
+                if target.pipeline is None
+                else self._pipelines.responses(call, message, target, seen)
+            )
+            async with aclosing(found) as responses:
                 async for response in responses:
                     yield response
-
-    def _several(
-        self, call: Call, message: bytes, request: Peeked, seen: Observed, target: Target
-    ) -> AsyncGenerator[bytes]:
-        if target.pipeline is not None:
-            return self._pipelines.responses(call, message, target, seen)
-        return self._relay(call, message, request, seen, target.model)
 
     async def _relay(
         self, call: Call, message: bytes, request: Peeked, seen: Observed, model: ModelVersion

@@ -85,6 +85,11 @@ class Step:
         if self.when is not None:
             yield self.when.of
 
+    def models(self) -> list[tuple[str, str]]:
+        """Return (name, version) of what it may ask: its model, and the one that stands in."""
+        stands_in = [(self.use_on_error, "")] if self.use_on_error else []
+        return [(self.model, self.version), *stands_in]
+
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
@@ -100,5 +105,4 @@ class Pipeline:
 
     def models(self) -> list[tuple[str, str]]:
         """Return (name, version) of all that may be asked, those that stand in too. O(steps)."""
-        asked = {(step.model, step.version) for step in self.steps}
-        return sorted(asked | {(step.use_on_error, "") for step in self.steps if step.use_on_error})
+        return sorted({asked for step in self.steps for asked in step.models()})
