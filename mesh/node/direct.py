@@ -13,13 +13,14 @@ from functools import lru_cache
 from typing import Final
 
 from mesh.api.messages import ModelInferRequest
+from mesh.api.question import decode
 from mesh.api.stream import FINAL, INFER_RESPONSE_TAG
 from mesh.core.errors import Code, MeshError, RemoteError
 from mesh.node.fused import FusedRunning
 from mesh.node.graph import GraphRunning
 from mesh.node.infer import WINDOW, Infer
 from mesh.node.plan import Part, varint
-from mesh.node.running import Asked, Running, decode, failed_message, not_run
+from mesh.node.running import Asked, Running, failed_message, not_run
 from mesh.node.served import Pins, Served
 from mesh.wire.connection import Connection
 from mesh.wire.grpc_framing import Deframer, framed, pack_prefix

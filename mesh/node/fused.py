@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from mesh.api.question import decode
 from mesh.api.tensors import NUMPY
 from mesh.core.batching import Run as RunTogether
 from mesh.core.batching import next_batch
@@ -25,7 +26,7 @@ from mesh.core.pipeline.spec import Ref, Step
 from mesh.core.types import Dtype, ModelVersion, TensorSpec
 from mesh.node.batcher import ON_LOOP_S, Batcher, Item, Ran
 from mesh.node.plan import Part, Plans
-from mesh.node.running import Asked, Reply, Running, decode
+from mesh.node.running import Asked, Reply, Running
 from mesh.node.runtimes.base import Array, Request, Tensors
 from mesh.node.served import Served
 from mesh.node.steps import Copies, Steps

@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from mesh.api.carried import TYPED, read_tensors, response_message, wants_typed
-from mesh.api.messages import ModelInferRequest
-from mesh.api.pipelines import check_inputs, wanted_outputs
+from mesh.api.question import Question
 from mesh.api.tensors import TensorError
 from mesh.core.errors import MeshError, ModelFailed, NotHere
 from mesh.core.pipeline.run import Graph, Graphs, of_step
@@ -21,7 +19,7 @@ from mesh.core.types import ModelVersion
 from mesh.core.view import ClusterView
 from mesh.node.attempt import Held, carried
 from mesh.node.fused import Counters, Ends, FusedRunning, fuse, whole
-from mesh.node.running import Asked, Beginner, Reply, decode, read_request
+from mesh.node.running import Asked, Beginner, Reply
 from mesh.node.served import Served
 from mesh.node.steps import Copies, See, Steps, Watch
 from mesh.telemetry.statistics import StepStatistics
@@ -81,7 +79,7 @@ class PipelineRuns:
         self.see: See = beginner.seen
         self.metrics = beginner.metrics
         self.steps = StepStatistics()
-        self._graphs = Graphs()
+        self.graphs = Graphs()
         self._kept: dict[str, Kept] = {}
 
     def begin(self, asked: Asked, message: bytes, reply: Reply) -> GraphRunning | FusedRunning:
@@ -95,7 +93,7 @@ class PipelineRuns:
             raise NotHere(f"pipeline '{asked.model}' revision {asked.pipeline} is not known to this node (yet)")
         kept = self._kept.get(pipeline.name)
         if kept is None or kept.graph.pipeline is not pipeline:
-            graph = self._graphs.of(pipeline)
+            graph = self.graphs.of(pipeline)
             kept = self._kept[pipeline.name] = Kept(graph, graph.order, lambda view, _: _as_model(graph, view))
         kept.refresh(view, self)
         if kept.fused is None or self.is_traced(asked.traceparent):
@@ -117,11 +115,9 @@ class PipelineRuns:
         return self._beginner.is_traced(traceparent)
 
     def _step_by_step(self, kept: Kept, asked: Asked, message: bytes, reply: Reply) -> GraphRunning:
-        request = decode(message)
-        given = read_tensors(request)
-        check_inputs(kept.model.name, kept.model.inputs, given)
-        running = GraphRunning(self, kept.graph, kept.copies, asked, request, reply)
-        running.start(given)
+        question = Question(message, kept.graph.pipeline, kept.model.inputs)
+        running = GraphRunning(self, kept, asked, question, reply)
+        running.start(question.given)
         return running
 
     def copy(self, view: ClusterView, model: str, version: str) -> Served:
@@ -137,7 +133,7 @@ class PipelineRuns:
 
     def __repr__(self) -> str:
         """Show the pipelines that were asked for."""
-        return f"<PipelineRuns {self._graphs!r}>"
+        return f"<PipelineRuns {self.graphs!r}>"
 
 
 def _as_model(graph: Graph, view: ClusterView) -> tuple[ModelVersion, Ends | None]:
@@ -148,31 +144,20 @@ def _as_model(graph: Graph, view: ClusterView) -> tuple[ModelVersion, Ends | Non
 class GraphRunning(Steps):
     """One request for a pipeline that runs here as a whole."""
 
-    def __init__(  # noqa: PLR0917 - one call of it
-        self,
-        watch: Watch,
-        graph: Graph,
-        copies: Copies,
-        asked: Asked,
-        request: ModelInferRequest,
-        reply: Reply,
-    ) -> None:
-        self._wanted = wanted_outputs(graph.pipeline, request.outputs)
-        self._request = request
+    def __init__(self, watch: Watch, kept: Kept, asked: Asked, question: Question, reply: Reply) -> None:
+        self._question = question
         self._reply = reply
-        parameters = {name: value for name, value in read_request(request).parameters.items() if name != TYPED}
-        super().__init__(watch, graph, copies, asked, parameters)
+        super().__init__(watch, kept.graph, kept.copies, asked, question.parameters)
 
     def finished(self, outputs: Mapping[str, Held]) -> None:
         """Answer."""
-        request, pipeline = self._request, self.graph.pipeline
+        question = self._question
         try:
-            tensors = {name: carried(outputs[name]) for name in self._wanted if name in outputs}
-            answer = response_message(
-                pipeline.name, str(pipeline.revision), request.id, tensors, typed=wants_typed(request)
-            )
+            tensors = {name: carried(outputs[name]) for name in question.wanted if name in outputs}
+            answer = question.answer(tensors)
         except TensorError as error:
-            self._reply.fail(ModelFailed(f"pipeline '{pipeline.name}' gave a bad output: {error.message}"))
+            name = question.pipeline.name
+            self._reply.fail(ModelFailed(f"pipeline '{name}' gave a bad output: {error.message}"))
             return
         self._reply.answer([answer.SerializeToString()])
 

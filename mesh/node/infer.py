@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 
 from mesh.api.messages import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
+from mesh.api.question import decode
 from mesh.api.stream import final_message
 from mesh.core.errors import InvalidRequest, MeshError
 from mesh.core.view import ClusterView
@@ -21,7 +22,7 @@ from mesh.node.fused import FusedRunning
 from mesh.node.graph import GraphRunning, PipelineRuns
 from mesh.node.observe import Observed
 from mesh.node.plan import Part
-from mesh.node.running import Asked, Beginner, Reply, Running, decode, failed_message, not_run, read_request
+from mesh.node.running import Asked, Beginner, Reply, Running, failed_message, not_run, read_request
 from mesh.node.runtimes.base import Request, Tensors
 from mesh.node.served import Pins, Served
 from mesh.node.validate import read_inputs

@@ -11,9 +11,10 @@ from typing import Protocol
 
 from mesh.api.carried import Carried
 from mesh.api.notes import RunInfo, ended_note
-from mesh.api.tensors import TensorError, decode_raw, dtype_of, encode_raw
+from mesh.api.tensors import TensorError, dtype_of
 from mesh.core.errors import InvalidRequest, MeshError, ModelFailed
 from mesh.core.pipeline.run import Graph, Share, of_step
+from mesh.core.pipeline.spec import Ref
 from mesh.core.types import ModelName, ModelVersion, TensorSpec, Version
 from mesh.core.view import ClusterView
 from mesh.node.attempt import Held, carried
@@ -23,7 +24,7 @@ from mesh.node.graph import Kept, PipelineRuns
 from mesh.node.running import Asked
 from mesh.node.runtimes.base import Array, Request
 from mesh.node.served import Served
-from mesh.node.steps import Copies, Steps
+from mesh.node.steps import Copies, Steps, held
 from mesh.node.validate import check_rows
 from mesh.wire.transport import MODEL_INFER, Metadata
 
@@ -60,12 +61,8 @@ class Planned:
         self.kept.refresh(view, runs)
         fused = self.kept.fused
         if fused is None or run.said.parameters or runs.is_traced(run.said.traceparent):
-            return self.slowly(line, run, runs)
-        return QuickPart(line, run, self, fused, lambda: self.slowly(line, run, runs))
-
-    def slowly(self, line: Line, run: RunInfo, runs: PipelineRuns) -> Part:
-        """Return the part of a request that runs step by step."""
-        return Part(line, run, self, runs)
+            return Part(line, run, self, runs)
+        return QuickPart(line, run, self, fused, lambda: Part(line, run, self, runs))
 
     def __repr__(self) -> str:
         """Show the steps."""
@@ -145,7 +142,7 @@ class Part(Steps):
 class QuickPart:
     """A share that runs as a chain: a `batcher.Waiter`. What it cannot do, a `Part` does from the start."""
 
-    __slots__ = ("_arrays", "_fused", "_heard", "_info", "_item", "_line", "_planned", "_slow", "_slowly")
+    __slots__ = ("_fused", "_heard", "_held", "_info", "_item", "_line", "_planned", "_slow", "_slowly")
 
     def __init__(self, line: Line, run: RunInfo, planned: Planned, fused: Served, slowly: Callable[[], Part]) -> None:
         self._line = line
@@ -155,7 +152,7 @@ class QuickPart:
         self._slowly = slowly
         self._slow: Part | None = None
         self._heard: list[tuple[str, Mapping[str, Carried] | None]] = []
-        self._arrays: dict[str, Array] = {}
+        self._held: dict[str, Held] = {}
         """By the tensor as it is written."""
         self._item: Item | None = None
 
@@ -169,9 +166,9 @@ class QuickPart:
         try:
             if tensors is None:
                 raise NotNow(f"step '{step}' was skipped")
-            for name, tensor in tensors.items():
-                self._arrays[f"{step}.{name}" if step else f"${name}"] = _array(tensor)
-            if all(spec.name in self._arrays for spec in specs):
+            for name, each in held(tensors).items():
+                self._held[str(Ref(step, name))] = each
+            if all(spec.name in self._held for spec in specs):
                 self._submit(specs)
         except MeshError:
             # Whatever is wrong with it is told the other way.
@@ -181,9 +178,12 @@ class QuickPart:
         most, rows = self._fused.model.max_batch_size, 0
         given: dict[str, Array] = {}
         for spec in specs:
-            array = given[spec.name] = self._arrays[spec.name]
+            tensor = self._held[spec.name]
+            if tensor.dtype is not spec.dtype:
+                raise NotNow(f"'{spec.name}' is {tensor.dtype}")
+            given[spec.name] = tensor.array
             if most:
-                rows = check_rows(array.shape, spec, self._fused.model.name, rows, most)
+                rows = check_rows(tensor.array.shape, spec, self._fused.model.name, rows, most)
         self._item = self._fused.batcher.submit(
             given, _PLAIN, rows or 1, self, deadline_s=self._info.deadline_s, queue_timeout_s=None
         )
@@ -198,7 +198,8 @@ class QuickPart:
         """Tell the places that wait for them."""
         try:
             for step, place, names in self._planned.gives:
-                tensors = {name: _carried(ran.outputs[f"{step}.{name}"]) for name in names}
+                outputs = {name: ran.outputs[str(Ref(step, name))] for name in names}
+                tensors = {name: carried(Held(dtype_of(array), array)) for name, array in outputs.items()}
                 self._line.to(place, ended_note(self._info, step, tensors))
         except TensorError as error:
             self._line.failed("", ModelFailed(error.message))
@@ -223,17 +224,3 @@ class QuickPart:
             self._slow.withdraw(error)
         elif self._item is not None and not self._item.over:
             self._fused.batcher.withdraw(self._item)
-
-
-def _array(tensor: Carried) -> Array:
-    """Return a tensor as an array. Raises `InvalidRequest`."""
-    try:
-        return decode_raw(tensor.raw, tensor.dtype, tensor.shape)
-    except TensorError as error:
-        raise InvalidRequest(error.message) from error
-
-
-def _carried(array: Array) -> Carried:
-    """Return a tensor as notes carry it. Raises `TensorError`."""
-    dtype = dtype_of(array)
-    return Carried(dtype, array.shape, encode_raw(array, dtype))

@@ -17,7 +17,6 @@ from mesh.api.messages import notes
 from mesh.api.notes import RunInfo, failed_note, read_ended, read_note, read_run
 from mesh.core.errors import InvalidRequest, MeshError, NotHere, code_of
 from mesh.core.pipeline.cut import ROUTER, shares
-from mesh.core.pipeline.run import Graphs
 from mesh.core.types import NodeId
 from mesh.core.view import ClusterView
 from mesh.node.graph import PipelineRuns
@@ -56,7 +55,6 @@ class Parts:
         self._mirror = mirror
         self.runs = runs
         self._connect = connect
-        self._graphs = Graphs()
         self._routers: dict[str, _RouterPeer] = {}
         self._posts: dict[NodeId, _Neighbour] = {}
         self._open: set[Outbox] = set()
@@ -166,7 +164,7 @@ class Parts:
         if pipeline.revision != said.revision:
             raise NotHere(f"pipeline '{said.pipeline}' is at revision {pipeline.revision}, not {said.revision}")
         try:
-            graph, places = self._graphs.of(pipeline, said.path), dict(said.places)
+            graph, places = self.runs.graphs.of(pipeline, said.path), dict(said.places)
         except KeyError:
             raise InvalidRequest(f"expected a half of pipeline '{said.pipeline}', got '{said.path}'") from None
         if places.keys() != graph.steps.keys():

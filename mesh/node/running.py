@@ -11,12 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from google.protobuf.message import DecodeError
-
 from mesh.api.carried import literals
 from mesh.api.messages import ModelInferRequest
+from mesh.api.question import decode
 from mesh.api.stream import error_message
-from mesh.core.errors import InvalidRequest, MeshError, NotHere, Unimplemented, code_of
+from mesh.core.errors import MeshError, NotHere, Unimplemented, code_of
 from mesh.node.answer import encode, wanted_outputs
 from mesh.node.batcher import Item, Ran
 from mesh.node.observe import Observed
@@ -201,14 +200,6 @@ class Beginner:
             decided, method = not asked.traceparent, f"step {step}" if step else asked.method
             return Observed(self.metrics, self.tracing, method, asked.metadata(), served, decided=decided, step=step)
         return Observed(self.metrics, OFF, asked.method, (), served)
-
-
-def decode(message: bytes) -> ModelInferRequest:
-    """Return the request. Raises `InvalidRequest` for bytes that are none."""
-    try:
-        return ModelInferRequest.FromString(message)
-    except DecodeError as error:
-        raise InvalidRequest(f"cannot parse ModelInferRequest: {error}") from error
 
 
 _PLAIN = Request()

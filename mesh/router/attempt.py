@@ -27,7 +27,19 @@ from mesh.wire.transport import Call, Metadata
 if TYPE_CHECKING:
     from mesh.router.dispatch import Dispatch
 
-_NOT_FOR_STEPS = ("mm-model-id", "mm-vmodel-id", "traceparent", "tracestate")
+_TRACE = frozenset({"traceparent", "tracestate"})
+_NOT_FOR_STEPS = _TRACE | {"mm-model-id", "mm-vmodel-id"}
+
+
+def trace_of(metadata: Metadata) -> dict[str, str]:
+    """Return the trace context in metadata (W3C)."""
+    return {name: value for name, value in metadata if name in _TRACE and isinstance(value, str)}
+
+
+def call_of_step(call: Call, trace: Mapping[str, str]) -> Call:
+    """Return the call of a step's model on behalf of a caller, under this trace."""
+    kept = tuple(pair for pair in call.metadata if pair[0] not in _NOT_FOR_STEPS)
+    return Call(call.method, (*kept, *trace.items()), call.deadline_s, call.peer)
 
 
 class Elsewhere(Exception):
@@ -48,7 +60,7 @@ class Attempt:
         call: Call,
         plan: Plan,
         parameters: Mapping[str, Literal],
-        trace: Metadata,
+        trace: Mapping[str, str],
         steps: StepStatistics,
     ) -> None:
         self._dispatch = dispatch
@@ -56,7 +68,7 @@ class Attempt:
         self._plan = plan
         self._parameters = parameters
         self._steps = steps
-        self._metadata = (*(pair for pair in call.metadata if pair[0] not in _NOT_FOR_STEPS), *trace)
+        self._trace = trace
         self._events: asyncio.Queue[Event | asyncio.Task[dict[str, Carried]]] = asyncio.Queue()
         self._running: dict[asyncio.Task[dict[str, Carried]], graphs.Call[Carried]] = {}
 
@@ -132,7 +144,7 @@ class Attempt:
 
         async def ask(inputs: Mapping[str, Carried]) -> dict[str, Carried]:
             message = request_message(action.model, action.version, inputs, parameters)
-            own = Call(call.method, self._metadata, call.deadline_s, call.peer)
+            own = call_of_step(call, self._trace)
             answer = await self._dispatch.infer(own, message.SerializeToString())
             return read_tensors(ModelInferResponse.FromString(answer))
 

@@ -10,12 +10,13 @@ import time
 
 from mesh.api.carried import Carried
 from mesh.api.notes import begun
+from mesh.api.question import Question
 from mesh.core.errors import Code, MeshError, RemoteError
 from mesh.core.pipeline.cut import ROUTER
 from mesh.core.pipeline.run import Finish, Run
-from mesh.router.attempt import holds
+from mesh.router.attempt import holds, trace_of
 from mesh.router.dispatch import Dispatch
-from mesh.router.pipelines import Question, after
+from mesh.router.pipelines import after, question
 from mesh.router.spread import Away, Ended, Event
 from mesh.router.target import Target
 from mesh.wire.connection import Connection
@@ -68,13 +69,14 @@ class PartsUnary(TaskUnary):
         plan = dispatch.pipelines.spread.plain(graph)
         if plan is None:
             return False
-        asked = self._asked = Question(message, self._target)
+        asked = self._asked = question(message, self._target)
         if asked.parameters:
             return False
-        trace = {name: value for name, value in self.head.metadata if name in _TRACE and isinstance(value, str)}
         course = self._course = Run(graph, asked.given, holds, plan.shares[ROUTER])
         course.begin()
-        away = self._away = dispatch.pipelines.spread.begin(plan, asked.given, begun(self.deadline_s, trace, {}))
+        away = self._away = dispatch.pipelines.spread.begin(
+            plan, asked.given, begun(self.deadline_s, trace_of(self.head.metadata), {})
+        )
         away.listen(self._heard)
         return True
 
@@ -119,6 +121,3 @@ class PartsUnary(TaskUnary):
             return await self._dispatch.infer(call, message)
         except MeshError as error:
             raise after(self._lost, error) from error
-
-
-_TRACE = frozenset({"traceparent", "tracestate"})

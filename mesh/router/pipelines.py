@@ -8,57 +8,28 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from mesh.api.carried import TYPED, Carried, literals, read_tensors, response_message, wants_typed
-from mesh.api.messages import ModelInferRequest, ModelInferResponse, control
+from mesh.api.carried import Carried
+from mesh.api.messages import control
 from mesh.api.notes import begun
-from mesh.api.pipelines import check_inputs, wanted_outputs
+from mesh.api.question import Question
 from mesh.core.errors import Code, MeshError, RemoteError, code_of
 from mesh.core.pipeline.run import Graph, Graphs
 from mesh.core.pipeline.spec import Literal, Pipeline
 from mesh.core.types import NodeId
 from mesh.registry.mirror import Mirror
-from mesh.router.attempt import Attempt, Elsewhere
+from mesh.router.attempt import Attempt, Elsewhere, trace_of
 from mesh.router.describe import cut_message
 from mesh.router.observe import Observed
 from mesh.router.plans import Plan
 from mesh.router.spread import Spread
 from mesh.router.target import Target
 from mesh.telemetry.statistics import StepStatistics
-from mesh.wire.transport import NOT_RUN_TRAILER, PIPELINE_HEADER, Call, Metadata
+from mesh.wire.transport import NOT_RUN_TRAILER, PIPELINE_HEADER, Call
 
 if TYPE_CHECKING:
     from mesh.router.dispatch import Dispatch
-
-EMPTY_FINAL: Final = "triton_enable_empty_final_response"
-"""Request parameter of Triton's clients."""
-
-
-class Question:
-    """A request for a pipeline, read and checked."""
-
-    def __init__(self, message: bytes, target: Target) -> None:
-        assert target.pipeline is not None
-        self.pipeline = target.pipeline
-        self._request = request = ModelInferRequest.FromString(message)
-        self.given = read_tensors(request)
-        check_inputs(self.pipeline.name, target.model.inputs, self.given)
-        self._wanted = wanted_outputs(self.pipeline, request.outputs)
-        values = literals(request.parameters)
-        self.wants_final = bool(values.pop(EMPTY_FINAL, False))
-        """Whether an empty response is to follow the last of several."""
-        self.parameters = {name: value for name, value in values.items() if name != TYPED}
-
-    def answer(self, outputs: Mapping[str, Carried]) -> ModelInferResponse:
-        """Return the response with the outputs that were asked for."""
-        pipeline, request = self.pipeline, self._request
-        answer = {name: outputs[name] for name in self._wanted if name in outputs}
-        return response_message(pipeline.name, str(pipeline.revision), request.id, answer, typed=wants_typed(request))
-
-    def final(self) -> ModelInferResponse:
-        """Return the empty response behind the last one."""
-        return response_message(self.pipeline.name, str(self.pipeline.revision), self._request.id, {}, typed=False)
 
 
 class Pipelines:
@@ -120,7 +91,7 @@ class Pipelines:
 
     async def _in_parts(self, call: Call, message: bytes, target: Target, seen: Observed) -> bytes:
         """Run the steps where their copies are; those that no node can run as asked are ordinary requests from here."""
-        asked = Question(message, target)
+        asked = question(message, target)
         outputs = await self.outputs(call, self.graph(asked.pipeline), asked.given, asked.parameters, seen)
         return asked.answer(outputs).SerializeToString()
 
@@ -132,13 +103,13 @@ class Pipelines:
         A request whose place went away, or did not run it, is cut anew without that node, within the attempts and the
         deadline.
         """
-        trace = {key: str(value) for key, value in seen.headers() or _trace(call)}
+        trace = trace_of(seen.headers() or call.metadata)
         without: list[NodeId] = []
         lost: MeshError | None = None
         while True:
             plan = await self._plan(call, graph, without, parameters)
             seen.asked(plan.nodes[0] if plan.nodes else NodeId(""))
-            one = Attempt(self._dispatch, call, plan, parameters, tuple(trace.items()), self.steps)
+            one = Attempt(self._dispatch, call, plan, parameters, trace, self.steps)
             try:
                 away = self.spread.begin(plan, given, begun(call.deadline_s, trace, parameters))
                 return await one.answer(away, given)
@@ -175,6 +146,12 @@ class Pipelines:
         return f"<Pipelines {self._graphs!r} {self.spread!r}>"
 
 
+def question(message: bytes, target: Target) -> Question:
+    """Return a request for a pipeline. Raises `InvalidRequest`."""
+    assert target.pipeline is not None
+    return Question(message, target.pipeline, target.model.inputs)
+
+
 _UNFIT = frozenset({Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.DEADLINE_EXCEEDED})
 
 
@@ -183,8 +160,3 @@ def after(lost: MeshError | None, error: MeshError) -> MeshError:
     if lost is None or error is lost or code_of(error) not in _UNFIT:
         return error
     return RemoteError(Code.UNAVAILABLE, f"{lost.message}; tried again: {error.message}", transport_failed=True)
-
-
-def _trace(call: Call) -> Metadata:
-    """Return the caller's own trace, for steps of a request that has no span here."""
-    return tuple(pair for pair in call.metadata if pair[0] in {"traceparent", "tracestate"})

@@ -21,10 +21,10 @@ from mesh.core.errors import MeshError, ModelFailed
 from mesh.core.pipeline.run import Call as Asks
 from mesh.core.pipeline.run import Fail, Graph, Run, of_step
 from mesh.core.pipeline.spec import Literal, Pipeline, Step
-from mesh.core.pipeline.split import Split, split
-from mesh.router.attempt import holds
+from mesh.core.pipeline.split import Split, first_of, split
+from mesh.router.attempt import call_of_step, holds, trace_of
 from mesh.router.observe import Observed
-from mesh.router.pipelines import EMPTY_FINAL, Question
+from mesh.router.pipelines import question
 from mesh.router.target import Target
 from mesh.wire.peek import peek
 from mesh.wire.transport import Call
@@ -61,7 +61,7 @@ class Several:
 
     async def responses(self, call: Call, message: bytes, target: Target, seen: Observed) -> AsyncGenerator[bytes]:
         """Yield the messages that answer one request. Raises a `MeshError` that names the step."""
-        asked = Question(message, target)
+        asked = question(message, target)
         one = _One(call, seen, asked.parameters, asked.pipeline)
         async with aclosing(self._outputs(one, asked.pipeline, "", asked.given)) as found:
             async for outputs in found:
@@ -158,13 +158,11 @@ class Several:
 
     async def _ask(self, one: _One, asks: Asks[Carried]) -> AsyncGenerator[Tensors]:
         """Yield the responses of a step."""
-        step, call = asks.step, one.call
+        step = asks.step
         parameters = {**one.parameters, **step.parameters}
-        parameters.pop(EMPTY_FINAL, None)
         message = request_message(asks.model, asks.version, asks.inputs, parameters).SerializeToString()
         target = self._dispatch.targets.find(asks.model, asks.version)
-        metadata = tuple(pair for pair in call.metadata if pair[0] not in _NOT_FOR_STEPS) + tuple(one.seen.headers())
-        own = Call(call.method, metadata, call.deadline_s, call.peer)
+        own = call_of_step(one.call, trace_of(one.seen.headers() or one.call.metadata))
         began_ns = time.monotonic_ns()
         statistics = self._dispatch.pipelines.steps.of(one.pipeline.name, step.name)
         counted = statistics.fail
@@ -191,8 +189,7 @@ class Several:
 
     def _first(self, pipeline: Pipeline) -> Step | None:
         """Return the step with several responses that has all others of them behind it."""
-        found = [step for step in pipeline.steps if self._is_several(step)]
-        return max(found, key=lambda step: len(split(pipeline, step.name).after.steps)) if found else None
+        return first_of(pipeline, [step for step in pipeline.steps if self._is_several(step)])
 
     def _is_several(self, step: Step) -> bool:
         try:
@@ -209,9 +206,6 @@ class Several:
     def __repr__(self) -> str:
         """Show the pipelines that were asked for."""
         return f"<Several {sorted(self._splits)}>"
-
-
-_NOT_FOR_STEPS: Final = ("mm-model-id", "mm-vmodel-id", "traceparent", "tracestate")
 
 
 def _read(response: bytes) -> Tensors:

@@ -14,6 +14,7 @@ from mesh.api.carried import read_tensors
 from mesh.api.messages import InferTensorContents, control
 from mesh.api.notes import read_ended, read_failed, read_note, read_run
 from mesh.api.pipelines import pipeline_message, read_pipeline
+from mesh.api.question import decode
 from mesh.api.tensors import TensorError, decode_contents, decode_raw
 from mesh.cli.manifest import BadManifest
 from mesh.cli.manifest import read as read_manifest
@@ -21,7 +22,6 @@ from mesh.core.errors import InvalidRequest, LoadFailed, MeshError
 from mesh.core.pipeline.check import check
 from mesh.core.types import Dtype, ModelName, ModelVersion, TensorSpec, Version
 from mesh.node.repository import BadFolder, _config
-from mesh.node.running import decode
 from mesh.node.steps import held
 from mesh.node.validate import read_inputs
 from mesh.registry import keys, records

@@ -14,11 +14,11 @@ import numpy as np
 from hpack import Decoder
 from hpack.exceptions import HPACKError
 
+from mesh.api.question import decode
 from mesh.core.errors import InvalidRequest, MeshError, TooLarge
 from mesh.core.types import Dtype, ModelName, ModelVersion, TensorSpec, Version
 from mesh.node.answer import encode, wanted_outputs
 from mesh.node.plan import Plans
-from mesh.node.running import decode
 from mesh.node.runtimes.base import Tensors
 from mesh.node.served import Served
 from mesh.node.validate import read_inputs

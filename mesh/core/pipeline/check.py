@@ -13,7 +13,7 @@ from graphlib import CycleError, TopologicalSorter
 
 from mesh.core.pipeline import text
 from mesh.core.pipeline.spec import Condition, Pipeline, Ref, Source, Step
-from mesh.core.pipeline.split import split
+from mesh.core.pipeline.split import first_of, split
 from mesh.core.types import Dtype, TensorSpec
 
 Path = tuple[str | int, ...]
@@ -131,18 +131,19 @@ class _Checked:
         """Yield each step with several responses that is not behind the one before it."""
         rest = self._pipeline
         while several := [step for step in rest.steps if self.decoupled(step)]:
-            behind = {step.name: split(rest, step.name).after.steps for step in several}
-            # The first one has all others behind it.
-            first = max(several, key=lambda step: len(behind[step.name]))
+            first = first_of(rest, several)
+            assert first is not None
+            after = split(rest, first.name).after
+            behind = {step.name for step in after.steps}
             for other in several:
-                if other is not first and other.name not in {step.name for step in behind[first.name]}:
+                if other is not first and other.name not in behind:
                     at = next(at for at, step in enumerate(self._pipeline.steps) if step.name == other.name)
                     told = (
                         f"steps '{first.name}' and '{other.name}' both answer several times; put one behind the other"
                     )
                     yield Problem(("steps", at), told)
                     return
-            rest = split(rest, first.name).after
+            rest = after
 
     def source(self, at: Path, source: Source) -> Iterator[Problem]:
         for ref in source:

@@ -8,7 +8,7 @@ named by a path, so that nodes make the same ones: ``a<`` is what is before step
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mesh.core.pipeline.spec import Pipeline, Ref, Source, Step
@@ -47,6 +47,13 @@ def split(pipeline: Pipeline, name: str) -> Split:
             inputs=(),
         ),
     )
+
+
+def first_of(pipeline: Pipeline, several: Sequence[Step]) -> Step | None:
+    """Return the step of `several` that has the most behind it, so all others if they are one behind the other."""
+    if len(several) < 2:
+        return several[0] if several else None
+    return max(several, key=lambda step: len(_behind(pipeline, step.name)))
 
 
 def half(pipeline: Pipeline, path: str) -> Pipeline:
