@@ -8,6 +8,8 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip --disable-pip-version-check install --quiet
 PYTEST_ARGS ?=
+# As many processes as cores, four at most; the tests of a file stay together.
+PYTEST_SPREAD ?= -n auto --maxprocesses 4 --dist loadfile
 BENCH_ARGS ?=
 
 # Each stamp says that .venv holds what pyproject.toml asked for when it was made.
@@ -59,7 +61,7 @@ demo: $(RUN_STAMP)
 	@$(VENV)/bin/mesh demo
 
 test: $(DEV_STAMP)
-	@$(PYTHON) -m pytest $(PYTEST_ARGS)
+	@$(PYTHON) -m pytest $(PYTEST_SPREAD) $(PYTEST_ARGS)
 
 # The same end-to-end tests with every process on the other engine.
 test-grpcio: $(DEV_STAMP)
