@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import goals, pipelines, placement, report
+from benchmarks import goals, pipelines, placement, report, sessions
 from benchmarks.compare import Effort, compare
 from benchmarks.figures import Figures, Results
 from benchmarks.load import LoadFailed
@@ -85,7 +85,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="print every shape/peer and end")
     parser.add_argument(
         "--section",
-        choices=("all", "wire", "placement", "pipelines"),
+        choices=("all", "wire", "placement", "pipelines", "sessions"),
         default="all",
         help="what to measure; --only is of the wire",
     )
@@ -103,10 +103,11 @@ def options() -> argparse.Namespace:
     return found
 
 
-def show(
+def show(  # noqa: PLR0917 - every section, and how to show it
     results: Results,
     placed: dict[str, dict[str, Any]],
     piped: dict[str, float],
+    stepped: dict[str, float],
     asked: list[Shape],
     flags: argparse.Namespace,
 ) -> None:
@@ -121,6 +122,7 @@ def show(
                     "figures": runs,
                     "placement": placed,
                     "pipelines": piped,
+                    "sessions": stepped,
                 }
             )
         )
@@ -138,6 +140,9 @@ def show(
         print(f"\n{one(title, header, rows)}")
     if piped:
         print(f"\n{one('Pipelines', ('what', 'measured', 'target', 'verdict'), pipelines.rows(piped))}")
+
+    if stepped:
+        print(f"\n{one('Sessions', ('what', 'measured', 'target', 'verdict'), sessions.rows(stepped))}")
 
 
 def measured(asked: list[Shape], flags: argparse.Namespace) -> Results:
@@ -175,7 +180,11 @@ def main() -> None:
     if flags.section in {"all", "pipelines"} and whole:
         print("measuring pipelines ...", file=sys.stderr)
         piped = pipelines.measure(flags.runs, flags.seconds, 500 if flags.quick else 10_000)
-    show(results, placed, piped, asked, flags)
+    stepped: dict[str, float] = {}
+    if flags.section in {"all", "sessions"} and whole:
+        print("measuring sessions ...", file=sys.stderr)
+        stepped = sessions.measure(flags.runs, flags.seconds)
+    show(results, placed, piped, stepped, asked, flags)
 
 
 if __name__ == "__main__":

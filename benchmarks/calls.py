@@ -21,6 +21,11 @@ _VARYING = (
 """Name, a value of the length that all values have, and the place for the value."""
 
 
+FIRST_ID = 1 << 52
+"""The first sequence's id: those that follow have varints of the same length, `ID_BYTES`."""
+ID_BYTES = 8
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """What to send: `body`, `count` times to `method` of `address`, over `connections` with `streams` on each.
@@ -40,6 +45,10 @@ class Job:
     window: int
     streaming: bool
     unique: bool
+    sequences: int = 0
+    """Steps of so many sequences on each stream, in turn, instead of one message again and again."""
+    id_at: int = 0
+    """Where in the body the varint of `FIRST_ID` is, which each step replaces by its sequence's."""
 
     def message(self) -> bytes:
         """Return the message as gRPC frames it."""

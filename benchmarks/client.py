@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from benchmarks import h2
-from benchmarks.calls import Job
+from benchmarks.calls import FIRST_ID, ID_BYTES, Job
 from benchmarks.connection import NOTHING, SILENCE_S, Call, Connection, Run
 from benchmarks.h2 import ProtocolFailed
 
@@ -135,6 +135,39 @@ class Streaming(Connection):
             self.room -= count * size
 
 
+class Stepping(Streaming):
+    """A connection whose streams carry the steps of sequences, one of each in turn."""
+
+    def __init__(self, run: Run) -> None:
+        """Connect, as `Streaming` does."""
+        super().__init__(run)
+        message, at = bytes(run.message), 5 + run.job.id_at
+        self._before, self._behind = message[:at], message[at + ID_BYTES :]
+        self._first: dict[int, int] = {}
+        """By stream, the first of its ids."""
+
+    def _push(self, stream: int, call: Call) -> None:
+        size = len(self.run.message)
+        count = min(call.owed, call.room // size, self.room // size)
+        if count > 0:
+            first = self._first.get(stream)
+            if first is None:
+                first = self._first[stream] = FIRST_ID + self.run.streams_begun * self.run.job.sequences
+                self.run.streams_begun += 1
+            head = h2.FRAME.pack(size >> 8, size & 0xFF, h2.DATA, 0, stream) + self._before
+            ids = (first + (call.sent + each) % self.run.job.sequences for each in range(count))
+            self.out.append(b"".join([head + varint(id_) + self._behind for id_ in ids]))
+            call.sent += count
+            call.owed -= count
+            call.room -= count * size
+            self.room -= count * size
+
+
+def varint(number: int) -> bytes:
+    """Return a protobuf varint of `ID_BYTES`."""
+    return bytes([number >> 7 * at & 0x7F | (0x80 if at < ID_BYTES - 1 else 0) for at in range(ID_BYTES)])
+
+
 def drive(run: Run, connections: list[Connection]) -> float:
     """Send and receive until everything is answered; return the seconds it took. Raises `ProtocolFailed`, OSError."""
     poller = select.epoll()
@@ -166,12 +199,18 @@ def drive(run: Run, connections: list[Connection]) -> float:
     return time.perf_counter() - started_s
 
 
+def _kind(job: Job) -> type[Connection]:
+    if job.sequences:
+        return Stepping
+    return Streaming if job.streaming else Unary
+
+
 def main() -> None:
     """Run the job of the command line."""
     job = Job(body=Path(sys.argv[2]).read_bytes(), **json.loads(sys.argv[1]))
     run = Run(job)
     try:
-        connections: list[Connection] = [(Streaming if job.streaming else Unary)(run) for _ in range(job.connections)]
+        connections: list[Connection] = [_kind(job)(run) for _ in range(job.connections)]
         seconds = drive(run, connections)
     except (ProtocolFailed, OSError) as error:
         sys.exit(f"error: {error}")

@@ -61,6 +61,7 @@ class Run:
         self.open = 0
         """Calls in flight."""
         self.latencies_s: list[float] = []
+        self.streams_begun = 0
 
 
 class Connection:

@@ -24,6 +24,7 @@ WORDS = [
     (r"\bAsync(?=[A-Z])", "Sync"),
     (r"\bSyncClient\b", "Client"),
     (r"\bSyncStream\b", "Stream"),
+    (r"\bSyncSession\b", "Session"),
     (r"_transport_async", "_transport_sync"),
     (r"The source of both clients.*?gen_sync_client\.py\.", "The sync client, generated from _async."),
 ]

@@ -13,7 +13,9 @@ SOURCES = sorted([*(ROOT / "mesh").rglob("*.py"), *(ROOT / "clients/python/mesh_
 WRITTEN = [path for path in SOURCES if "api/gen" not in path.as_posix()]
 
 IMPURE = {"asyncio", "socket", "grpc", "time", "random", "os", "logging", "threading", "subprocess", "secrets"}
-PROTOCOL = "frames fields header_cache streams flow windows control sending connection grpc_framing heads peek"
+PROTOCOL = (
+    "frames fields header_cache streams flow windows control sending connection grpc_framing heads peek step_front"
+)
 """The half of the wire that knows bytes alone."""
 PURE = [
     *sorted((ROOT / "mesh/core").rglob("*.py")),

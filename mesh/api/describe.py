@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from mesh.api.messages import ModelConfig, ModelMetadataResponse, control
-from mesh.core.types import Copy, Dtype, ModelVersion, Node, NodeId, TensorSpec
+from mesh.core.types import ControlKind, Copy, Dtype, ModelVersion, Node, NodeId, Sequencing, TensorSpec
 
 PLATFORM = {"onnx": "onnxruntime_onnx", "python": "python"}
 BACKEND = {"onnx": "onnxruntime", "python": "python"}
@@ -44,7 +45,9 @@ def model_config(model: ModelVersion) -> ModelConfig:
         )
     for spec in model.outputs:
         config.output.add(name=spec.name, data_type=_CONFIG_TYPE[spec.dtype], dims=spec.shape[skip:])
-    if model.max_batch_size > 0:
+    if model.sequence is not None:
+        _sequence_batching(config.sequence_batching, model.sequence, model)
+    elif model.max_batch_size > 0:
         config.dynamic_batching.max_queue_delay_microseconds = model.max_queue_delay_us
         if model.max_queue_size:
             config.dynamic_batching.default_queue_policy.max_queue_size = model.max_queue_size
@@ -56,6 +59,27 @@ def model_config(model: ModelVersion) -> ModelConfig:
     for key, value in sorted(model.parameters.items()):
         config.parameters[key].string_value = value
     return config
+
+
+def _sequence_batching(told: Any, sequence: Sequencing, model: ModelVersion) -> None:
+    """Write how sequences are scheduled, in Triton's words."""
+    told.max_sequence_idle_microseconds = int(sequence.idle_s * 1e6)
+    told.oldest.max_candidate_sequences = sequence.max_live
+    told.oldest.max_queue_delay_microseconds = model.max_queue_delay_us
+    for each in sequence.controls:
+        control = told.control_input.add(name=each.name).control.add(kind=f"CONTROL_SEQUENCE_{each.kind.name}")
+        if each.kind is ControlKind.CORRID:
+            control.data_type = _CONFIG_TYPE[each.dtype]
+        elif each.dtype is Dtype.FP32:
+            control.fp32_false_true.extend([each.off, each.on])
+        elif each.dtype is Dtype.BOOL:
+            control.bool_false_true.extend([bool(each.off), bool(each.on)])
+        else:
+            control.int32_false_true.extend([int(each.off), int(each.on)])
+    for state in sequence.states:
+        told.state.add(
+            input_name=state.input, output_name=state.output, data_type=_CONFIG_TYPE[state.dtype], dims=state.shape
+        )
 
 
 def copy_message(copy: Copy, node: NodeId, *, loads_before: int = 0) -> control.Copy:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from google.protobuf.message import DecodeError
 
 from mesh.api.messages import InferParameter, ModelInferResponse, ModelStreamInferResponse
-from mesh.core.errors import Code, MeshError, RemoteError, code_of
+from mesh.core.errors import Code, MeshError, NotHere, RemoteError, UnknownSequence, code_of
 
 ERROR_TAG = 0x0A
 """The first byte of a message that carries an error: field 1 of ModelStreamInferResponse, length-delimited."""
@@ -14,6 +16,10 @@ CODE_PARAMETER = "mesh_code"
 """In a failed message from node to router: the gRPC code. The router takes it out."""
 NOT_RUN_PARAMETER = "mesh_not_run"
 """In a failed message from node to router: the request was certainly not run, so another copy may be asked."""
+
+
+ABSENT_PARAMETER = "mesh_absent"
+"""In a failed message from node to router: it does not hold the copy, or the sequence."""
 
 
 def error_message(error: MeshError, request_id: str, *, code: int | None = None, not_run: bool = False) -> bytes:
@@ -27,14 +33,16 @@ def error_message(error: MeshError, request_id: str, *, code: int | None = None,
         response.parameters[CODE_PARAMETER].int64_param = code
         if not_run:
             response.parameters[NOT_RUN_PARAMETER].bool_param = True
+            if isinstance(error, NotHere | UnknownSequence):
+                response.parameters[ABSENT_PARAMETER].bool_param = True
         return ModelStreamInferResponse(error_message=error.message, infer_response=response).SerializeToString()
     known = f"[request id: {request_id}] " if request_id and "[request id:" not in error.message else ""
     text = f"{known}{error.message} ({code_of(error).name})"
     return ModelStreamInferResponse(error_message=text, infer_response=response).SerializeToString()
 
 
-def read_error(message: bytes) -> tuple[RemoteError, bool] | None:
-    """Return the error in a stream message from a node, and whether the request was certainly not run.
+def read_error(message: bytes) -> Failure | None:
+    """Return what failed, of a stream message from a node.
 
     None for a message that carries none, or not one of a node to a router.
     """
@@ -49,13 +57,33 @@ def read_error(message: bytes) -> tuple[RemoteError, bool] | None:
         return None
     code = int(parameters[CODE_PARAMETER].int64_param)
     known = code if 0 < code <= max(Code) else Code.UNKNOWN
-    return RemoteError(known, decoded.error_message), NOT_RUN_PARAMETER in parameters
+    error = RemoteError(known, decoded.error_message)
+    return Failure(error, NOT_RUN_PARAMETER in parameters, ABSENT_PARAMETER in parameters)
 
 
 FINAL = ModelInferResponse(parameters={"triton_final_response": InferParameter(bool_param=True)}).SerializeToString()
 """The parameter that ends every answer of an ordinary model: behind a response, it merges into it."""
+STATE_TAG = b"\xa2\x06"
+"""Field 100 of ModelInferRequest and ModelInferResponse, length-delimited: the state of a sequence. A node writes it
+before all others, so that a router finds it without reading the rest."""
 INFER_RESPONSE_TAG = b"\x12"
 """Field 2 of ModelStreamInferResponse, length-delimited."""
+
+
+class Failure(NamedTuple):
+    """What a node told a router of a request that failed."""
+
+    error: RemoteError
+    not_run: bool
+    """It was certainly not run: another copy may be asked."""
+    absent: bool
+    """The node does not hold what was asked for: the copy, or the sequence."""
+
+
+def message_with_state(response: bytes, state: bytes) -> bytes:
+    """Return a serialized ModelInferResponse as a stream message, with a state before it where there is one."""
+    told = b"".join((STATE_TAG, varint(len(state)), state)) if state else b""
+    return b"".join((INFER_RESPONSE_TAG, varint(len(told) + len(response)), told, response))
 
 
 def final_message(response: bytes) -> bytes:
@@ -63,10 +91,14 @@ def final_message(response: bytes) -> bytes:
 
     Concatenated protobuf messages merge, so the parameter is put behind the bytes.
     """
-    length = len(response) + len(FINAL)
-    head = bytearray(INFER_RESPONSE_TAG)
-    while length > 0x7F:
-        head.append(length & 0x7F | 0x80)
-        length >>= 7
-    head.append(length)
-    return b"".join((head, response, FINAL))
+    return b"".join((INFER_RESPONSE_TAG, varint(len(response) + len(FINAL)), response, FINAL))
+
+
+def varint(number: int) -> bytes:
+    """Return a protobuf varint. 0 <= number."""
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)

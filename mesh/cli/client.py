@@ -35,6 +35,9 @@ def infer(  # noqa: PLR0917 - typer calls it by name
     version: Annotated[str, typer.Option(help="Version; the latest unless given.")] = "",
     param: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Request parameter.")] = None,
     output: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this output.")] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Print responses as they are made, of a model that gives several.")
+    ] = False,
     address: Address = DEFAULT,
     timeout: Timeout = 60.0,
     as_json: AsJson = False,
@@ -53,6 +56,10 @@ def infer(  # noqa: PLR0917 - typer calls it by name
                 raise InvalidRequest(f"model '{model}' has no input '{name}'; it has {', '.join(dtypes) or 'none'}")
             given[name] = array(name, value, dtypes[name])
         parameters = {name: parameter(value) for name, value in (split_pair(each, "--param") for each in param or [])}
+        if stream:
+            made = client.generate(model, given, version=version, outputs=output or None, parameters=parameters or None)
+            show_responses(made, {each.name: each.datatype for each in metadata.outputs}, as_json)
+            return
         begun_s = time.monotonic()
         result = client.infer(
             model, given, version=version, outputs=output or None, parameters=parameters or None, timeout_s=timeout
@@ -60,6 +67,21 @@ def infer(  # noqa: PLR0917 - typer calls it by name
         show_result(
             result, {each.name: each.datatype for each in metadata.outputs}, time.monotonic() - begun_s, as_json
         )
+
+
+def show_responses(made: Iterator[Any], dtypes: dict[str, str], as_json: bool) -> None:
+    """Print responses as they come: text as it is where that is all there is, else a line of JSON each."""
+    from mesh.cli.values import plain  # noqa: PLC0415 - help must not load numpy
+
+    text = list(dtypes.values()) == ["BYTES"] and not as_json
+    for result in made:
+        if text:
+            (value,) = result.values()
+            print(b"".join(value.reshape(-1)).decode("utf-8", "replace"), end="", flush=True)
+        else:
+            print(json.dumps({name: plain(value) for name, value in result.items()}), flush=True)
+    if text:
+        print()
 
 
 def show_result(result: Any, dtypes: dict[str, str], seconds: float, as_json: bool) -> None:

@@ -70,6 +70,8 @@ def demo() -> None:
 
 async def course(mesh: DemoMesh, started: dict[str, Any], trial: Trial) -> bool:
     """Run everything; return whether all of it was right."""
+    from mesh.cli.demo_story import HALF, MODEL, shown  # noqa: PLC0415 - numpy and grpc are slow to import
+
     say("")
     say("mesh explain digits, before anybody asks for it:")
     say(await trial.explained("digits"))
@@ -88,11 +90,25 @@ async def course(mesh: DemoMesh, started: dict[str, Any], trial: Trial) -> bool:
     say("mesh explain product-matching:")
     say(await trial.cut())
     say("")
+    say("letting the language model prose tell a story ...")
+    telling = await trial.begin_story()
     before = await trial.where()
-    victim = max(started["nodes"], key=lambda node: (len(before.get(node["id"], ())), node["id"]))
-    say(f"killing node {victim['id']} (SIGKILL) while requests run ...")
-    killed = await trial.under_load(lambda: os.kill(victim["pid"], signal.SIGKILL), victim["id"], BACK_S)
+    victim = max(started["nodes"], key=lambda node: (MODEL in before.get(node["id"], ()), node["id"]))
+    say(f"killing node {victim['id']} (SIGKILL), which tells it, while requests run ...")
+
+    def kill() -> None:
+        os.kill(victim["pid"], signal.SIGKILL)
+        trial.story.killed.set()
+
+    killed = await trial.under_load(kill, victim["id"], BACK_S)
+    same = await trial.end_story(telling)
     report(trial, before, await trial.where())
+    say("")
+    say(f"the story: {shown(trial.story.text, HALF)}")
+    say(
+        f"it has {len(trial.story.text)} characters, and is "
+        f"{'what' if same else 'NOT what'} an undisturbed run tells, character by character"
+    )
     say("")
     say(
         f"node {victim['id']} was killed after {killed.before} requests of the last row; {killed.during} more were "
@@ -109,8 +125,9 @@ async def course(mesh: DemoMesh, started: dict[str, Any], trial: Trial) -> bool:
     wrong = [tally for tally in trial.tallies if tally.accuracy < tally.least]
     for tally in wrong:
         say(f"  {tally.name}: expected at least {tally.least:.0%} right, got {tally.accuracy:.1%}")
-    say("everything was right" if not lost and not wrong else "NOT everything was right")
-    return not lost and not wrong
+    right = not lost and not wrong and same
+    say("everything was right" if right else "NOT everything was right")
+    return right
 
 
 def report(trial: Trial, before: Where, after: Where) -> None:

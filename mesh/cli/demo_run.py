@@ -19,6 +19,7 @@ from typing import Any, Final, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from mesh.cli.demo_story import Story
 from mesh.cli.drawing import Live, by_name, drawn
 from mesh.cli.explain import cut_told, told
 from mesh.cli.manifest import read as read_manifest
@@ -124,12 +125,14 @@ class Trial:
         self.digits = Tally("digits", ("digits",), least=0.9)
         self.titles = Tally("titles: product-matching", ("text_features", "text_score"), least=0.85)
         self.talk = Tally("the same over one stream", ("text_features", "text_score"), least=0.85)
+        self.told = Tally("a story while its node dies", ("prose",), least=1.0)
+        self.story = Story(self._client)
         self.load = Tally("iris and digits while a node dies", ("iris", "digits"), least=0.9)
 
     @property
     def tallies(self) -> tuple[Tally, ...]:
         """Everything that was asked."""
-        return (self.iris, self.digits, self.titles, self.talk, self.load)
+        return (self.iris, self.digits, self.titles, self.talk, self.told, self.load)
 
     async def __aenter__(self) -> Self:
         """Connect."""
@@ -231,6 +234,25 @@ class Trial:
             finally:
                 ended.set()
         return Killed(before, during, self.load.judged - before - during, away_s)
+
+    async def begin_story(self) -> asyncio.Task[str]:
+        """Begin the story, and return when it is under way."""
+        telling = asyncio.create_task(self.story.tell(), name="story")
+        begun = asyncio.create_task(self.story.begun.wait())
+        await asyncio.wait((telling, begun), return_when=asyncio.FIRST_COMPLETED)
+        begun.cancel()
+        return telling
+
+    async def end_story(self, telling: asyncio.Task[str]) -> bool:
+        """Wait for its end; return whether it is what an undisturbed run tells. One that is lost counts as a call."""
+        tally = self.told
+        told = await self._call(tally, lambda: telling)
+        tally.seconds = [self.story.took_s]
+        if told is None:
+            return False
+        same: bool = told == await _told(self.story.undisturbed())
+        tally.judge(right=same)
+        return same
 
     async def where(self) -> dict[str, set[str]]:
         """Return the models with a ready copy per node id. Raises `NotReady` when the router does not answer."""

@@ -11,6 +11,7 @@ from mesh.cli import client, node, pipelines, router, up
 from mesh.cli.bench import bench
 from mesh.cli.demo import demo
 from mesh.cli.explain import explain
+from mesh.cli.top import top
 
 app = typer.Typer(
     name="mesh",
@@ -27,6 +28,7 @@ app.command("infer")(client.infer)
 app.command("models")(client.models)
 app.command("nodes")(client.nodes)
 app.command("explain")(explain)
+app.command("top")(top)
 app.command("apply")(pipelines.apply)
 app.add_typer(pipelines.app, name="pipelines")
 app.command("demo")(demo)

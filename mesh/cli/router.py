@@ -40,6 +40,9 @@ WorkerCount = Annotated[
 ]
 ReusePort = Annotated[bool, typer.Option("--reuse-port", help="Share the gRPC port.", hidden=True)]
 MaxAttempts = Annotated[int, typer.Option(min=1, help="Copies asked for one safe call.", rich_help_panel=TUNING)]
+SessionBytes = Annotated[
+    int, typer.Option(min=0, help="Kept of all sessions, so that they outlive their nodes.", rich_help_panel=TUNING)
+]
 Settle = Annotated[
     float, typer.Option(min=0, help="Seconds to say NOT_SERVING before refusing.", rich_help_panel=TUNING)
 ]
@@ -68,6 +71,7 @@ def router(  # noqa: PLR0917 - typer calls it by name
     cold_wait_s: ColdWait = DEFAULT.cold_wait_s,
     max_waiting: MaxWaiting = DEFAULT.max_waiting,
     max_attempts: MaxAttempts = DEFAULT.max_attempts,
+    session_bytes: SessionBytes = DEFAULT.session_bytes,
     drain_s: flags.Drain = DEFAULT.drain_s,
     settle_s: Settle = DEFAULT.settle_s,
     compact_s: Compact = DEFAULT.compact_s,
@@ -95,6 +99,7 @@ def router(  # noqa: PLR0917 - typer calls it by name
         cold_wait_s=cold_wait_s,
         max_waiting=max_waiting,
         max_attempts=max_attempts,
+        session_bytes=session_bytes,
         drain_s=drain_s,
         settle_s=settle_s,
         compact_s=compact_s,

@@ -111,6 +111,19 @@ class NotHere(NotReady):
     """This node holds no ready copy of the model: whoever asked it looked at a list that was true a moment ago."""
 
 
+class UnknownSequence(InvalidRequest):
+    """A step that does not start a sequence, for one that this copy does not know; it was not run."""
+
+    retry_safe = True
+
+
+class SessionLost(MeshError):
+    """The state of a sequence went with the node that held it, and what was kept is not enough to make it again."""
+
+    code = Code.ABORTED
+    reason = "SESSION_LOST"
+
+
 class Loading(NotReady):
     """The model is being loaded, and will not be ready before the caller's deadline."""
 

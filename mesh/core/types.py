@@ -200,6 +200,85 @@ class Scaling:
     """With `ScaleToZero.IDLE`: after how long without a request the last copy goes."""
 
 
+class ControlKind(StrEnum):
+    """What a control input tells a model of a sequence's step (Triton's words)."""
+
+    START = "start"
+    """Whether this step is the first."""
+    END = "end"
+    """Whether it is the last."""
+    READY = "ready"
+    """Whether there is a step in this row: always, as rows without one are not run."""
+    CORRID = "corrid"
+    """The sequence's id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """An input that the node fills in, [-1, 1] for a model that batches, else [1]."""
+
+    name: str
+    kind: ControlKind
+    dtype: Dtype
+    off: float = 0
+    on: float = 1
+    """The values for false and true; CORRID has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """An output that is given back as an input at the next step of the same sequence (Triton's implicit state)."""
+
+    input: str
+    output: str
+    dtype: Dtype = Dtype.FP32
+    shape: tuple[int, ...] = ()
+    """Of one sequence, without the batch axis; empty: as the model's file says."""
+    initial: float = 0
+    """What every element is at the start."""
+    initial_file: str = ""
+    """A file in the version's folder with the elements at the start, row-major and little-endian."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sequencing:
+    """How requests of one `sequence_id` follow each other, and what of their state is kept where."""
+
+    max_live: int = 10_000
+    """Sequences that are live on a copy at once; more wait for one that ends."""
+    idle_s: float = 60.0
+    """How long one may be without a request before it is forgotten."""
+    controls: tuple[Control, ...] = ()
+    states: tuple[State, ...] = ()
+    snapshot_messages: int = 0
+    """The state goes with every so-manieth answer; with `snapshot_bytes` 0 as well, when `is_due` finds it right."""
+    snapshot_bytes: int = 0
+    """The state goes with the answer after requests of so many bytes."""
+    replayable: bool = True
+    """Whether a step may be run again on another copy: not when it has an effect on the world. Then a node that is
+    lost ends the sequences that have a step on their way, or steps since their state was told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """How a model that steps character by character makes text, for a decoupled ONNX model."""
+
+    states: tuple[State, ...] = ()
+    """What it keeps between two steps."""
+    token: str = "token"  # noqa: S105 - a tensor's name
+    """The input with the character: its place in the vocabulary, INT64 or INT32 [-1, 1]."""
+    logits: str = "logits"
+    """The output with a number for each character that may follow, FP32 [-1, n]: the higher, the likelier."""
+    prompt: str = "PROMPT"
+    """What callers give, BYTES [-1, 1]."""
+    text: str = "TEXT"
+    """What they get in each response, BYTES [-1, 1]."""
+    vocabulary: str = "vocabulary.txt"
+    """A file in the version's folder: every character, in the order of their tokens."""
+    max_tokens: int = 256
+    """Characters that are made unless the request says (`max_tokens`)."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
     """What one immutable version of a model is.
@@ -243,6 +322,10 @@ class ModelVersion:
     """Bytes that a copy was measured to take in memory; 0: no node has loaded it yet."""
     load_s: float = 0.0
     """Seconds that its load took; 0: no node has loaded it yet."""
+    sequence: Sequencing | None = None
+    """Its requests are steps of sequences, with state; None: each stands for itself."""
+    generation: Generation | None = None
+    """It makes text step by step; None: it does not."""
     original: Tuning | None = None
     """What the files say, while a load request overrides it; None when nothing is overridden."""
 

@@ -20,17 +20,9 @@ import numpy as np
 from mesh.core.batching import Run, Waiting, next_batch
 from mesh.core.errors import DeadlineExceeded, MeshError, ModelFailed, Overloaded
 from mesh.core.types import ModelVersion
+from mesh.node.gauge import ON_LOOP_S, Gauge
 from mesh.node.runtimes.base import Loaded, Request, Tensors
 from mesh.telemetry.statistics import Statistics
-
-ON_LOOP_S = 200e-6
-"""Runs measured below this stay on the loop: a hop to a thread and back costs 50 to 100 us."""
-
-WEIGHED = 16
-"""One run of so many is measured in CPU time while runs are well below `ON_LOOP_S`."""
-
-SMOOTHING = 0.2
-"""Weight of the newest run in the measured run time."""
 
 
 @dataclass(slots=True)
@@ -42,6 +34,8 @@ class Ran:
     run_s: float
     rows: int
     """Rows of the whole batch it ran in."""
+    state: bytes = b""
+    """The state of its sequence behind it (`mesh.api.snapshot`), where that is told."""
 
 
 class Waiter(Protocol):
@@ -119,9 +113,7 @@ class Batcher:
         """Runs that go on, also those whose callers left."""
         self._soon = False
         self._timer: asyncio.TimerHandle | None = None
-        self._work_s = 0.0
-        self._run_bytes = 0.0
-        self._runs = 0
+        self._gauge = Gauge(steady=loaded.steady)
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
 
@@ -159,7 +151,7 @@ class Batcher:
         if len(self._queue) >= self._max_queue:
             raise Overloaded(f"Exceeds maximum queue size: {self._max_queue} requests wait for model '{self._name}'")
         now_s = time.monotonic()
-        kind = _kind(inputs) if self._joins else None
+        kind = kind_of(inputs) if self._joins else None
         give_up_s = None if queue_timeout_s is None else now_s + queue_timeout_s
         size = size or sum([array.nbytes for array in inputs.values()]) or 1
         item = Item(Waiting(rows, kind, now_s), inputs, request, waiter, size, deadline_s, give_up_s)
@@ -215,18 +207,12 @@ class Batcher:
                 count = step.count
             batch = [self._queue.popleft() for _ in range(count)]
             self.running += 1
-            if self._predicted_s(batch) < ON_LOOP_S:
+            if self._gauge.predicted_s(_bytes(batch)) < ON_LOOP_S:
                 self._run_now(batch, now_s)
             else:
                 task = loop.create_task(self._run_in_thread(batch, now_s))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
-
-    def _predicted_s(self, batch: list[Item]) -> float:
-        """Return how long `batch` is expected to work: the measured CPU time, grown with the inputs' size."""
-        if not self._loaded.steady or not self._run_bytes:
-            return float("inf")
-        return self._work_s * max(1.0, _bytes(batch) / self._run_bytes)
 
     def _drop_late(self, now_s: float) -> None:
         """Answer the late requests at the front. Those behind are looked at when they get there. O(batch)."""
@@ -258,29 +244,22 @@ class Batcher:
 
     def is_free(self, scale: float) -> bool:
         """Tell whether a run may go on here and now: nobody waits and it is short. `scale` is its size in mean ones."""
-        loaded = self._loaded
-        return (
-            not self._queue
-            and self.running < loaded.parallel
-            and loaded.steady
-            and self._run_bytes > 0
-            and self._work_s * max(1.0, scale) < ON_LOOP_S
-        )
+        return not self._queue and self.running < self._loaded.parallel and self._gauge.is_short(scale)
 
     @property
     def work_s(self) -> float:
         """Seconds of CPU that a mean run takes."""
-        return self._work_s
+        return self._gauge.work_s
 
     def scale(self, size: int) -> float:
         """Return inputs of `size` bytes in mean ones."""
-        return size / self._run_bytes if self._run_bytes else 1.0
+        return self._gauge.scale(size)
 
     def run_at_once(self, inputs: Tensors, request: Request, rows: int) -> tuple[Tensors, float]:
         """Run past the queue of a copy that `is_free`; return outputs and seconds. Raises what the model raises."""
         outputs, run_s, work_s = self._run(inputs, request)
         if work_s >= 0:
-            self._measured(work_s, sum([array.nbytes for array in inputs.values()]))
+            self._gauge.measured(work_s, sum([array.nbytes for array in inputs.values()]))
         self._statistics.executed(rows, int(run_s * 1e9))
         return outputs, run_s
 
@@ -293,26 +272,11 @@ class Batcher:
         return self._run(inputs, first.request)
 
     def _run(self, inputs: Tensors, request: Request) -> tuple[Tensors, float, float]:
-        self._runs += 1
-        if self._runs % WEIGHED and self._run_bytes and self._work_s < ON_LOOP_S / 2:
-            # Asking for the CPU time is a system call, which costs more than a tiny run.
-            started_s = time.perf_counter()
-            outputs = self._loaded.run(inputs, request)
-            return outputs, time.perf_counter() - started_s, -1.0
-        started_s, cpu_s = time.perf_counter(), time.thread_time()
-        outputs = self._loaded.run(inputs, request)
-        # Under load a thread waits for the interpreter longer than a tiny run takes. That wait is the hop's cost, not
-        # the run's: counted as the run's own it would keep the runs in threads for ever.
-        return outputs, time.perf_counter() - started_s, time.thread_time() - cpu_s
-
-    def _measured(self, work_s: float, size: int) -> None:
-        weight = SMOOTHING if self._run_bytes else 1.0
-        self._work_s += weight * (work_s - self._work_s)
-        self._run_bytes += weight * (size - self._run_bytes)
+        return self._gauge.run(lambda: self._loaded.run(inputs, request))
 
     def _finish(self, batch: list[Item], began_s: float, outputs: Tensors, run_s: float, work_s: float) -> None:
         if work_s >= 0:
-            self._measured(work_s, _bytes(batch))
+            self._gauge.measured(work_s, _bytes(batch))
         rows = batch[0].waiting.rows if len(batch) == 1 else sum(item.waiting.rows for item in batch)
         self._statistics.executed(rows, int(run_s * 1e9))
         if len(batch) > 1:
@@ -356,6 +320,6 @@ def _bytes(batch: list[Item]) -> int:
     return sum([item.size for item in batch])
 
 
-def _kind(inputs: Tensors) -> tuple[tuple[str, tuple[int, ...]], ...]:
+def kind_of(inputs: Tensors) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """Return what must be equal for requests to be joined: names and shapes but for the first axis."""
     return tuple(sorted((name, array.shape[1:]) for name, array in inputs.items()))

@@ -119,6 +119,14 @@ class NodeControlService:
                 )
         return answer
 
+    async def TakeSequence(
+        self, request: node_control.TakeSequenceRequest, context: Any
+    ) -> node_control.TakeSequenceResponse:
+        queue = self._loader.sequences(request.model, request.version)
+        id_ = request.text_id if request.WhichOneof("id") == "text_id" else request.number_id
+        state = queue.take(id_) if queue is not None else None
+        return node_control.TakeSequenceResponse(state=state or b"")
+
     async def Drain(self, request: Any, context: Any) -> node_control.DrainResponse:
         self._stop.set()
         return node_control.DrainResponse()

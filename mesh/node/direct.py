@@ -14,12 +14,12 @@ from typing import Final
 
 from mesh.api.messages import ModelInferRequest
 from mesh.api.question import decode
-from mesh.api.stream import FINAL, INFER_RESPONSE_TAG
+from mesh.api.stream import FINAL, INFER_RESPONSE_TAG, varint
 from mesh.core.errors import Code, MeshError, RemoteError
 from mesh.node.fused import FusedRunning
 from mesh.node.graph import GraphRunning
 from mesh.node.infer import WINDOW, Infer
-from mesh.node.plan import Part, varint
+from mesh.node.plan import Part
 from mesh.node.running import Asked, Running, failed_message, not_run
 from mesh.node.served import Pins, Served
 from mesh.wire.connection import Connection

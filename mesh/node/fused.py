@@ -24,8 +24,10 @@ from mesh.core.errors import MeshError
 from mesh.core.pipeline.run import Graph, Share
 from mesh.core.pipeline.spec import Ref, Step
 from mesh.core.types import Dtype, ModelVersion, TensorSpec
-from mesh.node.batcher import ON_LOOP_S, Batcher, Item, Ran
-from mesh.node.plan import Part, Plans
+from mesh.node.batcher import Batcher, Item, Ran
+from mesh.node.gauge import ON_LOOP_S
+from mesh.node.plan import Part
+from mesh.node.plans import Plans
 from mesh.node.running import Asked, Reply, Running
 from mesh.node.runtimes.base import Array, Request, Tensors
 from mesh.node.served import Served
@@ -49,6 +51,8 @@ class NotNow(MeshError):
 class _Step:
     name: str
     served: Served
+    queue: Batcher
+    """The copy's own."""
     inputs: tuple[tuple[TensorSpec, int], ...]
     """What it takes, and the slots it is in."""
     outputs: tuple[tuple[TensorSpec, int], ...]
@@ -82,6 +86,7 @@ class Chain:
 
     parallel = 1
     steady = True
+    steps = None
 
     def __init__(self, ends: Ends, graph: Graph, steps: Collection[str], copies: Copies) -> None:
         self.inputs = tuple(spec for spec, _ in ends.takes)
@@ -100,14 +105,12 @@ class Chain:
 
     def is_free(self, size: int) -> bool:
         """Tell whether inputs of `size` bytes may run through all steps here and now."""
-        scale = self._steps[0].served.batcher.scale(size)
+        scale = self._steps[0].queue.scale(size)
         work_s = 0.0
         for step in self._steps:
-            served = step.served
-            batcher = served.batcher
-            if served.gone or not batcher.is_free(scale):
+            if step.served.gone or not step.queue.is_free(scale):
                 return False
-            work_s += batcher.work_s
+            work_s += step.queue.work_s
         return work_s * max(1.0, scale) < AT_MOST_S
 
     def admit(self, inputs: Tensors) -> Tensors:
@@ -189,9 +192,8 @@ def _may_fuse(step: Step, served: Served, known: Collection[Ref], needed: Collec
     wanted = all(spec.optional or spec.name in step.inputs for spec in served.inputs)
     numbers = not any(spec.dtype in LONG_WAY for spec in (*served.inputs, *served.outputs.values()))
     ours = named >= step.inputs.keys() and served.outputs.keys() >= set(needed)
-    return (
-        bool(plain) and single and wanted and numbers and ours and served.loaded.steady and not served.model.decoupled
-    )
+    alone = served.model.sequence is None and not served.model.decoupled
+    return bool(plain) and single and wanted and numbers and ours and served.loaded.steady and alone
 
 
 def _step(graph: Graph, step: Step, copies: Copies, slots: dict[Ref, int]) -> _Step:
@@ -202,7 +204,10 @@ def _step(graph: Graph, step: Step, copies: Copies, slots: dict[Ref, int]) -> _S
         outputs.append((served.outputs[name], slots[Ref(step.name, name)]))
     inputs = tuple((spec, slots[step.inputs[spec.name][0]]) for spec in served.inputs if spec.name in step.inputs)
     most_rows = served.model.max_batch_size if served.loaded.batches else 0
-    return _Step(step.name, served, inputs, tuple(outputs), Request(parameters=dict(step.parameters)), most_rows)
+    assert isinstance(served.batcher, Batcher)
+    return _Step(
+        step.name, served, served.batcher, inputs, tuple(outputs), Request(parameters=dict(step.parameters)), most_rows
+    )
 
 
 def _ran(step: _Step, held: list[Array | None]) -> float:
@@ -219,7 +224,7 @@ def _ran(step: _Step, held: list[Array | None]) -> float:
                 raise NotNow(f"input '{spec.name}' has {array.shape[0]} rows")
             rows = array.shape[0]
         given[spec.name] = array
-    outputs, ran_s = step.served.batcher.run_at_once(given, step.request, rows or 1)
+    outputs, ran_s = step.queue.run_at_once(given, step.request, rows or 1)
     for spec, slot in step.outputs:
         held[slot] = _checked(outputs.get(spec.name), spec, shaped=False)
     return ran_s

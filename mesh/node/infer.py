@@ -13,17 +13,17 @@ from contextlib import aclosing
 
 from mesh.api.messages import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
 from mesh.api.question import decode
-from mesh.api.stream import final_message
+from mesh.api.stream import final_message, message_with_state
 from mesh.core.errors import InvalidRequest, MeshError
 from mesh.core.view import ClusterView
 from mesh.node.answer import encode, final, wanted_outputs
-from mesh.node.batcher import Ran, model_failed
+from mesh.node.batcher import Ran
 from mesh.node.fused import FusedRunning
+from mesh.node.generation import responses
 from mesh.node.graph import GraphRunning, PipelineRuns
 from mesh.node.observe import Observed
 from mesh.node.plan import Part
 from mesh.node.running import Asked, Beginner, Reply, Running, failed_message, not_run, read_request
-from mesh.node.runtimes.base import Request, Tensors
 from mesh.node.served import Pins, Served
 from mesh.node.validate import read_inputs
 from mesh.telemetry.metrics import NodeMetrics
@@ -143,14 +143,16 @@ class Infer:
                 given, seen.rows = read_inputs(request, served.inputs, served.model.name, served.model.max_batch_size)
                 inputs = served.loaded.admit(given)
                 seen.read_ns = time.monotonic_ns()
-                async with aclosing(_in_threads(served, inputs, read_request(request))) as steps:
-                    async for outputs in steps:
+                told = read_request(request, tells=bool(asked.model))
+                async with aclosing(responses(served, inputs, told, asked.deadline_s)) as made:
+                    async for outputs, state in made:
                         response = final(encode(request, served, outputs, wanted), is_final=False)
-                        yield ModelStreamInferResponse(infer_response=response).SerializeToString()
+                        yield message_with_state(response.SerializeToString(), state)
                 seen.ran_ns = time.monotonic_ns()
                 run_ns = seen.ran_ns - seen.read_ns
                 seen.ran = Ran({}, 0.0, run_ns / 1e9, seen.rows)
-                served.statistics.executed(seen.rows, run_ns)
+                if served.sequences is None:
+                    served.statistics.executed(seen.rows, run_ns)
             if request.parameters["triton_enable_empty_final_response"].bool_param:
                 model = served.model
                 last = ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
@@ -159,21 +161,6 @@ class Infer:
             yield failed_message(error, request.id, asked)
         finally:
             self.outstanding -= 1
-
-
-async def _in_threads(served: Served, inputs: Tensors, request: Request) -> AsyncGenerator[Tensors]:
-    """Yield what the version's generator yields, each step in a thread."""
-    steps = served.loaded.stream(inputs, request)
-    try:
-        while True:
-            step: Tensors | None = await served.in_thread(next, steps, None)
-            if step is None:
-                return
-            yield step
-    except MeshError:
-        raise
-    except Exception as error:
-        raise model_failed(served.model.name, error) from error
 
 
 async def _later(message: bytes) -> bytes:

@@ -22,6 +22,7 @@ from mesh.core.reconcile import Load, Unload, desired_of, reconcile
 from mesh.core.types import Copy, CopyState, ModelName, ModelVersion, NodeId, Version
 from mesh.core.view import ClusterView, VersionKey, version_order
 from mesh.node.capacity import Account, choose
+from mesh.node.checks import check_batch_axis, lacks
 from mesh.node.growth import Growths
 from mesh.node.memory import Memory, NoRoom
 from mesh.node.publish import Publisher
@@ -29,6 +30,7 @@ from mesh.node.repository import labels_of
 from mesh.node.runtimes.base import Loaded, LoadSpec, Runtime
 from mesh.node.runtimes.onnx import has_cuda
 from mesh.node.runtimes.python import STREAMS
+from mesh.node.sequences import SequenceBatcher
 from mesh.node.served import Served
 from mesh.registry import records
 from mesh.registry.keys import placement_key
@@ -43,9 +45,6 @@ LOADS_AT_ONCE = 2
 """Loads read disks and allocate memory: more at once make each slower and their measured bytes wrong."""
 
 EVICT_TRIES = 5
-
-FAR_OFF_BYTES = 8 * 1024 * 1024
-"""A record of a size in memory may be this far off, or by half, before it is written again."""
 
 DESCRIBE_AGAIN_S = 0.2
 """How long to wait for the view to show a signature that was written, before writing it again."""
@@ -83,6 +82,8 @@ class Loader:
         self._wake = asyncio.Event()
         self._copies: dict[VersionKey, Copy] = {}
         self._served: dict[VersionKey, Served] = {}
+        self._leaving: dict[VersionKey, Served] = {}
+        """Those that are being closed, whose sequences routers still take."""
         self._latest: dict[str, VersionKey] = {}
         """The latest version held of the names that were asked for without one; emptied when a copy is added."""
         self._tasks: dict[VersionKey, asyncio.Task[None]] = {}
@@ -106,6 +107,12 @@ class Loader:
             latest = self._latest[name] = max(held, key=lambda key: version_order(key[1]))
             served = self._served[latest]
         return served
+
+    def sequences(self, name: str, version: str) -> SequenceBatcher | None:
+        """Return the sequences of a copy that answers, or is on its way out."""
+        key = (ModelName(name), Version(version))
+        served = self._served.get(key) or self._leaving.get(key)
+        return served.sequences if served is not None else None
 
     def copies(self) -> tuple[Copy, ...]:
         """Return every copy with its last use, to the minute. One that did not change is the same object as before."""
@@ -154,7 +161,7 @@ class Loader:
                     case _:
                         pass  # Busy with this version: looked at again when that ends.
             for key, served in self._served.items():
-                if self._is_free(key) and _lacks(view, served.model):
+                if self._is_free(key) and lacks(view, served.model):
                     self._start(key, self._describe(served.model, served.loaded))
             await self._news(view)
 
@@ -264,7 +271,7 @@ class Loader:
         try:
             with self._growth.of(account) as growth:
                 loaded = await asyncio.to_thread(runtime.load, LoadSpec(model, _folder(model), account.now()))
-            await _check_batch_axis(model, loaded)
+            await check_batch_axis(model, loaded)
             measured = growth.of_load(model)
             account.ledger.commit(key, measured)
             committed = True
@@ -328,7 +335,13 @@ class Loader:
             served.gone = True
         if served is not None:
             self._set(replace(self._copies[key], state=CopyState.DRAINING))
-            await self._close(served)
+            self._leaving[key] = served
+            try:
+                if served.sequences is not None:
+                    await served.sequences.given_away()
+                await self._close(served)
+            finally:
+                del self._leaving[key]
             self.memory.release(key)
             log.info("unloaded", model=key[0], version=key[1])
         del self._copies[key]
@@ -341,6 +354,8 @@ class Loader:
                 await served.drained()
         except TimeoutError:
             log.warning("closing a model that is still at work", model=served.model.name, in_flight=served.in_flight)
+        if served.sequences is not None:
+            served.sequences.close()
         try:
             await asyncio.to_thread(served.loaded.close)
         except Exception as error:  # noqa: BLE001 - a user's close can raise anything
@@ -363,28 +378,3 @@ class Loader:
 
 def _folder(model: ModelVersion) -> Path:
     return Path(unquote(urlsplit(model.source).path))
-
-
-async def _check_batch_axis(model: ModelVersion, loaded: Loaded) -> None:
-    """Close `loaded` and raise `LoadFailed` when requests could not be joined as model.yaml says they can."""
-    if not model.max_batch_size:
-        return
-    fixed = next((spec for spec in loaded.inputs if spec.shape[:1] != (-1,)), None)
-    if fixed is not None:
-        await asyncio.to_thread(loaded.close)
-        raise LoadFailed(
-            f"failed to load '{model.name}', it has max_batch_size {model.max_batch_size}, so input '{fixed.name}' "
-            f"must begin with an axis of any size; it is {list(fixed.shape)}: export it so, or set max_batch_size to 0"
-        )
-
-
-def _lacks(view: ClusterView, model: ModelVersion) -> bool:
-    """Tell whether the record of these very files does not say what a load found out: signature and size in memory.
-
-    A size is corrected when it is far off: measurements differ a little from load to load.
-    """
-    record = view.models.get(model.name, {}).get(model.version)
-    if record is None or record.digest != model.digest:
-        return False
-    off = abs(record.loaded_bytes - model.loaded_bytes) > max(FAR_OFF_BYTES, record.loaded_bytes // 2)
-    return not (record.inputs and record.outputs and record.loaded_bytes) or off

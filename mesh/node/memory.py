@@ -22,7 +22,7 @@ IN_USE_S = 0.25
 """A copy that was used this recently is in use: callers who ask one after another must not lose it in between."""
 
 PINNED_S = 60.0
-"""How long a copy stays after its last request for a stream that asked it and is still open."""
+"""How long a copy stays after its last request for a stream that asked it and is still open, and for its sequences."""
 
 WAIT_S = 2.0
 """How long a load waits for copies in use to become idle before this node gives it up to others."""
@@ -103,7 +103,7 @@ class Memory:
         found = []
         for key, served in self._evictable(account.name):
             history = served.history
-            if now_s - history.last_s < (PINNED_S if served.streams else IN_USE_S):
+            if now_s - history.last_s < (PINNED_S if served.streams or served.live else IN_USE_S):
                 continue
             model = served.model
             others = sum(each.node.id != self._node for each in view.serving.get(key, ()))

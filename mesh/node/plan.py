@@ -11,29 +11,25 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
-from google.protobuf.message import DecodeError
 
 from mesh.api.messages import ModelInferRequest, ModelInferResponse
+from mesh.api.stream import varint
 from mesh.api.tensors import NUMPY
 from mesh.core.types import ITEM_BYTES, Dtype, TensorSpec
-from mesh.node.runtimes.base import Array, Tensors
+from mesh.node.runtimes.base import Array, Request, Tensors
 from mesh.node.served import Served
 
-MAX_PLANS: Final = 1024
-"""Plans kept; then all are forgotten and learned again. A few hundred models with a few shapes each."""
-MAX_FRONT_BYTES: Final = 1024
-"""Longest part before the tensors that is kept: a name, and 20 inputs and outputs of 40 bytes."""
 MAX_LENGTHS: Final = 8
 """Different lengths of fronts that are tried: as many comparisons a message costs at most."""
 
 COPIED_BYTES: Final = 4096
 """Up to here a copy costs less than a view."""
 
-_RAW_INPUT_TAG: Final = b"\x3a"
+RAW_INPUT_TAG: Final = b"\x3a"
 """Field 7 of ModelInferRequest, length-delimited."""
 _RAW_OUTPUT_TAG: Final = b"\x32"
 """Field 6 of ModelInferResponse, length-delimited."""
-_LONG_WAY: Final = frozenset({Dtype.BYTES, Dtype.BOOL, Dtype.BF16})
+LONG_WAY: Final = frozenset({Dtype.BYTES, Dtype.BOOL, Dtype.BF16})
 """Types whose bytes are not the array's own."""
 
 Wanted = list[tuple[TensorSpec, int]]
@@ -51,7 +47,10 @@ class _Input:
         self.shape = shape
         self.count = int(np.prod(shape, dtype=np.int64))
         self.size = self.count * ITEM_BYTES[dtype]
-        self.head = _RAW_INPUT_TAG + varint(self.size)
+        self.head = RAW_INPUT_TAG + varint(self.size)
+
+
+PLAIN: Final = Request()
 
 
 class Plan:
@@ -90,6 +89,11 @@ class Plan:
             arrays[each.name] = np.frombuffer(message, each.dtype, each.count, start).reshape(each.shape)
         return arrays if position == len(message) else None
 
+    def request(self, message: bytes, *, tells: bool) -> Request | None:
+        """Return what the request says beside its tensors; None when this plan is not for it after all."""
+        del message, tells
+        return PLAIN
+
     def write(self, outputs: Tensors) -> list[Part] | None:
         """Return the parts of the serialized response; None when an output is not as its signature says."""
         arrays: list[Array] = []
@@ -125,66 +129,3 @@ class Plan:
             self._answers.clear()
         known = self._answers[shapes] = (response.SerializeToString(), heads)
         return known
-
-
-class Plans:
-    """The plans of one node."""
-
-    def __init__(self) -> None:
-        self._plans: dict[bytes, Plan] = {}
-        self._lengths: list[int] = []
-
-    def find(self, message: bytes) -> Plan | None:
-        """Return the plan for a message that begins like one seen before. O(lengths)."""
-        plans = self._plans
-        for length in self._lengths:
-            plan = plans.get(message[:length])
-            if plan is not None:
-                return plan
-        return None
-
-    def learn(
-        self, message: bytes, request: ModelInferRequest, served: Served, *, wanted: Wanted, inputs: Tensors, rows: int
-    ) -> None:
-        """Keep what was found out about `message`, which was read the long way and fits, if it can be kept.
-
-        `inputs` are what the runtime gets, and `wanted` what it is asked for.
-        """
-        if request.id or request.parameters or not request.raw_input_contents:
-            return
-        if any(classes or spec.dtype in _LONG_WAY for spec, classes in wanted):
-            return
-        if any(tensor.parameters or tensor.datatype in _LONG_WAY for tensor in request.inputs):
-            return
-        behind = b"".join([_RAW_INPUT_TAG + varint(len(raw)) + raw for raw in request.raw_input_contents])
-        front = message[: -len(behind)]
-        if not message.endswith(behind) or not front or len(front) > MAX_FRONT_BYTES:
-            return
-        try:
-            ModelInferRequest.FromString(front)
-        except DecodeError:
-            # What looks like the tensors stands inside a field that nobody knows; the real ones are in the front.
-            return
-        if len(self._plans) >= MAX_PLANS:
-            self._plans.clear()
-            self._lengths.clear()
-        if len(front) not in self._lengths:
-            if len(self._lengths) >= MAX_LENGTHS:
-                gone = self._lengths.pop()
-                self._plans = {key: plan for key, plan in self._plans.items() if len(key) != gone}
-            self._lengths.insert(0, len(front))
-        self._plans[front] = Plan(front, request, served, wanted=wanted, inputs=inputs, rows=rows)
-
-    def __repr__(self) -> str:
-        """Show the counts."""
-        return f"<Plans {len(self._plans)} lengths={self._lengths}>"
-
-
-def varint(number: int) -> bytes:
-    """Return a protobuf varint. 0 <= number."""
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)

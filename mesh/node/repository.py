@@ -14,9 +14,20 @@ from typing import Any, Literal
 import msgspec
 
 from mesh.core.placement.window import MAX_SPAN_S
-from mesh.core.types import Dtype, ModelName, ModelVersion, ScaleToZero, Scaling, TensorSpec, Version
+from mesh.core.types import (
+    Dtype,
+    Generation,
+    ModelName,
+    ModelVersion,
+    ScaleToZero,
+    Scaling,
+    Sequencing,
+    TensorSpec,
+    Version,
+)
 from mesh.core.view import VersionKey
 from mesh.node.runtimes import onnx, python
+from mesh.node.sequence_yaml import generating, sequencing
 
 CONFIG = "model.yaml"
 
@@ -50,6 +61,10 @@ class ModelYaml(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inputs: tuple[TensorYaml, ...] = ()
     outputs: tuple[TensorYaml, ...] = ()
     decoupled: bool = False
+    sequence: dict[str, Any] | None = None
+    """The fields of `Sequencing`."""
+    generation: dict[str, Any] | None = None
+    """The fields of `Generation`."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     node_labels: dict[str, str] = {}
     parameters: dict[str, str] = {}
@@ -163,6 +178,8 @@ class Scanner:
             max_queue_size=config.max_queue_size,
             scaling=_scaling(config),
             decoupled=config.decoupled,
+            sequence=_sequencing(config),
+            generation=_generation(config, runtime),
             node_labels=config.node_labels,
             device=config.device,
             parameters=config.parameters,
@@ -204,7 +221,35 @@ def _config(data: bytes) -> ModelYaml:
                 f"{CONFIG}: '{each.name}' has shape {list(each.shape)}; with max_batch_size it starts with -1"
             )
     _scaling(config)
+    _sequencing(config)
     return config
+
+
+def _generation(config: ModelYaml, runtime: str) -> Generation | None:
+    """Return how it makes text. Raises `BadFolder` for what cannot be meant."""
+    if config.generation is None:
+        return None
+    if runtime != "onnx" or not config.decoupled or config.inputs or config.outputs:
+        raise BadFolder(
+            f"{CONFIG}: generation is for a decoupled onnx model, whose inputs and outputs it names: set decoupled, "
+            "and leave inputs and outputs out"
+        )
+    try:
+        return generating(config.generation)
+    except ValueError as error:
+        raise BadFolder(f"{CONFIG}: generation: {error}") from error
+
+
+def _sequencing(config: ModelYaml) -> Sequencing | None:
+    """Return how its sequences go. Raises `BadFolder` for what cannot be meant."""
+    if config.sequence is None:
+        return None
+    if config.decoupled:
+        raise BadFolder(f"{CONFIG}: a decoupled model keeps the state of a generation; leave sequence out")
+    try:
+        return sequencing(config.sequence, [each.name for each in (*config.inputs, *config.outputs)])
+    except ValueError as error:
+        raise BadFolder(f"{CONFIG}: sequence: {error}") from error
 
 
 def _scaling(config: ModelYaml) -> Scaling:

@@ -14,12 +14,13 @@ from typing import Protocol
 from mesh.api.carried import literals
 from mesh.api.messages import ModelInferRequest
 from mesh.api.question import decode
-from mesh.api.stream import error_message
-from mesh.core.errors import MeshError, NotHere, Unimplemented, code_of
+from mesh.api.stream import STATE_TAG, error_message, varint
+from mesh.core.errors import MeshError, NotHere, Unimplemented, UnknownSequence, code_of
 from mesh.node.answer import encode, wanted_outputs
 from mesh.node.batcher import Item, Ran
 from mesh.node.observe import Observed
-from mesh.node.plan import Part, Plan, Plans, Wanted
+from mesh.node.plan import PLAIN, Part, Plan, Wanted
+from mesh.node.plans import Plans
 from mesh.node.runtimes.base import Array, Request, Tensors
 from mesh.node.served import Served
 from mesh.node.validate import read_inputs
@@ -80,18 +81,22 @@ class Running:
         self._item: Item | None = None
         self._wanted: Wanted = []
 
-    def submit_planned(self, inputs: dict[str, Array], plan: Plan, deadline_s: float | None) -> None:
+    def submit_planned(
+        self, inputs: dict[str, Array], plan: Plan, deadline_s: float | None, request: Request = PLAIN
+    ) -> None:
         """Put inputs that were read by a plan into the queue. Raises `MeshError`."""
         served, seen = self.served, self._seen
         seen.rows = plan.rows
         admitted = served.loaded.admit(inputs)
         seen.read_ns = time.monotonic_ns()
         self._item = served.batcher.submit(
-            admitted, _PLAIN, plan.rows, self, deadline_s=deadline_s, queue_timeout_s=None, size=plan.size
+            admitted, request, plan.rows, self, deadline_s=deadline_s, queue_timeout_s=None, size=plan.size
         )
 
-    def submit(self, request: ModelInferRequest, deadline_s: float | None, plans: Plans) -> None:
-        """Read the inputs and put them into the queue. Raises `MeshError`."""
+    def submit(
+        self, request: ModelInferRequest, deadline_s: float | None, plans: Plans, *, tells: bool = False
+    ) -> None:
+        """Read the inputs and put them into the queue. `tells`: who asks keeps states. Raises `MeshError`."""
         served, seen = self.served, self._seen
         self._wanted = wanted_outputs(request, served)
         given, seen.rows = read_inputs(request, served.inputs, served.model.name, served.model.max_batch_size)
@@ -100,7 +105,7 @@ class Running:
         seen.read_ns = time.monotonic_ns()
         self._item = served.batcher.submit(
             inputs,
-            read_request(request),
+            read_request(request, tells=tells),
             seen.rows,
             self,
             deadline_s=deadline_s,
@@ -116,6 +121,8 @@ class Running:
             response = self._plan.write(ran.outputs) if self._plan is not None else None
             if response is None:
                 response = [self._encoded(ran.outputs)]
+            if ran.state:
+                response = [STATE_TAG, varint(len(ran.state)), ran.state, *response]
         except Exception as error:  # noqa: BLE001 - what a model answers can be anything
             self.failed(error)
             return
@@ -163,14 +170,14 @@ class Beginner:
         served = self._find(asked.model or plan.model, asked.version or plan.version)
         if served is not plan.served:
             return None
-        inputs = plan.read(message)
-        if inputs is None:
+        inputs, request = plan.read(message), plan.request(message, tells=bool(asked.model))
+        if inputs is None or request is None:
             return None
         seen = self.seen(asked, served)
         running = Running(served, message, plan, reply, seen)
         seen.begin()
         try:
-            running.submit_planned(inputs, plan, asked.deadline_s)
+            running.submit_planned(inputs, plan, asked.deadline_s, request)
         except BaseException as error:
             seen.end(error)
             raise
@@ -184,7 +191,7 @@ class Beginner:
         running = Running(served, message, None, reply, seen)
         seen.begin()
         try:
-            running.submit(request, asked.deadline_s, self.plans)
+            running.submit(request, asked.deadline_s, self.plans, tells=bool(asked.model))
         except BaseException as error:
             seen.end(error)
             raise
@@ -202,14 +209,11 @@ class Beginner:
         return Observed(self.metrics, OFF, asked.method, (), served)
 
 
-_PLAIN = Request()
-
-
-def read_request(request: ModelInferRequest) -> Request:
-    """Return what a model may read of `request` besides its tensors."""
-    if not request.parameters:
-        return Request(request.id) if request.id else _PLAIN
-    return Request(request.id, literals(request.parameters))
+def read_request(request: ModelInferRequest, *, tells: bool = False) -> Request:
+    """Return what a model may read of `request` besides its tensors, and what its sequence needs."""
+    if not request.parameters and not tells:
+        return Request(request.id) if request.id else PLAIN
+    return Request(request.id, literals(request.parameters), request.session_state, tells)
 
 
 def queue_timeout_s(request: ModelInferRequest) -> float | None:
@@ -222,7 +226,7 @@ def queue_timeout_s(request: ModelInferRequest) -> float | None:
 
 def not_run(error: BaseException) -> str:
     """Return what the trailer says when the request behind `error` certainly was not run; empty when it may have."""
-    if isinstance(error, NotHere):
+    if isinstance(error, NotHere | UnknownSequence):
         return ABSENT
     return "1" if isinstance(error, MeshError) and error.retry_safe else ""
 

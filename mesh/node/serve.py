@@ -119,6 +119,7 @@ def _build(
     )
     infer = Infer(loader.find, metrics, tracing, lambda: mirror.view)
     metrics.observe(report.record, loader.copies, lambda: infer.outstanding)
+    metrics.observe_sequences(loader.served)
     health = NodeHealth(loader, report)
     services = [
         generic_handler(INFERENCE_SERVICE, NodeInferenceService(loader, report, infer)),

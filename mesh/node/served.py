@@ -12,6 +12,7 @@ from mesh.core.placement.forecast import History
 from mesh.core.types import ModelVersion, TensorSpec
 from mesh.node.batcher import Batcher
 from mesh.node.runtimes.base import Loaded
+from mesh.node.sequences import SequenceBatcher
 from mesh.telemetry.statistics import Statistics
 
 T = TypeVar("T")
@@ -64,7 +65,10 @@ class Served:
         """Seconds that its load took."""
         self.labels = labels
         self.statistics = Statistics()
-        self.batcher = Batcher(model, loaded, executor, self.statistics, default_queue_size=default_queue_size)
+        queue = Batcher if loaded.steps is None else SequenceBatcher
+        self.batcher: Batcher | SequenceBatcher = queue(
+            model, loaded, executor, self.statistics, default_queue_size=default_queue_size
+        )
         self.inputs: tuple[TensorSpec, ...] = loaded.inputs
         self.outputs: dict[str, TensorSpec] = {spec.name: spec for spec in loaded.outputs}
         self._steps: set[Future[Any]] = set()
@@ -115,6 +119,16 @@ class Served:
         self.in_flight -= 1
         if not self.in_flight:
             self.idle.set()
+
+    @property
+    def sequences(self) -> SequenceBatcher | None:
+        """Its queue, when its requests are steps of sequences or generations."""
+        return self.batcher if isinstance(self.batcher, SequenceBatcher) else None
+
+    @property
+    def live(self) -> int:
+        """Live sequences."""
+        return self.batcher.live if isinstance(self.batcher, SequenceBatcher) else 0
 
     @property
     def is_idle(self) -> bool:

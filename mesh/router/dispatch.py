@@ -19,8 +19,10 @@ from mesh.core.view import Host, Located
 from mesh.registry.mirror import Mirror
 from mesh.router.channels import Channels
 from mesh.router.cold import Cold, patience_s
+from mesh.router.live import sequence_of
 from mesh.router.observe import Observed
 from mesh.router.pipelines import Pipelines
+from mesh.router.sessions import Sessions
 from mesh.router.target import Target, Targets
 from mesh.telemetry.metrics import RouterMetrics
 from mesh.telemetry.tracing import Tracing
@@ -58,6 +60,7 @@ class Dispatch:
         tracing: Tracing,
         cold_wait_s: float,
         max_attempts: int,
+        session_bytes: int,
     ) -> None:
         self._mirror = mirror
         self.balancer = balancer
@@ -68,6 +71,7 @@ class Dispatch:
         self.cold_wait_s = cold_wait_s
         self.targets = Targets(mirror)
         self.pipelines = Pipelines(mirror, self)
+        self.sessions = Sessions(mirror, self, max_bytes=session_bytes)
         self.max_attempts = max_attempts
 
     async def infer(self, call: Call, message: bytes) -> bytes:
@@ -87,6 +91,8 @@ class Dispatch:
             raise Unimplemented("ModelInfer RPC doesn't support models with decoupled transaction policy")
         if target.pipeline is not None:
             return await self.pipelines.answer(call, message, target, seen)
+        if model.sequence is not None and sequence_of(request):
+            return await self.sessions.answer(call, message, request, target)
         metadata = self.metadata(call, model, seen)
         sequence = str(request.parameters.get("sequence_id") or "")
         tried: list[NodeId] = []
@@ -146,11 +152,16 @@ class Dispatch:
             finally:
                 self.metrics.cold_wait(model.name, time.monotonic() - waited_s, outcome)
 
-    def metadata(self, call: Call, model: ModelVersion, seen: Observed) -> Metadata:
+    def metadata(self, call: Call, model: ModelVersion, seen: Observed | None) -> Metadata:
         """Return what goes to the node: the caller's own metadata, what was resolved, and the trace."""
-        dropped = _DROPPED_TRACED if seen.traced else _DROPPED
+        dropped = _DROPPED_TRACED if seen is not None and seen.traced else _DROPPED
         kept = [pair for pair in call.metadata if pair[0] not in dropped and not pair[0].startswith(_DROPPED_PREFIXES)]
-        return (*kept, *seen.headers(), (MODEL_HEADER, model.name), (VERSION_HEADER, model.version))
+        return (
+            *kept,
+            *(seen.headers() if seen is not None else ()),
+            (MODEL_HEADER, model.name),
+            (VERSION_HEADER, model.version),
+        )
 
     async def send(self, call: Call, located: Located, message: bytes, metadata: Metadata) -> Reply:
         """Send one request to a copy. Raises `RemoteError`."""

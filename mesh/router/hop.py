@@ -173,14 +173,11 @@ class Hop:
         self._target = target
         if target.model.decoupled:
             raise Unimplemented("ModelInfer RPC doesn't support models with decoupled transaction policy")
-        sequence = request.parameters.get("sequence_id") if request.parameters else None
+        if request.parameters and request.parameters.get("sequence_id"):
+            # Its state is with one copy, and a second attempt could change it twice: `Dispatch` looks after that.
+            return False
         now_s = time.monotonic()
-        if sequence:
-            # The state of a sequence is with one copy, and a second attempt could change it twice.
-            located = dispatch.balancer.pin(target.candidates, str(sequence), tried=self._tried, now_s=now_s)
-            self._kept = None
-        else:
-            located = dispatch.balancer.pick(target.candidates, tried=self._tried, now_s=now_s, u=random.random())  # noqa: S311
+        located = dispatch.balancer.pick(target.candidates, tried=self._tried, now_s=now_s, u=random.random())  # noqa: S311
         if located is None:
             return False
         channel = dispatch.channels.to(located.node.address)

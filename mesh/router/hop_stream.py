@@ -15,13 +15,15 @@ from collections.abc import Awaitable, Coroutine
 from contextlib import aclosing
 from typing import Any, Final
 
-from mesh.api.stream import ERROR_TAG, error_message, read_error
+from mesh.api.stream import ERROR_TAG, Failure, error_message, read_error
 from mesh.core.errors import Code, MeshError, RemoteError
 from mesh.core.traffic.balance import Balancer
 from mesh.core.types import NodeId
 from mesh.core.view import Located
 from mesh.router.dispatch import MARGIN_S
-from mesh.router.hop_up import Turn, Up
+from mesh.router.hop_sessions import SessionCarrier
+from mesh.router.hop_up import Owner, Turn, Up, lost_turns
+from mesh.router.live import sequence_of
 from mesh.router.observe import UNSAMPLED_BLOCK
 from mesh.router.streams import WINDOW, Streams, check_id, in_turn
 from mesh.router.target import Target, passed
@@ -51,8 +53,8 @@ class HopStream(ServerCall):
     """The receiver of the caller's stream. `Up` is that of each stream to a node."""
 
     __slots__ = (
-        "_arrived", "_bytes", "_call", "_deframer", "_ended", "_messages", "_metrics", "_owed", "_passed",
-        "_room", "_sequences", "_streams", "_strict", "_targets", "_tasks", "_turns", "_ups",
+        "_arrived", "_bytes", "_call", "_deframer", "_draining", "_ended", "_messages", "_metrics", "_owed", "_passed",
+        "_room", "_sequences", "_sessions", "_streams", "_strict", "_targets", "_tasks", "_turns", "_ups",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, stream: Stream, origin: Origin, streams: Streams) -> None:
@@ -67,6 +69,8 @@ class HopStream(ServerCall):
         self._ups: dict[tuple[NodeId, str, str], Up] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._sequences: dict[tuple[str, str], asyncio.Event] = {}
+        self._sessions: SessionCarrier | None = None
+        self._draining = False
         self._call: Call | None = None
         self._owed = 0
         self._ended = False
@@ -111,14 +115,26 @@ class HopStream(ServerCall):
         """Give up everything on its way."""
         for up in self._ups.values():
             for turn in up.stop():
-                self._count(turn, Code.CANCELLED)
+                self.count(turn, Code.CANCELLED)
         self._ups.clear()
+        if self._sessions is not None:
+            self._sessions.stop()
         for task in self._tasks:
             task.cancel()
         self._turns.clear()
         self._messages.clear()
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
+
+    def drain(self) -> None:
+        """Let a client that goes on elsewhere by itself do so, between two of its steps; others end their streams."""
+        self._draining = True
+        self._leave_if_resumable()
+
+    def _leave_if_resumable(self) -> None:
+        idle = not (self._turns or self._messages or self._tasks or self.over)
+        if self._draining and idle and self._sessions is not None and self._sessions.resumable:
+            self._stop(RemoteError(Code.UNAVAILABLE, "this router stops: go on at another"))
 
     def _stop(self, error: BaseException) -> None:
         self.fail(error)
@@ -152,6 +168,8 @@ class HopStream(ServerCall):
         self.finish()
         for up in self._ups.values():
             up.half_close()
+        if self._sessions is not None:
+            self._sessions.half_close()
         if not self._begun:
             self.connection.send_headers(self.stream, ANSWER)
         self.connection.send_headers(self.stream, OK_TRAILERS, end=True)
@@ -176,12 +194,16 @@ class HopStream(ServerCall):
         message = turn.message
         request: Peeked | None = None
         try:
-            request = _peek(message)
+            fronts = self._streams.fronts
+            request = fronts.find(message, PREFIX_BYTES)
+            if request is None:
+                request = _peek(message)
+                fronts.learn(message, PREFIX_BYTES, request)
             check_id(request, unordered=self._passed.unordered)
             target = self._targets.find(self._passed.name or request.model_name, request.model_version)
         except MeshError as error:
             self._turns.append(turn)
-            self._failed(turn, error, request.id if request is not None else "")
+            self.failed(turn, error, request.id if request is not None else "")
             return None
         if target.model.decoupled:
             self._start(self._several(message[PREFIX_BYTES:], request, target))
@@ -191,7 +213,12 @@ class HopStream(ServerCall):
             turn.model = target.model
             self._turns.append(turn)
             self._bytes += len(message)
-            one = self._streams.one(self._as_call(), message[PREFIX_BYTES:], request, strict=self._strict)
+            if target.model.sequence is not None and sequence_of(request):
+                if self._sessions is None:
+                    self._sessions = SessionCarrier(self, self._streams.dispatch.sessions)
+                self._sessions.begin(turn, request, target)
+                return None
+            one = self._streams.one(self.as_call(), message[PREFIX_BYTES:], request, strict=self._strict)
             self._start(self._one(turn, in_turn(self._sequences, (target.model.name, sequence), one)))
             return None
         return target
@@ -210,7 +237,7 @@ class HopStream(ServerCall):
         key = (located.node.id, target.model.name, target.model.version)
         up = self._ups.get(key)
         if up is None:
-            up = self._open(located, target, now_s)
+            up = self.open(self, located, target, now_s)
             if up is None:
                 return False
             self._ups[key] = up
@@ -220,7 +247,8 @@ class HopStream(ServerCall):
         dispatch.balancer.picked(located.node.id)
         return True
 
-    def _open(self, located: Located, target: Target, now_s: float) -> Up | None:
+    def open(self, owner: Owner, located: Located, target: Target, now_s: float) -> Up | None:
+        """Open a stream to a copy; None where that takes time."""
         channel = self._streams.dispatch.channels.to(located.node.address)
         assert isinstance(channel, WireChannel)
         connection = channel.links.ready()
@@ -232,7 +260,7 @@ class HopStream(ServerCall):
             if left_s <= 0:
                 return None
             block += timeout_field(left_s)
-        up = Up(self, connection, located)
+        up = Up(owner, connection, located)
         trace = self._passed.trace
         if not trace and self._streams.dispatch.tracing.on:
             trace = UNSAMPLED_BLOCK
@@ -244,26 +272,26 @@ class HopStream(ServerCall):
         if message[PREFIX_BYTES : PREFIX_BYTES + 1] == _ERROR:
             error = read_error(message[PREFIX_BYTES:])
             if error is not None:
-                self._refused(turn, *error)
+                self._refused(turn, error)
                 return
         turn.answer = message
-        self._count(turn, Code.OK)
+        self.count(turn, Code.OK)
 
-    def _refused(self, turn: Turn, error: RemoteError, not_run: bool) -> None:
+    def _refused(self, turn: Turn, failure: Failure) -> None:
         """Ask again where the request was not run, else tell the caller."""
-        if not_run:
+        if failure.not_run:
             self.again(turn)
             return
-        self._count(turn, error.status)
-        self._failed(turn, error, _peek(turn.message).id)
+        self.count(turn, failure.error.status)
+        self.failed(turn, failure.error, _peek(turn.message).id)
 
     def again(self, turn: Turn) -> None:
         """Send a message that a node did not answer another way: plain inferences may be repeated."""
         request, message = _peek(turn.message), turn.message[PREFIX_BYTES:]
-        one = self._streams.one(self._as_call(), message, request, strict=self._strict, traced=turn.traced)
+        one = self._streams.one(self.as_call(), message, request, strict=self._strict, traced=turn.traced)
         self._start(self._one(turn, one))
 
-    def _failed(self, turn: Turn, error: MeshError, request_id: str) -> None:
+    def failed(self, turn: Turn, error: MeshError, request_id: str) -> None:
         """Answer an error: a message, or the end of the stream where the caller asked for that."""
         if self._strict:
             self._stop(error)
@@ -277,7 +305,7 @@ class HopStream(ServerCall):
         ready: list[bytes] = []
         if self._passed.unordered and len(turns) > 1:
             # What is answered goes to the front; among those and among the others the order stays.
-            turns = self._turns = deque(sorted(turns, key=_waits))
+            turns = self._turns = deque(sorted(turns, key=lambda turn: turn.answer is None))
         while turns and (answer := turns[0].answer) is not None:
             turn = turns.popleft()
             if turn.model is not None:
@@ -290,6 +318,8 @@ class HopStream(ServerCall):
             self._put(b"".join(ready))
             if self._messages or self._ended:
                 self._go_on()
+            elif self._draining:
+                self._leave_if_resumable()
 
     def _put(self, data: bytes) -> None:
         if self.over:
@@ -299,7 +329,8 @@ class HopStream(ServerCall):
             self.connection.send_headers(self.stream, ANSWER)
         self.connection.send_data(self.stream, data)
 
-    def _count(self, turn: Turn, code: Code) -> None:
+    def count(self, turn: Turn, code: Code) -> None:
+        """Count a message that was answered."""
         model = turn.model
         assert model is not None
         total_s = time.monotonic() - turn.started_s
@@ -307,7 +338,8 @@ class HopStream(ServerCall):
 
     # -- the slower way ------------------------------------------------------------------------------------------
 
-    def _as_call(self) -> Call:
+    def as_call(self) -> Call:
+        """Return the stream as a call."""
         if self._call is None:
             self._call = self.call()
         return self._call
@@ -321,7 +353,7 @@ class HopStream(ServerCall):
         turn.answer = framed(await answer)
 
     async def _several(self, message: bytes, request: Peeked, target: Target) -> None:
-        responses = self._streams.several(self._as_call(), message, request, target, strict=self._strict)
+        responses = self._streams.several(self.as_call(), message, request, target, strict=self._strict)
         async with aclosing(responses):
             async for response in responses:
                 self._streams.metrics.stream_message("response")
@@ -345,21 +377,13 @@ class HopStream(ServerCall):
         """Hear that the stream to a node ended: what it has not answered is sent another way."""
         dispatch = self._streams.dispatch
         self._ups = {key: each for key, each in self._ups.items() if each is not up}
-        if up.waiting:
-            dispatch.metrics.attempt_failed(up.located.node.id, error.status.name)
-            if error.transport_failed:
-                dispatch.balancer.failed(up.located.node, time.monotonic())
-        for turn in up.take():
+        for turn in lost_turns(dispatch, up, error):
             self.again(turn)
 
     @property
     def balancer(self) -> Balancer:
         """What counts the messages at each node."""
         return self._streams.dispatch.balancer
-
-
-def _waits(turn: Turn) -> bool:
-    return turn.answer is None
 
 
 _ERROR: Final = bytes((ERROR_TAG,))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from mesh.core.errors import Code, MeshError, RemoteError
 from mesh.core.traffic.balance import Balancer
@@ -15,6 +16,9 @@ from mesh.wire.frames import ErrorCode
 from mesh.wire.grpc_framing import Deframer
 from mesh.wire.server_call import status_of
 from mesh.wire.streams import Stream
+
+if TYPE_CHECKING:
+    from mesh.router.dispatch import Dispatch
 
 MAX_ANSWER: Final = (1 << 31) - 1
 """Answers are not bounded here: the node is ours, and protobuf ends at 2 GiB."""
@@ -129,3 +133,12 @@ class Up:
 
     def drained(self, stream: Stream) -> None:
         """Nothing waits for it: what is unanswered is bounded by the caller's window."""
+
+
+def lost_turns(dispatch: Dispatch, up: Up, error: RemoteError) -> list[Turn]:
+    """Return what a stream that ended did not answer, and remember its node when that went away."""
+    if up.waiting:
+        dispatch.metrics.attempt_failed(up.located.node.id, error.status.name)
+        if error.transport_failed:
+            dispatch.balancer.failed(up.located.node, time.monotonic())
+    return up.take()

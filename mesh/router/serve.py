@@ -100,7 +100,9 @@ def _build(config: RouterConfig, store: EtcdClient, tracing: Tracing) -> _Parts:
         tracing=tracing,
         cold_wait_s=config.cold_wait_s,
         max_attempts=config.max_attempts,
+        session_bytes=config.session_bytes,
     )
+    metrics.observe_sessions(dispatch.sessions.table.messages)
     streams = Streams(dispatch, metrics)
     health = RouterHealth(mirror)
     repository = Repository(mirror, store, cold)
@@ -116,7 +118,7 @@ def _build(config: RouterConfig, store: EtcdClient, tracing: Tracing) -> _Parts:
         is_ready=health.is_ready,
         default_wait_s=config.cold_wait_s,
     )
-    control = ControlService(mirror, repository, shelf, dispatch.pipelines, default_wait_s=config.cold_wait_s)
+    control = ControlService(mirror, repository, shelf, dispatch, default_wait_s=config.cold_wait_s)
     services = [
         generic_handler(INFERENCE_SERVICE, inference),
         generic_handler(MESH_CONTROL_SERVICE, control),
@@ -165,6 +167,7 @@ async def _serve(
             if parts.http is not None:
                 await parts.http.stop()
             await parts.dispatch.pipelines.close()
+            await parts.dispatch.sessions.close()
             await parts.cold.close()
             following.cancel()
             tidying.cancel()
@@ -180,4 +183,5 @@ async def _tidy(parts: _Parts) -> None:
         parts.balancer.forget(view.nodes.keys())
         parts.channels.keep({node.address for node in view.nodes.values()})
         parts.metrics.view_published(view)
+        parts.dispatch.sessions.moved()
         view = await parts.mirror.next(view)

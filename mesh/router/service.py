@@ -21,8 +21,8 @@ from mesh.core.types import NodeId
 from mesh.registry.mirror import Mirror
 from mesh.router.catalog import Catalog
 from mesh.router.describe import explanation
+from mesh.router.dispatch import Dispatch
 from mesh.router.override import check_file_path
-from mesh.router.pipelines import Pipelines
 from mesh.router.repository import Repository
 from mesh.router.settings import Settings
 from mesh.router.shelf import PipelineShelf
@@ -137,12 +137,13 @@ class ControlService:
         mirror: Mirror,
         repository: Repository,
         shelf: PipelineShelf,
-        pipelines: Pipelines,
+        dispatch: Dispatch,
         *,
         default_wait_s: float,
     ) -> None:
         self._mirror = mirror
-        self._pipelines = pipelines
+        self._pipelines = dispatch.pipelines
+        self._sessions = dispatch.sessions.table
         self._repository = repository
         self._shelf = shelf
         self._default_wait_s = default_wait_s
@@ -152,6 +153,9 @@ class ControlService:
         return control.ListNodesResponse(
             nodes=[node_message(view.nodes[id_], view.held.get(id_, {}).values()) for id_ in sorted(view.nodes)]
         )
+
+    async def ListSessions(self, request: Any, context: Any) -> control.ListSessionsResponse:
+        return control.ListSessionsResponse(groups=self._sessions.messages())
 
     async def ListModels(self, request: control.ListModelsRequest, context: Any) -> Any:
         return await told(context, self._models(request.name))

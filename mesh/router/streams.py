@@ -12,17 +12,16 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine
 from contextlib import aclosing
 
 from mesh.api.stream import error_message, final_message
-from mesh.core.errors import Code, InvalidRequest, MeshError, RemoteError
-from mesh.core.types import ModelVersion, NodeId
-from mesh.core.view import Located
-from mesh.router.dispatch import Dispatch, left_s
-from mesh.router.observe import Observed
+from mesh.core.errors import InvalidRequest, MeshError
+from mesh.router.dispatch import Dispatch
+from mesh.router.relay import relay
 from mesh.router.several import Several
 from mesh.router.target import Target
 from mesh.telemetry.metrics import RouterMetrics
 from mesh.wire.peek import Peeked, peek
+from mesh.wire.step_front import StepFronts
 from mesh.wire.stream_order import Answer, Interleaved, Ordered, answer_stream
-from mesh.wire.transport import MODEL_STREAM_INFER, UNORDERED_HEADER, Call, Metadata
+from mesh.wire.transport import UNORDERED_HEADER, Call
 
 WINDOW = 64
 """Requests of one stream being answered at a time. Enough to fill a batch of 64; beyond it the caller waits."""
@@ -35,6 +34,7 @@ class Streams:
         self.dispatch = dispatch
         self.metrics = metrics
         self._pipelines = Several(self)
+        self.fronts = StepFronts()
 
     async def stream(self, call: Call, messages: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
         """Answer one ModelStreamInfer. Cancelling it cancels the requests in flight at their nodes."""
@@ -92,57 +92,13 @@ class Streams:
         with self.dispatch.observe(call) as seen:
             seen.model = target.model
             found = (
-                self._relay(call, message, request, seen, target.model)
+                relay(self.dispatch, call, message, request, seen)
                 if target.pipeline is None
                 else self._pipelines.responses(call, message, target, seen)
             )
             async with aclosing(found) as responses:
                 async for response in responses:
                     yield response
-
-    async def _relay(
-        self, call: Call, message: bytes, request: Peeked, seen: Observed, model: ModelVersion
-    ) -> AsyncGenerator[bytes]:
-        """Yield the responses of one request, through a stream of its own to one copy.
-
-        Another copy is asked only as long as no response came: what the caller has seen must not start again.
-        """
-        sequence = str(request.parameters.get("sequence_id") or "")
-        tried: list[NodeId] = []
-        while True:
-            located = await self.dispatch.pick(call, model, sequence, tried)
-            seen.asked(located.node.id)
-            responses = 0
-            try:
-                metadata = self.dispatch.metadata(call, model, seen)
-                async with aclosing(self._responses(call, message, located, metadata)) as answers:
-                    async for response in answers:
-                        responses += 1
-                        yield response
-            except RemoteError as error:
-                if responses:
-                    raise RemoteError(
-                        Code.UNAVAILABLE,
-                        f"node '{located.node.id}' went away after {responses} responses ({error.message}); call again",
-                    ) from error
-                self.dispatch.refuse_or_retry(error, located, model, seen, in_sequence=bool(sequence))
-                tried.append(located.node.id)
-            else:
-                return
-
-    async def _responses(
-        self, call: Call, message: bytes, located: Located, metadata: Metadata
-    ) -> AsyncGenerator[bytes]:
-        with self.dispatch.outstanding(located):
-            channel = self.dispatch.channels.to(located.node.address)
-            upstream = channel.stream(MODEL_STREAM_INFER, metadata=metadata, timeout_s=left_s(call))
-            try:
-                await upstream.send(message)
-                await upstream.half_close()
-                while (response := await upstream.receive()) is not None:
-                    yield response
-            finally:
-                upstream.cancel()
 
 
 def in_turn(

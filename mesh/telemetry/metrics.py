@@ -57,6 +57,7 @@ class RouterMetrics:
         self._streams_open = 0
         self._messages = {"request": 0, "response": 0}
         self._failed: Counter[tuple[str, ...]] = Counter()
+        self._sessions: Callable[[], Sequence[Any]] = list
         self._cold: Counter[tuple[str, ...]] = Counter()
         self._cold_seconds: dict[str, Histogram] = {}
         self._pipelines: Mapping[str, Pipeline] = {}
@@ -99,6 +100,10 @@ class RouterMetrics:
         """Count one attempt at a copy on `node` that failed; `reason` is one of a few fixed words."""
         _count(self._failed, (node, reason))
 
+    def observe_sessions(self, sessions: Callable[[], Sequence[Any]]) -> None:
+        """Show `sessions` (mesh.v1 SessionGroup messages) at each scrape; called from the scraping thread."""
+        self._sessions = sessions
+
     def cold_wait(self, model: str, seconds: float, outcome: str) -> None:
         """Count one call that waited for a cold model; `outcome` is one of a few fixed words, such as "served"."""
         _count(self._cold, (model, outcome))
@@ -140,6 +145,7 @@ class RouterMetrics:
         for direction, count in self._messages.items():
             messages.add_metric([direction], count)
         yield messages
+        yield from _sessions(self._sessions())
         yield GaugeMetricFamily("mesh_router_view_revision", "Registry revision of the view.", view.revision)
         yield GaugeMetricFamily("mesh_router_nodes", "Nodes in the view.", len(view.nodes))
         yield GaugeMetricFamily("mesh_router_models", "Model names in the view.", len(view.models))
@@ -155,6 +161,7 @@ class NodeMetrics:
         self._table.keep(self._loaded)
         self._node: Callable[[], Node | None] = lambda: None
         self._copies: Callable[[], Sequence[Copy]] = tuple
+        self._served: Callable[[], Sequence[Any]] = list
         self._outstanding: Callable[[], int] = lambda: 0
         self.registry.register(_Scrape(self._collect))
         self.registry.register(TritonCollector(self._table))
@@ -167,6 +174,10 @@ class NodeMetrics:
         All are asked at each scrape. They are called from the scraping thread and must only read.
         """
         self._node, self._copies, self._outstanding = node, copies, outstanding
+
+    def observe_sequences(self, served: Callable[[], Sequence[Any]]) -> None:
+        """Show the live sequences of `served`, the copies that answer, at each scrape, as `observe` does."""
+        self._served = served
 
     def request_done(
         self, model: str, version: str, code: Code, *, queue_s: float, compute_s: float, total_s: float
@@ -223,6 +234,7 @@ class NodeMetrics:
         yield self._loads()
         yield family.counter("mesh_node_load_seconds", "Time spent on loads.", lambda row: row.load_s)
         yield GaugeMetricFamily("mesh_node_outstanding", "Requests in flight.", self._outstanding())
+        yield from _sequences(self._served())
         node = self._node()
         if node is not None:
             yield from _node_gauges(node, self._copies())
@@ -233,6 +245,45 @@ class NodeMetrics:
             for outcome, count in zip(("ok", "failed"), list(row.loads), strict=True):
                 family.add_metric((*key, outcome), count)
         return family
+
+
+def _sequences(served: Sequence[Any]) -> Iterator[Metric]:
+    labels = ["model", "version"]
+    live = GaugeMetricFamily("mesh_node_sequences_live", "Sequences or generations that are live.", labels=labels)
+    held = GaugeMetricFamily("mesh_node_sequences_state_bytes", "About what their states take.", labels=labels)
+    steps = CounterMetricFamily("mesh_node_sequences_steps", "Steps that ran.", labels=labels)
+    for each in served:
+        if each.sequences is not None:
+            named = [each.model.name, each.model.version]
+            live.add_metric(named, each.sequences.live)
+            held.add_metric(named, each.sequences.state_bytes)
+            steps.add_metric(named, each.sequences.steps_done)
+    yield from (live, held, steps)
+
+
+def _sessions(groups: Sequence[Any]) -> Iterator[Metric]:
+    gauges = {
+        "live": "Sequences that go through this router.",
+        "kept_bytes": "What is kept so that they outlive their nodes.",
+        "unprotected": "Those that would not outlive their node now.",
+        "generations": "Generations that go on.",
+    }
+    for field, text in gauges.items():
+        gauge = GaugeMetricFamily(f"mesh_router_sessions_{field}", text, labels=["model", "version"])
+        for each in groups:
+            gauge.add_metric([each.model, each.version], getattr(each, field))
+        yield gauge
+    counters = {
+        "steps": "Steps of sequences.",
+        "responses": "Responses of generations.",
+        "failovers": "Sessions whose node went away.",
+        "lost": "Those of them whose state could not be brought to another node.",
+    }
+    for field, text in counters.items():
+        counter = CounterMetricFamily(f"mesh_router_sessions_{field}", text, labels=["model", "version"])
+        for each in groups:
+            counter.add_metric([each.model, each.version], getattr(each, field))
+        yield counter
 
 
 def _node_gauges(node: Node, held: Iterable[Copy]) -> Iterable[Metric]:

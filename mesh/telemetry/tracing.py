@@ -14,7 +14,7 @@ from mesh.wire.transport import Metadata
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.trace import Span, SpanKind
+    from opentelemetry.trace import Span, SpanContext, SpanKind
 
     from mesh.telemetry.sampling import RatioSampler
 
@@ -95,6 +95,10 @@ class Tracing:
     def headers(self, span: Span | None) -> Metadata:
         """Return the metadata that makes `span` the parent of what the peer does; empty without a span."""
         return () if self._live is None or span is None else self._live.headers(span)
+
+    def context_of(self, metadata: Metadata) -> SpanContext | None:
+        """Return the span that `metadata` names, for a link; None without one, or when tracing is off."""
+        return None if self._live is None else self._live.context_of(metadata)
 
     def end(self, span: Span | None, code: Code = Code.OK, message: str = "") -> None:
         """End `span` with the gRPC status of what it covers; `message` is kept when the code is an error."""
@@ -179,6 +183,14 @@ class _Live:
             return self._tracer.start_span(name, context=parent, kind=self._kinds[kind], attributes=given)
         finally:
             self.sampler.decided = False
+
+    def context_of(self, metadata: Metadata) -> SpanContext | None:
+        from opentelemetry.context import Context  # noqa: PLC0415 - see the class
+        from opentelemetry.trace import get_current_span  # noqa: PLC0415
+
+        found = get_current_span(self._propagator.extract(carrier=_carrier(metadata), context=Context()))
+        context = found.get_span_context()
+        return context if context.is_valid else None
 
     def headers(self, span: Span) -> Metadata:
         from opentelemetry.context import Context  # noqa: PLC0415 - see the class

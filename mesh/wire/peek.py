@@ -63,7 +63,7 @@ def peek(message: bytes) -> Peeked:
 
 _NONE: Mapping[str, Parameter] = {}
 
-_FRONT = frozenset({0x0A, 0x12, 0x1A, 0x22})
+FRONT = frozenset({0x0A, 0x12, 0x1A, 0x22})
 """The tags of model_name, model_version, id and parameters."""
 
 
@@ -85,7 +85,7 @@ def peek_front(data: bytes, start: int, *, whole: bool) -> Peeked | None:  # noq
             raise PeekError("an unusual field")
         length, value_at = _varint(data, position + 1)
         position = value_at + length
-        if tag not in _FRONT:
+        if tag not in FRONT:
             if not whole:
                 break
         elif position > size:
@@ -99,7 +99,7 @@ def peek_front(data: bytes, start: int, *, whole: bool) -> Peeked | None:  # noq
             return None
     if whole and position > size:
         raise PeekError("a field is cut off")
-    if not whole and tag in _FRONT:
+    if not whole and tag in FRONT:
         return None
     if not texts[0x0A] or len(entries) > MAX_PARAMETERS:
         raise PeekError("no name before the tensors, or too many parameters")

@@ -30,10 +30,12 @@ LEFT_OUT = {
 """Server-side tuning that means nothing in a mesh. Clients see these unset."""
 
 OURS_ALONE = {
+    "inference.ModelInferRequest": {"session_state"},
+    "inference.ModelInferResponse": {"session_state"},
     "inference.RepositoryModelLoadResponse": {"model_name", "isLoaded"},
     "inference.RepositoryModelUnloadResponse": {"model_name", "isUnloaded"},
 }
-"""What KServe's callers read; Triton's skip it."""
+"""What KServe's callers read, and the state of sessions between the mesh's own; Triton's skip it."""
 
 
 @pytest.mark.parametrize("script", ["gen_protos.py", "gen_sync_client.py"])

@@ -31,8 +31,6 @@ EIGHT = (
     "simple_grpc_health_metadata.py",
     "simple_grpc_keepalive_client.py",
     "simple_grpc_custom_args_client.py",
-    "simple_grpc_sequence_stream_infer_client.py",
-    "simple_grpc_sequence_sync_infer_client.py",
 )
 SILENT = {"simple_grpc_health_metadata.py", "simple_grpc_aio_health_metadata.py"}
 """They judge by their exit code alone."""
@@ -50,12 +48,21 @@ def decoupled() -> Iterator[Process]:
         yield process
 
 
-def run(name: str, address: str) -> None:
+SEQUENCES = (
+    "simple_grpc_sequence_stream_infer_client.py",
+    "simple_grpc_sequence_sync_infer_client.py",
+    "simple_grpc_aio_sequence_stream_infer_client.py",
+    "simple_grpc_aio_sequence_sync_infer_client.py",
+)
+"""With --dyna they use models that are told the sequence's id and its end."""
+
+
+def run(name: str, address: str, *words: str) -> None:
     path = Path(FOLDER) / name
     if not path.is_file():
         pytest.skip(f"{name} is not in {FOLDER}")
     done = subprocess.run(
-        [sys.executable, str(path), "-u", address], capture_output=True, text=True, timeout=110, check=False
+        [sys.executable, str(path), "-u", address, *words], capture_output=True, text=True, timeout=110, check=False
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert name in SILENT or "PASS" in done.stdout, done.stdout[-2000:]
@@ -64,6 +71,12 @@ def run(name: str, address: str) -> None:
 @pytest.mark.parametrize("name", EIGHT)
 def test_an_example_passes(eight: Process, name: str) -> None:
     run(name, eight.grpc)
+
+
+@pytest.mark.parametrize("words", [(), ("--dyna",)], ids=["plain", "dyna"])
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_a_sequence_example_passes(eight: Process, name: str, words: tuple[str, ...]) -> None:
+    run(name, eight.grpc, *words)
 
 
 def test_the_model_control_example_passes() -> None:

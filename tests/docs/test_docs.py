@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,8 @@ from mesh.node.repository import Scanner
 from mesh.node.runtimes.base import LoadSpec, Request
 from mesh.node.runtimes.python import PythonRuntime
 from tests.fixtures.mesh import MODELS, ROOT, mesh_up
+from tests.fixtures.models import folder_of
+from tests.fixtures.stateful import Copy
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 
@@ -57,6 +61,38 @@ def test_the_repository_pages_model_loads_and_infers(tmp_path: Path) -> None:
     assert outputs["y"].tolist() == [[2.0] * 4] * 2
     assert model.inputs[0].dtype is Dtype.FP32
     assert (model.scaling.min_copies, model.scaling.max_copies, model.scaling.target) == (1, 3, 8)
+
+
+def test_the_sessions_pages_programs_run() -> None:
+    program, _ = blocks("docs/sessions.md", "python")
+    (commands,) = blocks("docs/sessions.md", "sh")
+    with mesh_up(MODELS / "demo") as mesh:
+        program = program.replace("127.0.0.1:8001", mesh.grpc)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=110, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("begin at frame 30\nend at frame 40\n")
+        assert len(done.stdout.splitlines()[-1]) >= 20
+        for line in commands.splitlines():
+            words = [sys.executable, "-m", "mesh.cli.main", *shlex.split(line)[1:]]
+            env = {**os.environ, "MESH_ADDRESS": mesh.grpc}
+            ran = subprocess.run(words, capture_output=True, text=True, timeout=110, check=False, env=env)
+            assert ran.returncode == 0, ran.stderr
+            assert ran.stdout.strip(), line
+
+
+async def test_the_sessions_pages_model_keeps_its_state(tmp_path: Path) -> None:
+    _, code = blocks("docs/sessions.md", "python")
+    yaml, onnx_yaml = blocks("docs/sessions.md", "yaml")
+    (folder_of(tmp_path, "mean", yaml) / "model.py").write_text(code)
+    copy = Copy(tmp_path, "mean")
+    means = []
+    for at, value in enumerate((1.0, 3.0, 8.0)):
+        given = {"x": np.array([[value]], np.float32)}
+        ran = await copy.submit(given, sequence_id=1, sequence_start=at == 0)
+        means.append(float(ran.outputs["mean"][0, 0]))
+    assert means == [1.0, 2.0, 4.0]
+    (folder_of(tmp_path / "onnx", "gru", onnx_yaml) / "model.onnx").write_bytes(b"")
+    assert Scanner([tmp_path / "onnx"]).scan().refused == {}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -15,6 +15,9 @@ from mesh.api.messages import InferTensorContents, control
 from mesh.api.notes import read_ended, read_failed, read_note, read_run
 from mesh.api.pipelines import pipeline_message, read_pipeline
 from mesh.api.question import decode
+from mesh.api.session import split_request, split_response
+from mesh.api.snapshot import decode_snapshot
+from mesh.api.stream import STATE_TAG
 from mesh.api.tensors import TensorError, decode_contents, decode_raw
 from mesh.cli.manifest import BadManifest
 from mesh.cli.manifest import read as read_manifest
@@ -34,6 +37,7 @@ from mesh.wire.grpc_framing import Deframer
 from mesh.wire.header_cache import HeaderReader
 from mesh.wire.heads import ANSWER, OK_TRAILERS, answer_head, request_block, request_head
 from mesh.wire.peek import PeekError, peek, peek_front
+from mesh.wire.step_front import StepFronts
 from mesh.wire.streams import Stream
 from tests.fuzz.wire_targets import WIRE_TARGETS
 
@@ -229,6 +233,33 @@ def fuzz_pipeline(data: bytes) -> None:
             read_pipeline(manifest.pipeline)
 
 
+def fuzz_state(data: bytes) -> None:
+    """The state of a sequence that a client hands in, and the request that it comes in."""
+    with suppress(InvalidRequest):
+        decode_snapshot(data)
+    with suppress(InvalidRequest):
+        rest, state = split_request(data)
+        with suppress(InvalidRequest):
+            request = decode(data)
+            assert request.session_state == state
+            assert not decode(rest).session_state
+    if any(byte < 0x80 for byte in data[:9]):
+        split_response(STATE_TAG + data)
+
+
+def fuzz_step(data: bytes) -> None:
+    """What a router remembers of the beginnings of steps says what a whole look says."""
+    half = len(data) // 2
+    fronts = StepFronts()
+    for message in (data[:half], data[half:]):
+        with suppress(PeekError):
+            fronts.learn(message, 0, peek(message))
+    for message in (data[:half], data[half:]):
+        found = fronts.find(message, 0)
+        with suppress(PeekError):
+            assert found is None or found == peek(message)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "server_connection": fuzz_server_connection,
     "client_connection": fuzz_client_connection,
@@ -244,5 +275,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "carried": fuzz_carried,
     "note": fuzz_note,
     "pipeline": fuzz_pipeline,
+    "state": fuzz_state,
+    "step": fuzz_step,
     **WIRE_TARGETS,
 }

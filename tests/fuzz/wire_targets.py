@@ -18,7 +18,7 @@ from mesh.api.question import decode
 from mesh.core.errors import InvalidRequest, MeshError, TooLarge
 from mesh.core.types import Dtype, ModelName, ModelVersion, TensorSpec, Version
 from mesh.node.answer import encode, wanted_outputs
-from mesh.node.plan import Plans
+from mesh.node.plans import Plans
 from mesh.node.runtimes.base import Tensors
 from mesh.node.served import Served
 from mesh.node.validate import read_inputs

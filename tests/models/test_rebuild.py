@@ -29,6 +29,8 @@ def test_a_rebuild_gives_what_is_checked_in(built: Path) -> None:
 
 def test_every_checked_in_onnx_file_is_built(built: Path) -> None:
     kept = {path.relative_to(MODELS) for path in MODELS.rglob("*.onnx")}
+    # No two machines train it alike: it is built by `train`, and not held against a fresh build.
+    kept.remove(Path("demo/prose/1/model.onnx"))
     assert {path.relative_to(built) for path in built.rglob("*.onnx")} == kept
 
 

@@ -9,24 +9,30 @@ import numpy as np
 import pytest
 
 from mesh.core.errors import InvalidRequest
-from tests.models.repositories import DECOUPLED, EXAMPLES, Request, python_model, python_module, session
+from tests.fixtures.stateful import Copy
+from tests.models.repositories import DECOUPLED, EXAMPLES, python_model, session
 
 VALUES = [11, 7, 5, 3, 2, 0, 1]
 
 
-def send(model: Any, values: list[int], sequence_id: int | str) -> list[int]:
+async def send(name: str, values: list[int], sequence_id: int | str) -> list[int]:
     """Send `values` as one sequence and return its outputs."""
+    copy, last = Copy(EXAMPLES, name), len(values) - 1
+    asked = [
+        copy.submit(
+            {"INPUT": np.array([[value]], np.int32)},
+            sequence_id=sequence_id,
+            sequence_start=at == 0,
+            sequence_end=at == last,
+        )
+        for at, value in enumerate(values)
+    ]
     results = []
-    for index, value in enumerate(values):
-        parameters: dict[str, bool | int | str] = {
-            "sequence_id": sequence_id,
-            "sequence_start": index == 0,
-            "sequence_end": index == len(values) - 1,
-        }
-        outputs = model.infer({"INPUT": np.array([[value]], np.int32)}, Request(parameters))
-        assert outputs["OUTPUT"].dtype == np.int32
-        assert outputs["OUTPUT"].shape == (1, 1)
-        results.append(int(outputs["OUTPUT"][0, 0]))
+    for each in asked:
+        output = (await each).outputs["OUTPUT"]
+        assert output.dtype == np.int32
+        assert output.shape == (1, 1)
+        results.append(int(output[0, 0]))
     return results
 
 
@@ -62,92 +68,27 @@ def test_simple_identity_keeps_embedded_nuls() -> None:
     assert python_model(EXAMPLES / "simple_identity").infer({"INPUT0": data})["OUTPUT0"].tolist() == data.tolist()
 
 
-def test_simple_sequence_adds_one_at_the_start_for_number_and_text_ids() -> None:
-    model = python_model(EXAMPLES / "simple_sequence")
-    assert send(model, [0, *VALUES], 1000) == [1, *VALUES]
-    assert send(model, [100, *VALUES], "7e1c") == [101, *VALUES]
+async def test_simple_sequence_adds_one_at_the_start_for_number_and_text_ids() -> None:
+    assert await send("simple_sequence", [0, *VALUES], 1000) == [1, *VALUES]
+    assert await send("simple_sequence", [100, *VALUES], "7e1c") == [101, *VALUES]
 
 
-def test_simple_dyna_sequence_adds_the_sequence_id_at_the_end() -> None:
-    model = python_model(EXAMPLES / "simple_dyna_sequence")
-    assert send(model, [0, *VALUES], 1000) == [1, *VALUES[:-1], VALUES[-1] + 1000]
-    assert send(model, [1], 2**64 - 1) == [1], "start adds 1, and the id's lower 32 bits are -1"
+async def test_simple_dyna_sequence_adds_the_sequence_id_at_the_end() -> None:
+    assert await send("simple_dyna_sequence", [0, *VALUES], 1000) == [1, *VALUES[:-1], VALUES[-1] + 1000]
+    assert await send("simple_dyna_sequence", [1], 2**64 - 1) == [1], "start adds 1, the id's lower 32 bits are -1"
 
 
-def test_simple_string_dyna_sequence_sums_and_adds_the_id_at_the_end() -> None:
-    model = python_model(EXAMPLES / "simple_string_dyna_sequence")
+async def test_simple_string_dyna_sequence_sums_and_adds_the_id_at_the_end() -> None:
     expected = np.cumsum([20, *VALUES]).tolist()
     expected[-1] += 1002
-    assert send(model, [20, *VALUES], "1002") == expected
+    assert await send("simple_string_dyna_sequence", [20, *VALUES], "1002") == expected
 
 
-def test_sequences_that_alternate_do_not_touch_each_other() -> None:
-    model = python_model(EXAMPLES / "simple_string_dyna_sequence")
-    outputs = []
-    for index, value in enumerate([1, 2, 4]):
-        for sequence_id in ("10", "20"):
-            parameters: dict[str, bool | int | str] = {
-                "sequence_id": sequence_id,
-                "sequence_start": index == 0,
-                "sequence_end": index == 2,
-            }
-            value_of = np.array([[value * int(sequence_id)]], np.int32)
-            outputs.append(int(model.infer({"INPUT": value_of}, Request(parameters))["OUTPUT"][0, 0]))
-    assert outputs == [10, 20, 30, 60, 70 + 10, 140 + 20]
-
-
-@pytest.mark.parametrize("name", ["simple_sequence", "simple_dyna_sequence", "simple_string_dyna_sequence"])
-@pytest.mark.parametrize(
-    ("parameters", "batch", "text"),
-    [
-        ({}, 1, "must specify a non-zero or non-empty correlation ID"),
-        ({"sequence_id": "", "sequence_start": True}, 1, "must specify a non-zero or non-empty correlation ID"),
-        ({"sequence_id": 7}, 1, "must specify the START flag"),
-        ({"sequence_id": 7, "sequence_start": True}, 2, "must specify batch-size 1"),
-    ],
-    ids=["no id", "empty id", "no start", "a batch"],
-)
-def test_a_request_that_is_no_sequence_request_is_refused_with_tritons_words(
-    name: str, parameters: dict[str, bool | int | str], batch: int, text: str
-) -> None:
-    with pytest.raises(InvalidRequest, match=text):
-        python_model(EXAMPLES / name).infer({"INPUT": np.zeros((batch, 1), np.int32)}, Request(parameters))
-
-
-@pytest.mark.parametrize("name", ["simple_sequence", "simple_dyna_sequence", "simple_string_dyna_sequence"])
-def test_an_ended_sequence_must_start_again(name: str) -> None:
-    model = python_model(EXAMPLES / name)
-    send(model, [1, 2], 5)
-    with pytest.raises(InvalidRequest, match="must specify the START flag"):
-        model.infer({"INPUT": np.zeros((1, 1), np.int32)}, Request({"sequence_id": 5}))
-    assert send(model, [1], 5)[0] > 0
-
-
-def test_a_start_on_a_live_sequence_begins_anew() -> None:
-    model = python_model(EXAMPLES / "simple_string_dyna_sequence")
-    for _ in range(2):
-        outputs = model.infer(
-            {"INPUT": np.full((1, 1), 3, np.int32)}, Request({"sequence_id": 5, "sequence_start": True})
-        )
-    assert outputs["OUTPUT"].tolist() == [[3]]
-
-
-def test_dyna_sequences_want_ids_that_are_numbers() -> None:
-    with pytest.raises(InvalidRequest, match="wants a whole number as sequence_id; got 'abc'"):
-        send(python_model(EXAMPLES / "simple_dyna_sequence"), [1], "abc")
+async def test_dyna_sequences_want_ids_that_are_numbers() -> None:
+    with pytest.raises(InvalidRequest, match="takes the sequence_id as UINT64: expected a number, got 'abc'"):
+        await send("simple_dyna_sequence", [1], "abc")
     with pytest.raises(InvalidRequest, match="spells a whole number; got 'abc'"):
-        send(python_model(EXAMPLES / "simple_string_dyna_sequence"), [1], "abc")
-
-
-def test_sequences_that_never_end_are_forgotten_oldest_first() -> None:
-    folder = EXAMPLES / "simple_sequence"
-    model, most = python_model(folder), python_module(folder).LIVE_SEQUENCES
-    zero = np.zeros((1, 1), np.int32)
-    for sequence_id in range(1, most + 2):
-        model.infer({"INPUT": zero}, Request({"sequence_id": sequence_id, "sequence_start": True}))
-    model.infer({"INPUT": zero}, Request({"sequence_id": 2}))
-    with pytest.raises(InvalidRequest, match="must specify the START flag"):
-        model.infer({"INPUT": zero}, Request({"sequence_id": 1}))
+        await send("simple_string_dyna_sequence", [1], "abc")
 
 
 def test_densenet_gives_1000_values_that_depend_on_the_picture() -> None:

@@ -27,6 +27,7 @@ class Fixed:
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = OUTPUTS
     parallel = 1
+    steps = None
     steady = True
     batches = True
 

@@ -24,6 +24,7 @@ class Doubling:
     inputs: tuple[TensorSpec, ...] = (TensorSpec("x", Dtype.FP32, (-1, 1)),)
     outputs: tuple[TensorSpec, ...] = (TensorSpec("y", Dtype.FP32, (-1, 1)),)
     parallel = 1
+    steps = None
     steady = True
     batches = True
 

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.api.messages import ModelInferRequest, ModelInferResponse
+from mesh.api.stream import varint
 from mesh.api.tensors import NUMPY
 from mesh.core.types import Dtype, ModelName, ModelVersion, TensorSpec, Version
 from mesh.node.answer import encode, wanted_outputs
-from mesh.node.plan import Plans, varint
+from mesh.node.plans import Plans
 from mesh.node.runtimes.base import Array, Request, Tensors
 from mesh.node.served import Served
 from mesh.node.validate import read_inputs
@@ -26,6 +27,7 @@ class Twins:
     """A loaded version that answers each input as an output."""
 
     parallel = 1
+    steps = None
     steady = True
     batches = False
 

@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.api.messages import InferParameter, InferTensorContents, ModelInferRequest
+from mesh.api.stream import varint
 from mesh.api.tensors import NUMPY, Array
 from mesh.core.errors import InvalidRequest
 from mesh.core.types import ITEM_BYTES, Dtype, ModelName, ModelVersion, TensorSpec, Version
 from mesh.node.answer import encode, wanted_outputs
-from mesh.node.plan import MAX_FRONT_BYTES, MAX_LENGTHS, MAX_PLANS, Plans, varint
+from mesh.node.plan import MAX_LENGTHS
+from mesh.node.plans import MAX_FRONT_BYTES, MAX_PLANS, Plans
 from mesh.node.served import Served
 from mesh.node.validate import read_inputs
 
@@ -33,7 +35,9 @@ def served_of(inputs: list[TensorSpec], outputs: list[TensorSpec]) -> Served:
     model = ModelVersion(ModelName("m"), Version("1"), "onnx", "", "", 0)
     by_name = {spec.name: spec for spec in outputs}
     loaded = SimpleNamespace(inputs=tuple(inputs), outputs=tuple(outputs))
-    stand_in = SimpleNamespace(model=model, inputs=tuple(inputs), outputs=by_name, labels=(), loaded=loaded)
+    stand_in = SimpleNamespace(
+        model=model, inputs=tuple(inputs), outputs=by_name, labels=(), loaded=loaded, sequences=None
+    )
     return cast("Served", stand_in)
 
 

@@ -118,6 +118,7 @@ async def bench() -> AsyncIterator[Bench]:
         tracing=OFF,
         cold_wait_s=60,
         max_attempts=3,
+        session_bytes=1_000_000,
     )
     yield Bench(arrivals, dispatch, balancer, *peers)
     await cold.close()

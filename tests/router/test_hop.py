@@ -184,6 +184,7 @@ async def bench() -> AsyncIterator[Bench]:
         tracing=OFF,
         cold_wait_s=60,
         max_attempts=3,
+        session_bytes=1_000_000,
     )
     streams = Streams(dispatch, metrics)
     hot = HotMethods(

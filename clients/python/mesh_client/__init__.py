@@ -13,6 +13,7 @@ from mesh.core.errors import Code
 from mesh.core.types import Dtype
 
 from ._async.client import AsyncClient
+from ._async.session import AsyncSession
 from ._async.stream import AsyncStream
 from ._errors import (
     Cancelled,
@@ -23,17 +24,20 @@ from ._errors import (
     NotAllowed,
     NotOffered,
     ServerFailed,
+    SessionEnded,
     StreamError,
     TooLarge,
     Unavailable,
 )
 from ._pipeline import Output, Pipeline, StepOutputs
 from ._sync.client import Client
+from ._sync.session import Session
 from ._sync.stream import Stream
 from ._values import InferResult, Inputs, Tensor, Tls
 
 __all__ = [
     "AsyncClient",
+    "AsyncSession",
     "AsyncStream",
     "Cancelled",
     "Client",
@@ -50,6 +54,8 @@ __all__ = [
     "Output",
     "Pipeline",
     "ServerFailed",
+    "Session",
+    "SessionEnded",
     "StepOutputs",
     "Stream",
     "StreamError",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import random
 import re
 import sys
+import time
+import uuid
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,6 +50,7 @@ MODEL_STATISTICS = _inference("ModelStatistics", m.ModelStatisticsResponse)
 REPOSITORY_INDEX = _inference("RepositoryIndex", m.RepositoryIndexResponse)
 LOAD = _inference("RepositoryModelLoad", m.RepositoryModelLoadResponse)
 UNLOAD = _inference("RepositoryModelUnload", m.RepositoryModelUnloadResponse)
+LIST_SESSIONS = Method("/mesh.v1.MeshControl/ListSessions", m.control.ListSessionsResponse)
 LIST_NODES = Method("/mesh.v1.MeshControl/ListNodes", m.control.ListNodesResponse)
 LIST_MODELS = Method("/mesh.v1.MeshControl/ListModels", m.control.ListModelsResponse)
 EXPLAIN = Method("/mesh.v1.MeshControl/Explain", m.control.ExplainResponse)
@@ -80,6 +84,61 @@ def credentials(tls: Tls) -> grpc.ChannelCredentials:
         return Path(path).read_bytes() if path else None
 
     return grpc.ssl_channel_credentials(read(tls.ca), read(tls.key), read(tls.cert))
+
+
+WANTS_STATE = "mesh_tokens"
+"""Request parameter: answer with the state too, so that the session can go on at another router."""
+RESUMES = "mesh_resume"
+"""Request parameter: begin from the request's `session_state`."""
+
+_SCHEME = re.compile(r"(ipv4|ipv6|dns|unix|unix-abstract|vsock|xds):")
+
+_FIRST_WAIT_S = 0.02
+_MOST_WAIT_S = 1.0
+
+
+def sequence_id() -> str:
+    """Return an id that no other session has."""
+    return uuid.uuid4().hex
+
+
+def addresses_of(address: str) -> list[str]:
+    """Return the routers that an address names, separated by commas. Raises ValueError for none.
+
+    One with a scheme (such as "ipv4:a:8001,b:8001" or "dns:///routers:8001") is gRPC's own way to name several: it is
+    left to gRPC as it is.
+    """
+    if _SCHEME.match(address):
+        return [address]
+    found = [each.strip() for each in address.split(",") if each.strip()]
+    if not found:
+        raise ValueError(f"expected host:port, or several separated by commas, got {address!r}")
+    return found
+
+
+class Patience:
+    """For how long something is tried again, and when next: at first at once, then ever more seldom."""
+
+    def __init__(self, for_s: float) -> None:
+        self._for_s = for_s
+        self.again()
+
+    def again(self) -> None:
+        """Begin anew: it worked."""
+        self._until_s: float | None = None
+        self._wait_s = _FIRST_WAIT_S
+
+    def more(self) -> bool:
+        """Tell whether to try once more."""
+        now_s = time.monotonic()
+        if self._until_s is None:
+            self._until_s = now_s + self._for_s
+        return now_s < self._until_s
+
+    def wait_s(self) -> float:
+        """Return how long to wait before that, at random up to twice what it was the time before."""
+        self._wait_s = min(_MOST_WAIT_S, 2 * self._wait_s)
+        return self._wait_s * (0.5 + random.random() / 2)  # noqa: S311 - so that clients do not come back all at once
 
 
 UNORDERED = ("mesh-unordered", "true")

@@ -49,6 +49,9 @@ class DeadlineExceeded(MeshClientError):
 class Unavailable(MeshClientError):
     """Nobody answers, or the mesh cannot take the call now; calling again may help (UNAVAILABLE)."""
 
+    unreached: bool = False
+    """Whether no server was reached: the call certainly did nothing."""
+
 
 class TooLarge(MeshClientError):
     """A message over a cap, or no capacity for the model (RESOURCE_EXHAUSTED)."""
@@ -70,6 +73,14 @@ class ServerFailed(MeshClientError):
     """The model or the server failed (INTERNAL and all other codes)."""
 
     def __init__(self, message: str, *, code: Code = Code.INTERNAL, details: str = "") -> None:
+        """Keep the parts."""
+        super().__init__(message, code=code, details=details)
+
+
+class SessionEnded(MeshClientError):
+    """The state of a session is gone and cannot be made again (ABORTED): begin another."""
+
+    def __init__(self, message: str, *, code: Code = Code.ABORTED, details: str = "") -> None:
         """Keep the parts."""
         super().__init__(message, code=code, details=details)
 
@@ -97,6 +108,7 @@ _CLASS: dict[Code, type[MeshClientError]] = {
     Code.UNAUTHENTICATED: NotAllowed,
     Code.PERMISSION_DENIED: NotAllowed,
     Code.CANCELLED: Cancelled,
+    Code.ABORTED: SessionEnded,
 }
 
 _HANDSHAKE: tuple[str, ...] = ("handshake", "CERTIFICATE_VERIFY_FAILED", "SSL_ERROR", "Peer name")
@@ -133,6 +145,8 @@ def error_of(code: int, details: str, address: str, trailers: Iterable[Any] | No
     """Return the error for a gRPC status of a call to `address`, with what its trailers tell."""
     error = _error_of(code, details, address)
     told = read_details(trailers or ())
+    if isinstance(error, Unavailable):
+        error.unreached = any(text in details for text in _UNREACHED)
     if told.reason:
         error.reason, error.retry_after_s, error.facts = told.reason, told.retry_after_s, told.facts
     return error

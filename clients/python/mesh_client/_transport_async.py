@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 
 from mesh.api.messages import ModelInferRequest, ModelStreamInferResponse
+from mesh.core.errors import Code
 
 from ._common import STREAM_METHOD, Method, credentials, options
 from ._errors import MeshClientError, closed, error_of, half_closed, left, over
@@ -29,6 +30,11 @@ def open_transport(transport: str, address: str, *, tls: Tls | None, max_message
     except ImportError as error:
         raise ImportError(f"transport='wire' needs the extra 'wire': pip install hpack ({error})") from error
     return WireTransport(address, tls=tls, max_message_bytes=max_message_bytes)
+
+
+async def pause(seconds: float) -> None:
+    """Wait."""
+    await asyncio.sleep(seconds)
 
 
 class AsyncTransport:
@@ -78,6 +84,10 @@ class AsyncTransport:
         """Close the channel."""
         self._closed = True
         await self._channel.close()
+
+
+_BROKEN = "Internal error from Core"
+"""How grpc.aio words a write to a connection that broke a moment ago, as INTERNAL."""
 
 
 class AsyncDuplex:
@@ -149,6 +159,8 @@ class AsyncDuplex:
         if self._call.cancelled():
             return left(self._address)
         details = await self._call.details() or ""
+        if details == _BROKEN:
+            return error_of(Code.UNAVAILABLE, f"the connection to {self._address} was lost", self._address)
         return error_of(code.value[0], details, self._address, await self._call.trailing_metadata())
 
     @contextmanager

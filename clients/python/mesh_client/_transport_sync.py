@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -29,6 +30,11 @@ def open_transport(transport: str, address: str, *, tls: Tls | None, max_message
     if transport != "grpcio":
         raise ValueError(f"expected transport 'grpcio', got {transport!r}: only AsyncClient has others")
     return SyncTransport(address, tls=tls, max_message_bytes=max_message_bytes)
+
+
+def pause(seconds: float) -> None:
+    """Wait."""
+    time.sleep(seconds)
 
 
 class SyncTransport:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,12 +15,61 @@ Array = npt.NDArray[Any]
 Tensors = Mapping[str, Array]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
-    """What a Python model may read of a request besides its tensors."""
+    """What a Python model may read of a request besides its tensors. One is made per request: freezing costs more."""
 
     id: str = ""
     parameters: Mapping[str, bool | int | str | float] = field(default_factory=dict)
+    restored: bytes = b""
+    """The state to put the sequence into before this step (`mesh.api.snapshot`); empty: as it is."""
+    tells: bool = False
+    """Whether who asks keeps states."""
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """One sequence's part in a run. A Python model sees it as one of its ``sequences``."""
+
+    inputs: Tensors
+    """Of this step alone."""
+    request: Request
+    id: int | str
+    start: bool
+    end: bool
+    state: Any
+    """What the step before left: a dict in a Python model, arrays in an ONNX model. None at the start."""
+    outputs: list[Tensors] = field(default_factory=list)
+    """What it answers: one for a step, any number in a generation."""
+    done: bool = True
+    """False: it wants another turn (generations alone)."""
+
+    @property
+    def parameters(self) -> Mapping[str, bool | int | str | float]:
+        """The request's parameters."""
+        return self.request.parameters
+
+    def send(self, outputs: Tensors) -> None:
+        """Answer with `outputs`; a generation may do so several times, or not at all."""
+        self.outputs.append(outputs)
+
+
+class Steps(Protocol):
+    """How the steps of sequences run on a version. Called from threads, never twice at once for the same sequence."""
+
+    most_rows: int
+    """Sequences that may run together. 1 <= most_rows."""
+    generates: bool
+    """Whether a request goes on by itself, with any number of responses."""
+
+    def step(self, turns: Sequence[Turn]) -> None:
+        """Run all of them together: set their `outputs`, `state` and `done`. When it raises, no state has changed."""
+
+    def packed(self, state: Any) -> Any:
+        """Return a state as it travels: plain values and arrays (`mesh.api.snapshot`)."""
+
+    def unpacked(self, told: Any) -> Any:
+        """Return the state that was `packed`. Raises `InvalidRequest` for anything else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +94,10 @@ class Loaded(Protocol):
     user's code, which may sleep or call out at any time and would stop the node."""
     batches: bool
     """Whether requests may be joined along axis 0: false when the model looks at the request itself."""
+
+    @property
+    def steps(self) -> Steps | None:
+        """How its requests run as steps of sequences, or as generations; None: each stands for itself."""
 
     def admit(self, inputs: Tensors) -> Tensors:
         """Return one request's inputs as `run` takes them. Raises `InvalidRequest` for values it cannot take.

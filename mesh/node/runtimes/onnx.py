@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import onnxruntime as ort
 
 from mesh.core.errors import InvalidRequest, LoadFailed
 from mesh.core.types import DeviceKind, Dtype, ModelVersion, TensorSpec
-from mesh.node.runtimes.base import Loaded, LoadSpec, Request, Tensors
+from mesh.node.runtimes.base import Loaded, LoadSpec, Request, Steps, Tensors
+from mesh.node.runtimes.stateful import TensorSteps
+from mesh.node.runtimes.text import TextSteps, text_signature
 
 FILE = "model.onnx"
 
@@ -66,9 +69,21 @@ class OnnxRuntime:
             session = ort.InferenceSession(str(path), _options(), providers=_providers(spec))
         except Exception as error:
             raise LoadFailed(f"failed to load '{name}', ONNX Runtime says: {_first_line(error)}") from error
-        inputs = _signature(spec.model, "input", session.get_inputs(), spec.model.inputs)
-        outputs = _signature(spec.model, "output", session.get_outputs(), spec.model.outputs)
-        return _Session(name, session, inputs, outputs, steady=spec.device.kind is DeviceKind.CPU)
+        model, all_inputs = spec.model, session.get_inputs()
+        if model.generation is not None:
+            loaded = _Session(
+                name, session, *text_signature(model.generation), steady=spec.device.kind is DeviceKind.CPU
+            )
+            loaded.generates(model, spec.path, _signature(model, "input", all_inputs, ()))
+            return loaded
+        given, gives = _ours(model)
+        inputs = _signature(model, "input", [each for each in all_inputs if each.name not in given], model.inputs)
+        shown = [each for each in session.get_outputs() if each.name not in gives]
+        outputs = _signature(model, "output", shown, model.outputs)
+        loaded = _Session(name, session, inputs, outputs, steady=spec.device.kind is DeviceKind.CPU)
+        if model.sequence is not None:
+            loaded.sequences(model, spec.path, _signature(model, "input", all_inputs, ()))
+        return loaded
 
 
 class _Session:
@@ -92,6 +107,33 @@ class _Session:
         self.outputs = outputs
         self._names = [spec.name for spec in outputs]
         self._texts = {spec.name for spec in inputs if spec.dtype is Dtype.BYTES}
+        self._controls: set[str] = set()
+        """Controls that are text."""
+        self.steps: Steps | None = None
+
+    def sequences(self, model: ModelVersion, folder: Path, specs: Sequence[TensorSpec]) -> None:
+        """Take steps of sequences from now on. `specs` are all inputs. Raises `LoadFailed`."""
+        assert model.sequence is not None
+        self._names += [state.output for state in model.sequence.states]
+        self._controls = {spec.name for spec in specs if spec.dtype is Dtype.BYTES} - self._texts
+        self.steps = TensorSteps(model, folder, {spec.name: spec for spec in specs}, self._step)
+
+    def generates(self, model: ModelVersion, folder: Path, specs: Sequence[TensorSpec]) -> None:
+        """Make text from now on. `specs` are all inputs. Raises `LoadFailed`."""
+        assert model.generation is not None
+        self._names = [model.generation.logits, *[state.output for state in model.generation.states]]
+        lacks = sorted(set(self._names) - {each.name for each in self._session.get_outputs()})
+        if lacks:
+            raise LoadFailed(
+                f"failed to load '{model.name}', it has no output {', '.join(lacks)}, which its generation names"
+            )
+        self._texts = set()
+        self.steps = TextSteps(model, folder, {spec.name: spec for spec in specs}, self._step)
+
+    def _step(self, inputs: Tensors) -> Tensors:
+        if self._controls:
+            inputs = {name: _text(array) if name in self._controls else array for name, array in inputs.items()}
+        return self.run(inputs, _PLAIN)
 
     def admit(self, inputs: Tensors) -> Tensors:
         if not self._texts:
@@ -113,6 +155,18 @@ class _Session:
     def close(self) -> None:
         self._session = None
         self._run = None
+
+
+_PLAIN: Final = Request()
+
+
+def _ours(model: ModelVersion) -> tuple[set[str], set[str]]:
+    """Return the inputs and outputs that are between the node and the model: callers neither give nor get them."""
+    if model.sequence is None:
+        return set(), set()
+    states = model.sequence.states
+    given = {state.input for state in states} | {control.name for control in model.sequence.controls}
+    return given, {state.output for state in states}
 
 
 def _text(array: Any) -> Any:

@@ -2,7 +2,8 @@
 
 ``load(self, context)`` runs once, in a thread. ``infer(self, inputs)`` takes and returns dicts of numpy arrays; with a
 second parameter ``request`` it also sees the request's id and parameters, and its requests are not batched. In a
-decoupled model ``infer`` is a generator of such dicts. One call at a time goes on per copy.
+decoupled model ``infer`` is a generator of such dicts. One call at a time goes on per copy. What a model of sequences
+and a step by step generation look like, `python_steps` says.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import numpy as np
 
 from mesh.core.errors import LoadFailed
 from mesh.core.types import ModelVersion, TensorSpec
-from mesh.node.runtimes.base import Loaded, LoadSpec, Request, Tensors
+from mesh.node.runtimes.base import Loaded, LoadSpec, Request, Steps, Tensors
+from mesh.node.runtimes.python_steps import generates, steps_of
 
 FILE = "model.py"
 
@@ -57,7 +59,7 @@ class PythonRuntime:
             raise LoadFailed(f"failed to load '{model.name}', expected the file {FILE} in version {model.version}")
         module = _import(model, path)
         made = getattr(module, "Model", None)
-        if made is None or not callable(getattr(made, "infer", None)):
+        if made is None or not callable(getattr(made, "step" if generates(made, model) else "infer", None)):
             raise LoadFailed(f"failed to load '{model.name}', {FILE} must define a class Model with a method infer")
         try:
             instance = made()
@@ -66,7 +68,9 @@ class PythonRuntime:
                 instance.load(Context(model.name, model.version, spec.path, device, model.parameters))
         except Exception as error:
             raise LoadFailed(f"failed to load '{model.name}', its load raised {_say(error)}") from error
-        return _Instance(instance, model, module.__name__)
+        loaded = _Instance(instance, model, module.__name__)
+        loaded.steps = steps_of(instance, model, spec.path, loaded.run)
+        return loaded
 
 
 class _Instance:
@@ -79,9 +83,10 @@ class _Instance:
         self._module = module
         self.inputs: tuple[TensorSpec, ...] = model.inputs
         self.outputs: tuple[TensorSpec, ...] = model.outputs
-        self._sees_request = len(inspect.signature(instance.infer).parameters) > 1
+        self._sees_request = not generates(instance, model) and len(inspect.signature(instance.infer).parameters) > 1
         self.batches = not self._sees_request and not model.decoupled
         self.parallel = STREAMS if model.decoupled else 1
+        self.steps: Steps | None = None
 
     def admit(self, inputs: Tensors) -> Tensors:
         return inputs

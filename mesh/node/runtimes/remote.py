@@ -57,6 +57,8 @@ class RemoteRuntime:
             timeout_s, parallel = float(said.get("timeout_s", CALL_S)), int(said.get("parallel", PARALLEL))
         except ValueError as error:
             raise _failed(model, f"expected numbers as timeout_s and parallel: {error}") from error
+        if model.sequence is not None:
+            raise _failed(model, "sequence is for onnx and python models; a remote server schedules its own")
         if timeout_s <= 0 or parallel < 1:
             raise _failed(model, "timeout_s and parallel must be above 0")
         channel = _channel(address, said.get("tls_ca", ""))
@@ -84,6 +86,7 @@ class _Remote:
     """A `Loaded`."""
 
     steady = False
+    steps = None
 
     def __init__(self, model: ModelVersion, channel: Any, address: str, *, timeout_s: float, parallel: int) -> None:
         self._name = model.parameters.get("model", model.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,15 +14,17 @@ from mesh_client._pipeline import Pipeline
 from mesh_client._transport_async import open_transport
 from mesh_client._values import InferResult, Inputs, Metadata, Parameter, Tls, request_of, result_of
 
+from .routers import AsyncRouters
+from .session import AsyncSession, generate
 from .stream import AsyncStream
 
 
 class AsyncClient:
     """Calls a mesh.
 
-    `address` is host:port of a router. `metadata` goes with every call, `token` as a bearer token, `timeout_s` is the
-    timeout of calls that give none (None: no limit). Every call raises a `MeshClientError` when it fails. Use it as a
-    context, or call `close`.
+    `address` is host:port of a router, or several separated by commas: when one goes away, the next is called.
+    `metadata` goes with every call, `token` as a bearer token, `timeout_s` is the timeout of calls that give none
+    (None: no limit). Every call raises a `MeshClientError` when it fails. Use it as a context, or call `close`.
     """
 
     def __init__(
@@ -36,11 +38,18 @@ class AsyncClient:
         max_message_bytes: int = c.MAX_MESSAGE_BYTES,
         transport: str = "grpcio",
     ) -> None:
-        self.address = address
         self._token = token
         self._metadata = metadata
         self._timeout_s = timeout_s
-        self._transport = open_transport(transport, address, tls=tls, max_message_bytes=max_message_bytes)
+        self._routers = AsyncRouters(
+            c.addresses_of(address),
+            lambda one: open_transport(transport, one, tls=tls, max_message_bytes=max_message_bytes),
+        )
+
+    @property
+    def address(self) -> str:
+        """The router that is called now."""
+        return self._routers.address
 
     async def infer(
         self,
@@ -73,7 +82,45 @@ class AsyncClient:
         pairs = c.metadata_of(self._metadata, self._token, metadata)
         if unordered:
             pairs = (*(pairs or ()), c.UNORDERED)
-        return AsyncStream(self._transport.stream(metadata=pairs, timeout_s=timeout_s))
+        return AsyncStream(self._routers.transport.stream(metadata=pairs, timeout_s=timeout_s))
+
+    def session(
+        self,
+        model: str,
+        *,
+        version: str = "",
+        id: int | str | None = None,  # noqa: A002 - the protocol's word
+        resume_s: float = 30.0,
+        metadata: Metadata | None = None,
+    ) -> AsyncSession:
+        """Begin a session with a model that keeps state: ``async with client.session("gru") as s: await s.step(...)``.
+
+        `id` names the sequence, made up when None. It outlives its node, and its router for up to `resume_s` seconds of
+        trying.
+        """
+        pairs = c.metadata_of(self._metadata, self._token, metadata)
+        return AsyncSession(self._routers, model, version=version, id=id, resume_s=resume_s, metadata=pairs)
+
+    def generate(
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        version: str = "",
+        id: str = "",  # noqa: A002 - the protocol's word
+        outputs: Sequence[str] | None = None,
+        parameters: Mapping[str, Parameter] | None = None,
+        resume_s: float = 30.0,
+        metadata: Metadata | None = None,
+    ) -> AsyncIterator[InferResult]:
+        """Iterate over the responses of one request of a several-response model, as they are made.
+
+        Leaving the iteration stops the model at its next step (close it, or leave the task). It outlives node and
+        router as a session does, where the model generates step by step.
+        """
+        request = request_of(model, inputs, version=version, id=id, outputs=outputs, parameters=parameters)
+        pairs = c.metadata_of(self._metadata, self._token, metadata)
+        return generate(self._routers, request, resume_s=resume_s, metadata=pairs)
 
     async def server_live(self, *, timeout_s: float | None = None) -> bool:
         """Tell whether the router runs."""
@@ -140,6 +187,11 @@ class AsyncClient:
         answer = await self._call(c.LIST_NODES, m.control.ListNodesRequest(), timeout_s)
         return list(answer.nodes)
 
+    async def sessions(self, *, timeout_s: float | None = None) -> list[m.control.SessionGroup]:
+        """Return the sequences and generations that go through this router, by model version."""
+        answer = await self._call(c.LIST_SESSIONS, m.control.ListSessionsRequest(), timeout_s)
+        return list(answer.groups)
+
     async def explain(
         self, name: str = "", version: str = "", *, remove_node: str = "", timeout_s: float | None = None
     ) -> list[m.control.Explanation]:
@@ -186,7 +238,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close the connection; calls in flight are cancelled."""
-        await self._transport.close()
+        await self._routers.close()
 
     async def __aenter__(self) -> Self:
         """Return itself."""
@@ -201,7 +253,7 @@ class AsyncClient:
     async def _call(
         self, method: c.Method, request: Any, timeout_s: float | None, metadata: Metadata | None = None
     ) -> Any:
-        return await self._transport.call(
+        return await self._routers.call(
             method,
             request,
             metadata=c.metadata_of(self._metadata, self._token, metadata),

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,15 +15,17 @@ from mesh_client._pipeline import Pipeline
 from mesh_client._transport_sync import open_transport
 from mesh_client._values import InferResult, Inputs, Metadata, Parameter, Tls, request_of, result_of
 
+from .routers import SyncRouters
+from .session import Session, generate
 from .stream import Stream
 
 
 class Client:
     """Calls a mesh.
 
-    `address` is host:port of a router. `metadata` goes with every call, `token` as a bearer token, `timeout_s` is the
-    timeout of calls that give none (None: no limit). Every call raises a `MeshClientError` when it fails. Use it as a
-    context, or call `close`.
+    `address` is host:port of a router, or several separated by commas: when one goes away, the next is called.
+    `metadata` goes with every call, `token` as a bearer token, `timeout_s` is the timeout of calls that give none
+    (None: no limit). Every call raises a `MeshClientError` when it fails. Use it as a context, or call `close`.
     """
 
     def __init__(
@@ -37,11 +39,18 @@ class Client:
         max_message_bytes: int = c.MAX_MESSAGE_BYTES,
         transport: str = "grpcio",
     ) -> None:
-        self.address = address
         self._token = token
         self._metadata = metadata
         self._timeout_s = timeout_s
-        self._transport = open_transport(transport, address, tls=tls, max_message_bytes=max_message_bytes)
+        self._routers = SyncRouters(
+            c.addresses_of(address),
+            lambda one: open_transport(transport, one, tls=tls, max_message_bytes=max_message_bytes),
+        )
+
+    @property
+    def address(self) -> str:
+        """The router that is called now."""
+        return self._routers.address
 
     def infer(
         self,
@@ -74,7 +83,45 @@ class Client:
         pairs = c.metadata_of(self._metadata, self._token, metadata)
         if unordered:
             pairs = (*(pairs or ()), c.UNORDERED)
-        return Stream(self._transport.stream(metadata=pairs, timeout_s=timeout_s))
+        return Stream(self._routers.transport.stream(metadata=pairs, timeout_s=timeout_s))
+
+    def session(
+        self,
+        model: str,
+        *,
+        version: str = "",
+        id: int | str | None = None,  # noqa: A002 - the protocol's word
+        resume_s: float = 30.0,
+        metadata: Metadata | None = None,
+    ) -> Session:
+        """Begin a session with a model that keeps state: ``with client.session("gru") as s: s.step(...)``.
+
+        `id` names the sequence, made up when None. It outlives its node, and its router for up to `resume_s` seconds of
+        trying.
+        """
+        pairs = c.metadata_of(self._metadata, self._token, metadata)
+        return Session(self._routers, model, version=version, id=id, resume_s=resume_s, metadata=pairs)
+
+    def generate(
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        version: str = "",
+        id: str = "",  # noqa: A002 - the protocol's word
+        outputs: Sequence[str] | None = None,
+        parameters: Mapping[str, Parameter] | None = None,
+        resume_s: float = 30.0,
+        metadata: Metadata | None = None,
+    ) -> Iterator[InferResult]:
+        """Iterate over the responses of one request of a several-response model, as they are made.
+
+        Leaving the iteration stops the model at its next step (close it, or leave the task). It outlives node and
+        router as a session does, where the model generates step by step.
+        """
+        request = request_of(model, inputs, version=version, id=id, outputs=outputs, parameters=parameters)
+        pairs = c.metadata_of(self._metadata, self._token, metadata)
+        return generate(self._routers, request, resume_s=resume_s, metadata=pairs)
 
     def server_live(self, *, timeout_s: float | None = None) -> bool:
         """Tell whether the router runs."""
@@ -141,6 +188,11 @@ class Client:
         answer = self._call(c.LIST_NODES, m.control.ListNodesRequest(), timeout_s)
         return list(answer.nodes)
 
+    def sessions(self, *, timeout_s: float | None = None) -> list[m.control.SessionGroup]:
+        """Return the sequences and generations that go through this router, by model version."""
+        answer = self._call(c.LIST_SESSIONS, m.control.ListSessionsRequest(), timeout_s)
+        return list(answer.groups)
+
     def explain(
         self, name: str = "", version: str = "", *, remove_node: str = "", timeout_s: float | None = None
     ) -> list[m.control.Explanation]:
@@ -187,7 +239,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connection; calls in flight are cancelled."""
-        self._transport.close()
+        self._routers.close()
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -200,7 +252,7 @@ class Client:
         self.close()
 
     def _call(self, method: c.Method, request: Any, timeout_s: float | None, metadata: Metadata | None = None) -> Any:
-        return self._transport.call(
+        return self._routers.call(
             method,
             request,
             metadata=c.metadata_of(self._metadata, self._token, metadata),

@@ -2,72 +2,31 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any
 
 import numpy as np
 
 from mesh.core.errors import InvalidRequest
 
-LIVE_SEQUENCES = 10_000
-"""Sequences kept at once; past it the one unused longest is forgotten, so clients that never end one cost little."""
-
 
 class Model:
-    """Keeps the sum so far of each sequence that has started and not ended."""
+    """Keeps each sequence's sum in its state."""
 
-    def __init__(self) -> None:
-        """Start with no sequence."""
-        self._name = ""
-        self._live: OrderedDict[int | str, int] = OrderedDict()
+    def infer(self, inputs: dict[str, np.ndarray], sequences: list[Any]) -> dict[str, np.ndarray]:
+        """Return OUTPUT INT32 [n, 1]: the sum of INPUT since the start, plus the number that the id spells at the end.
 
-    def load(self, context: Any) -> None:
-        """Keep the model's name for error texts."""
-        self._name = context.name
-
-    def infer(self, inputs: dict[str, np.ndarray], request: Any) -> dict[str, np.ndarray]:
-        """Return OUTPUT INT32 [1,1]: the sum of INPUT since the start, plus the number the id spells at the end.
-
-        Raises InvalidRequest without a sequence_id that spells a whole number, without sequence_start at the first
-        request, or for a batch.
+        Raises InvalidRequest for a sequence_id that spells no whole number.
         """
-        value = inputs["INPUT"]
-        sequence_id = request.parameters.get("sequence_id", 0)
-        start = bool(request.parameters.get("sequence_start", False))
-        end = bool(request.parameters.get("sequence_end", False))
-        self._admit(sequence_id, value.shape[0], start=start)
-        try:
-            number = int(sequence_id)
-        except ValueError as error:
-            raise InvalidRequest(
-                f"model '{self._name}' wants a sequence_id that spells a whole number; got {sequence_id!r}"
-            ) from error
-        total = int(value[0, 0]) + (0 if start else self._live[sequence_id])
-        self._live[sequence_id] = total
-        self._live.move_to_end(sequence_id)
-        if end:
-            del self._live[sequence_id]
-        elif len(self._live) > LIVE_SEQUENCES:
-            self._live.popitem(last=False)
-        return {"OUTPUT": _int32(total + int(end) * number)}
-
-    def _admit(self, sequence_id: int | str, batch: int, *, start: bool) -> None:
-        """Refuse what is no request of a sequence that is alive or starts here."""
-        if sequence_id in {0, ""}:
-            raise InvalidRequest(
-                f"inference request to model '{self._name}' must specify a non-zero or non-empty correlation ID"
-            )
-        if batch != 1:
-            raise InvalidRequest(
-                f"inference request to model '{self._name}' must specify batch-size 1 in a sequence; got {batch}"
-            )
-        if not start and sequence_id not in self._live:
-            raise InvalidRequest(
-                f"inference request for sequence {sequence_id} to model '{self._name}' must specify the START flag on "
-                "the first request of the sequence"
-            )
+        totals = []
+        for value, sequence in zip(inputs["INPUT"][:, 0], sequences, strict=True):
+            total = sequence.state["sum"] = sequence.state.get("sum", 0) + int(value)
+            totals.append(total + (_number(sequence.id) if sequence.end else 0))
+        # Ids may be long and the output has 32 bits: the upper ones are dropped, as in C.
+        return {"OUTPUT": np.array([[total & 0xFFFFFFFF] for total in totals], np.uint32).view(np.int32)}
 
 
-def _int32(number: int) -> np.ndarray:
-    # Ids have 64 bits and the output 32: the upper ones are dropped, as in C.
-    return np.array([[number & 0xFFFFFFFF]], np.uint32).view(np.int32)
+def _number(id_: int | str) -> int:
+    try:
+        return int(id_)
+    except ValueError as error:
+        raise InvalidRequest(f"expected a sequence_id that spells a whole number; got {id_!r}") from error

@@ -139,6 +139,49 @@ class DeletePipelineResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class ListSessionsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListSessionsResponse(_message.Message):
+    __slots__ = ("groups",)
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    groups: _containers.RepeatedCompositeFieldContainer[SessionGroup]
+    def __init__(self, groups: _Optional[_Iterable[_Union[SessionGroup, _Mapping[str, _Any]]]] = ...) -> None: ...
+
+class SessionGroup(_message.Message):
+    __slots__ = ("model", "version", "live", "nodes", "kept_bytes", "unprotected", "steps", "failovers", "lost", "generations", "responses")
+    class NodesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    LIVE_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    KEPT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    UNPROTECTED_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    FAILOVERS_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
+    GENERATIONS_FIELD_NUMBER: _ClassVar[int]
+    RESPONSES_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: str
+    live: int
+    nodes: _containers.ScalarMap[str, int]
+    kept_bytes: int
+    unprotected: int
+    steps: int
+    failovers: int
+    lost: int
+    generations: int
+    responses: int
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., live: _Optional[int] = ..., nodes: _Optional[_Mapping[str, int]] = ..., kept_bytes: _Optional[int] = ..., unprotected: _Optional[int] = ..., steps: _Optional[int] = ..., failovers: _Optional[int] = ..., lost: _Optional[int] = ..., generations: _Optional[int] = ..., responses: _Optional[int] = ...) -> None: ...
+
 class ListNodesRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -43,6 +43,24 @@ class ScanRepositoryResponse(_message.Message):
     refused: _containers.ScalarMap[str, str]
     def __init__(self, added: _Optional[_Iterable[str]] = ..., changed: _Optional[_Iterable[str]] = ..., removed: _Optional[_Iterable[str]] = ..., refused: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
+class TakeSequenceRequest(_message.Message):
+    __slots__ = ("model", "version", "number_id", "text_id")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_ID_FIELD_NUMBER: _ClassVar[int]
+    TEXT_ID_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: str
+    number_id: int
+    text_id: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., number_id: _Optional[int] = ..., text_id: _Optional[str] = ...) -> None: ...
+
+class TakeSequenceResponse(_message.Message):
+    __slots__ = ("state",)
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    state: bytes
+    def __init__(self, state: _Optional[bytes] = ...) -> None: ...
+
 class DrainRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

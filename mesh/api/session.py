@@ -1,0 +1,75 @@
+"""The state of a sequence beside a message: put there, found and taken off, without reading the rest of the message.
+
+`session_state` is field 100 of ModelInferRequest and ModelInferResponse. Nodes write it before all other fields,
+protobuf's own serializers behind them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mesh.api.stream import INFER_RESPONSE_TAG, STATE_TAG, varint
+from mesh.core.errors import InvalidRequest
+
+_NUMBER: Final = 100
+
+
+def with_state(message: bytes, state: bytes | None) -> bytes:
+    """Return a serialized request or response with a state; None or empty: as it is."""
+    return b"".join((STATE_TAG, varint(len(state)), state, message)) if state else message
+
+
+def split_response(message: bytes) -> tuple[bytes, bytes]:
+    """Return a node's ModelInferResponse without the state, and the state (empty: none was told). O(1) without one."""
+    if message[:2] != STATE_TAG:
+        return message, b""
+    size, at = _varint(message, 2)
+    return message[at + size :], message[at : at + size]
+
+
+def split_stream(message: bytes, at: int) -> tuple[bytes, bytes]:
+    """Return a node's ModelStreamInferResponse from `at` on without the state, and the state."""
+    if message[at : at + 1] != INFER_RESPONSE_TAG:
+        return message[at:], b""
+    size, inner = _varint(message, at + 1)
+    if message[inner : inner + 2] != STATE_TAG:
+        return message[at:], b""
+    state_size, begin = _varint(message, inner + 2)
+    rest = message[begin + state_size : inner + size]
+    return b"".join((INFER_RESPONSE_TAG, varint(len(rest)), rest)), message[begin : begin + state_size]
+
+
+def split_request(message: bytes) -> tuple[bytes, bytes]:
+    """Return a client's ModelInferRequest without the state, and the state. Raises `InvalidRequest`. O(fields)."""
+    kept: list[bytes] = []
+    state, position = b"", 0
+    try:
+        while position < len(message):
+            begin = position
+            tag, position = _varint(message, position)
+            if tag & 7 != 2:
+                raise InvalidRequest("cannot parse ModelInferRequest: a field with an unusual wire type")
+            size, position = _varint(message, position)
+            position += size
+            if position > len(message):
+                raise InvalidRequest("cannot parse ModelInferRequest: a field is cut off")
+            if tag >> 3 == _NUMBER:
+                state = message[position - size : position]
+            else:
+                kept.append(message[begin:position])
+    except IndexError:
+        raise InvalidRequest("cannot parse ModelInferRequest: it ends inside a number") from None
+    return b"".join(kept), state
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    result = shift = 0
+    while True:
+        byte = data[position]
+        position += 1
+        result |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return result, position
+        shift += 7
+        if shift > 63:
+            raise InvalidRequest("a number is longer than 10 bytes")

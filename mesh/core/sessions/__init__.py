@@ -1,0 +1,1 @@
+"""Sessions: the steps of sequences on a copy (`schedule`), and what outlives the copy (`session`, `policy`)."""

@@ -1,0 +1,250 @@
+"""The steps of many sequences on one copy: whose turn it is, and which run together ("oldest" scheduling).
+
+The steps of one sequence run one after another in the order they came; at most one step of each is in a batch. Those
+whose first step has waited longest go first (Triton's oldest strategy). At most `max_live` sequences are live: more
+wait, in the order they started, for one that ends or is idle for too long. A sequence that goes on by itself (a
+generation) takes its next turn behind those that wait.
+
+The rules of flags are Triton's: the first step says START, START on a live id begins anew, the step behind END must say
+START again.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from mesh.core.batching import Run, Waiting, WaitUntil, next_batch
+from mesh.core.errors import Overloaded, UnknownSequence
+
+T = TypeVar("T")
+
+SequenceId = int | str
+
+
+def unknown(id_: SequenceId, model: str) -> UnknownSequence:
+    """Return what the caller of a step is told whose sequence is not here (Triton's words)."""
+    return UnknownSequence(
+        f"inference request for sequence {id_} to model '{model}' must specify the START flag on the first request of "
+        "the sequence"
+    )
+
+
+@dataclass(slots=True, eq=False)
+class Step(Generic[T]):
+    """One request of a sequence. `what` is the caller's own."""
+
+    what: T
+    waiting: Waiting
+    start: bool = False
+    end: bool = False
+    restored: Any = None
+    """The state that the sequence is put into before the step; None: as it is."""
+    steps_before: int = 0
+    """With `restored`: how many steps that state has behind it."""
+
+
+@dataclass(slots=True, eq=False)
+class Sequence(Generic[T]):
+    """One live sequence."""
+
+    id: SequenceId
+    last_s: float
+    """When it was last at work or asked."""
+    state: Any = None
+    """What its last step left; None before the first."""
+    count: int = 0
+    """Steps that have run."""
+    untold: int = 0
+    """Steps since its state was last told, and the bytes of their requests."""
+    untold_bytes: int = 0
+    steps: deque[Step[T]] = field(default_factory=deque)
+    """Those that wait, or with `running` the one that runs and those that wait."""
+    running: bool = False
+    open: bool = False
+    """Whether a step without START may follow the last that came."""
+    begun: bool = False
+    """Whether a step that starts it has had its turn: not when that one left the line before."""
+    live: bool = False
+    """False while it waits for another to end."""
+
+
+class Schedule(Generic[T]):
+    """The sequences of one copy. 0 <= live <= max_live; every sequence with a step is running, in line or waits."""
+
+    def __init__(self, model: str, *, max_live: int, max_waiting: int, idle_s: float) -> None:
+        self._model = model
+        self._max_live = max_live
+        self._max_waiting = max_waiting
+        self._idle_s = idle_s
+        self._sequences: OrderedDict[SequenceId, Sequence[T]] = OrderedDict()
+        """The one unused longest first."""
+        self._line: deque[Sequence[T]] = deque()
+        """Live, with a step that waits, none running."""
+        self._backlog: deque[Sequence[T]] = deque()
+        self.live = 0
+        self.waiting = 0
+        """Steps that wait."""
+
+    def arrive(self, id_: SequenceId, step: Step[T], now_s: float) -> Sequence[T]:
+        """Take a step. O(1).
+
+        Raises `UnknownSequence` for one that does not start where nothing is, and `Overloaded`.
+        """
+        found = self._sequences.get(id_)
+        starts = step.start or step.restored is not None
+        if not starts and (found is None or not found.open):
+            raise unknown(id_, self._model)
+        if self.waiting >= self._max_waiting:
+            raise Overloaded(
+                f"Exceeds maximum queue size: {self.waiting} steps of {self.live} live sequences (at most "
+                f"{self._max_live}) wait for model '{self._model}'"
+            )
+        if found is None:
+            found = self._sequences[id_] = Sequence(id_, now_s)
+            self._admit_or_wait(found)
+        found.last_s = now_s
+        self._sequences.move_to_end(id_)
+        found.open = not step.end
+        found.steps.append(step)
+        self.waiting += 1
+        if found.live and not found.running and len(found.steps) == 1:
+            self._line.append(found)
+        return found
+
+    def next(self, *, max_rows: int, delay_s: float, now_s: float) -> list[Sequence[T]] | WaitUntil:
+        """Return the sequences whose first steps run together now, marked as running; or when to look again.
+
+        O(batch).
+        """
+        line = self._line
+        if not line:
+            return WaitUntil(None)
+        found = next_batch(
+            [line[at].steps[0].waiting for at in range(min(len(line), max_rows + 1))],
+            max_rows=max_rows,
+            delay_s=delay_s,
+            now_s=now_s,
+        )
+        if not isinstance(found, Run):
+            return found
+        batch = [line.popleft() for _ in range(found.count)]
+        for each in batch:
+            each.running = True
+            step = each.steps[0]
+            if step.restored is not None:
+                each.state, each.count, each.begun = step.restored, step.steps_before, True
+            elif step.start:
+                each.state, each.count, each.begun = None, 0, True
+                each.untold = each.untold_bytes = 0
+        self.waiting -= len(batch)
+        return batch
+
+    def ended(self, sequence: Sequence[T], now_s: float) -> None:
+        """Take the step that ran away; the next takes its place in the line. O(1)."""
+        step = sequence.steps.popleft()
+        sequence.running = False
+        sequence.last_s = now_s
+        self._sequences.move_to_end(sequence.id)
+        if step.end and not sequence.steps:
+            self._drop(sequence, now_s)
+        elif sequence.steps:
+            self._line.append(sequence)
+
+    def skipped(self, sequence: Sequence[T], now_s: float) -> None:
+        """Take the step away whose turn it was, and which does not run. Without its start a sequence has not begun."""
+        step = sequence.steps[0]
+        if step.start or step.restored is not None:
+            sequence.begun = False
+        self.ended(sequence, now_s)
+
+    def again(self, sequence: Sequence[T], now_s: float) -> None:
+        """Let the step that ran take another turn, behind those that wait. O(1)."""
+        step = sequence.steps[0]
+        step.restored, step.start = None, False
+        step.waiting = step.waiting._replace(enqueued_s=now_s)
+        sequence.running = False
+        sequence.last_s = now_s
+        self.waiting += 1
+        self._line.append(sequence)
+
+    def withdraw(self, sequence: Sequence[T], step: Step[T], now_s: float) -> bool:
+        """Take a step out that waits; False when it runs or is gone. O(steps of the sequence, and the line)."""
+        if step not in sequence.steps or (sequence.running and sequence.steps[0] is step):
+            return False
+        first = sequence.steps[0] is step
+        sequence.steps.remove(step)
+        self.waiting -= 1
+        if step.end:
+            # Its END was never heard: the sequence goes on.
+            sequence.open = True
+        if first and not sequence.steps:
+            if sequence.live:
+                self._line.remove(sequence)
+            if step.start and not sequence.count:
+                self._drop(sequence, now_s)
+        return True
+
+    def expire(self, now_s: float) -> list[Sequence[T]]:
+        """Drop the sequences that nobody asked for too long, and return them. O(dropped)."""
+        dropped = []
+        while self._sequences:
+            oldest = next(iter(self._sequences.values()))
+            if oldest.steps:
+                # At work: it is not idle. Looked at again behind the others.
+                if now_s - oldest.last_s <= self._idle_s:
+                    break
+                oldest.last_s = now_s
+                self._sequences.move_to_end(oldest.id)
+                continue
+            if now_s - oldest.last_s <= self._idle_s:
+                break
+            dropped.append(oldest)
+            self._drop(oldest, now_s)
+        return dropped
+
+    def next_expiry_s(self) -> float | None:
+        """Return when `expire` may drop something; None while there are no sequences."""
+        oldest = next(iter(self._sequences.values()), None)
+        return None if oldest is None else oldest.last_s + self._idle_s
+
+    def find(self, id_: SequenceId) -> Sequence[T] | None:
+        """Return the sequence with this id."""
+        return self._sequences.get(id_)
+
+    def sequences(self) -> list[Sequence[T]]:
+        """Return all, the one unused longest first."""
+        return list(self._sequences.values())
+
+    def remove(self, sequence: Sequence[T], now_s: float) -> None:
+        """Drop an idle sequence: another copy has it."""
+        assert not sequence.steps
+        self._drop(sequence, now_s)
+
+    def _admit_or_wait(self, sequence: Sequence[T]) -> None:
+        if self.live < self._max_live:
+            sequence.live = True
+            self.live += 1
+        else:
+            self._backlog.append(sequence)
+
+    def _drop(self, sequence: Sequence[T], now_s: float) -> None:
+        if self._sequences.get(sequence.id) is sequence:
+            del self._sequences[sequence.id]
+        if not sequence.live:
+            self._backlog.remove(sequence)
+            return
+        sequence.live = False
+        self.live -= 1
+        if self._backlog:
+            admitted = self._backlog.popleft()
+            admitted.live = True
+            admitted.last_s = now_s
+            self.live += 1
+            if admitted.steps:
+                self._line.append(admitted)
+
+    def __repr__(self) -> str:
+        """Show the counts."""
+        return f"<Schedule live={self.live} backlog={len(self._backlog)} waiting={self.waiting}>"

@@ -1,0 +1,94 @@
+"""The responses of one request of a several-response version, as they are made: step by step, or by a generator."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator
+from typing import Final
+
+from mesh.core.errors import MeshError
+from mesh.node.batcher import Ran, model_failed
+from mesh.node.runtimes.base import Request, Tensors
+from mesh.node.sequence_item import SequenceItem
+from mesh.node.sequences import SequenceBatcher
+from mesh.node.served import Served
+
+AHEAD: Final = 4
+"""Responses that are made before the first of them is taken: enough to send and make at the same time."""
+
+Response = tuple[Tensors, bytes]
+"""Outputs, and the state behind them where that is told."""
+
+
+async def responses(
+    served: Served, inputs: Tensors, request: Request, deadline_s: float | None
+) -> AsyncGenerator[Response]:
+    """Yield the responses. Closing it stops the model at its next step. Raises `MeshError`."""
+    queue = served.sequences
+    if queue is None:
+        async for outputs in _by_generator(served, inputs, request):
+            yield outputs, b""
+        return
+    made = _Made(queue)
+    made.item = queue.submit(inputs, request, 1, made, deadline_s=deadline_s, queue_timeout_s=None)
+    try:
+        while (response := await made.next()) is not None:
+            yield response
+    finally:
+        queue.withdraw(made.item)
+
+
+class _Made:
+    """A `Generating` for a coroutine."""
+
+    def __init__(self, queue: SequenceBatcher) -> None:
+        self._queue = queue
+        self.item: SequenceItem | None = None
+        self._responses: deque[Response] = deque()
+        self._news = asyncio.Event()
+        self._over = False
+        self._error: Exception | None = None
+
+    def response(self, outputs: Tensors, state: bytes) -> bool:
+        self._responses.append((outputs, state))
+        self._news.set()
+        return len(self._responses) < AHEAD
+
+    def ran(self, ran: Ran) -> None:
+        del ran
+        self._over = True
+        self._news.set()
+
+    def failed(self, error: Exception) -> None:
+        self._error = error
+        self.ran(Ran({}, 0.0, 0.0, 1))
+
+    async def next(self) -> Response | None:
+        """Return the next response, None after the last. Raises what ended the generation."""
+        while not self._responses:
+            if self._error is not None:
+                raise self._error
+            if self._over:
+                return None
+            self._news.clear()
+            await self._news.wait()
+        found = self._responses.popleft()
+        if self.item is not None and not self._responses:
+            self._queue.resume(self.item)
+        return found
+
+
+async def _by_generator(served: Served, inputs: Tensors, request: Request) -> AsyncGenerator[Tensors]:
+    """Yield what the version's generator yields, each step in a thread."""
+    steps = served.loaded.stream(inputs, request)
+    try:
+        while True:
+            step: Tensors | None = await served.in_thread(next, steps, None)
+            if step is None:
+                return
+            yield step
+    except MeshError:
+        raise
+    except Exception as error:
+        raise model_failed(served.model.name, error) from error

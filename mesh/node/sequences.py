@@ -1,0 +1,381 @@
+"""Running the steps of sequences, and generations step by step: the queue of a copy whose requests have state.
+
+`mesh.core.sessions.schedule` says whose turn it is; this file waits, runs the batch on the event loop or in a thread,
+keeps each sequence's state, and tells it to routers that keep it too. It stands in for `batcher.Batcher`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from concurrent.futures import Executor
+from contextlib import suppress
+from typing import cast
+
+from mesh.api.snapshot import encode_snapshot
+from mesh.core.batching import Waiting, WaitUntil
+from mesh.core.errors import DeadlineExceeded, MeshError, Overloaded
+from mesh.core.sessions.policy import is_due
+from mesh.core.sessions.schedule import Schedule, Sequence, SequenceId, Step, unknown
+from mesh.core.types import ModelVersion, Sequencing
+from mesh.node.batcher import Item, Ran, Waiter, kind_of, model_failed
+from mesh.node.gauge import ON_LOOP_S, Gauge
+from mesh.node.runtimes.base import Loaded, Request, Tensors, Turn
+from mesh.node.sequence_item import Generating, SequenceItem
+from mesh.node.sequence_request import Flags, flags_of, restored
+from mesh.telemetry.statistics import Statistics
+
+TAKEN_S = 2.0
+"""How long a copy on its way out keeps the sequences that are live: routers hear of it within a fraction of that."""
+
+LOOKS = 4
+"""How often within `idle_s` idle sequences are looked for."""
+
+GENERATING = Sequencing(max_live=1_000_000, idle_s=1e9)
+"""Of generations, whose number the queue bounds and which end by themselves."""
+
+
+class SequenceBatcher:
+    """The queue of one copy. Nobody waits while a run could begin; a sequence has at most one step running."""
+
+    def __init__(
+        self,
+        model: ModelVersion,
+        loaded: Loaded,
+        executor: Executor,
+        statistics: Statistics,
+        *,
+        default_queue_size: int,
+    ) -> None:
+        steps = loaded.steps
+        assert steps is not None
+        self._steps = steps
+        self._name = model.name
+        self._digest = model.digest
+        self._sequencing = model.sequence or GENERATING
+        self._parallel = loaded.parallel if not steps.generates else 1
+        self._executor = executor
+        self._statistics = statistics
+        sized = all(-1 not in spec.shape[1:] for spec in loaded.inputs)
+        self._mixed = steps.most_rows > 1 and not steps.generates and not sized
+        """Whether steps may have shapes that cannot be joined."""
+        self._delay_s = model.max_queue_delay_us / 1e6
+        self.schedule: Schedule[Item] = Schedule(
+            model.name,
+            max_live=self._sequencing.max_live,
+            max_waiting=model.max_queue_size or default_queue_size,
+            idle_s=self._sequencing.idle_s,
+        )
+        self._gauge = Gauge(steady=loaded.steady)
+        self.running = 0
+        """Runs that go on."""
+        self.steps_done = 0
+        self._state_bytes = 0
+        """Size of the state that was told last."""
+        self._serial = itertools.count(1)
+        self._emptied = asyncio.Event()
+        self._soon = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+
+    def submit(
+        self,
+        inputs: Tensors,
+        request: Request,
+        rows: int,
+        waiter: Waiter,
+        *,
+        deadline_s: float | None,
+        queue_timeout_s: float | None,
+        size: int = 0,
+    ) -> SequenceItem:
+        """Put a step into its sequence, or begin a generation; `waiter` hears how it ended, never from within this.
+
+        Raises `InvalidRequest` in Triton's words for flags that make no sense, `UnknownSequence` for a step of a
+        sequence that is not here, `SessionLost` for a state of other files, and `Overloaded`. The rest is as with
+        `Batcher.submit`.
+        """
+        now_s = time.monotonic()
+        size = size or sum([array.nbytes for array in inputs.values()]) or 1
+        waiting = Waiting(1, kind_of(inputs) if self._mixed else None, now_s)
+        item = SequenceItem(
+            waiting,
+            inputs,
+            request,
+            waiter,
+            size,
+            deadline_s,
+            None if queue_timeout_s is None else now_s + queue_timeout_s,
+        )
+        id_, start, end = self._named(request, rows)
+        item.step = step = Step(cast("Item", item), waiting, start, end)
+        if request.restored:
+            found = restored(request.restored, self._digest, self._name)
+            step.restored, step.steps_before = self._steps.unpacked(found.state), found.count
+            if found.done and self._steps.generates:
+                self._loop.call_soon(self._was_done, item)
+                return item
+        item.sequence = self.schedule.arrive(id_, step, now_s)
+        if queue_timeout_s is not None:
+            item.impatient = self._loop.call_later(queue_timeout_s, self._give_up, item)
+        if self._sweeper is None and not self._steps.generates:
+            self._sweeper = self._loop.call_later(self._sequencing.idle_s / LOOKS, self._sweep)
+        self._look_soon()
+        return item
+
+    def withdraw(self, item: Item) -> None:
+        """Leave: a step that waits is not run; one that runs is, and a generation ends there. Idempotent."""
+        assert isinstance(item, SequenceItem)
+        if item.end() and item.sequence is not None and item.step is not None:
+            if item.paused:
+                self.schedule.ended(item.sequence, time.monotonic())
+            else:
+                self.schedule.withdraw(item.sequence, item.step, time.monotonic())
+
+    def resume(self, item: SequenceItem) -> None:
+        """Let a generation go on whose caller reads again. Idempotent."""
+        if item.paused and not item.over:
+            item.paused = False
+            assert item.sequence is not None
+            self.schedule.again(item.sequence, time.monotonic())
+            self._look_soon()
+
+    async def drained(self) -> None:
+        """Return when no run goes on in a thread."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def take(self, id_: SequenceId) -> bytes | None:
+        """Give an idle sequence away: return its state and forget it; None when it is not here, or at work."""
+        found = self.schedule.find(id_)
+        if found is None or found.steps or not found.begun:
+            return None
+        state = encode_snapshot(self._steps.packed(found.state), count=found.count, digest=self._digest)
+        self.schedule.remove(found, time.monotonic())
+        if not self.schedule.live:
+            self._emptied.set()
+        return state
+
+    async def given_away(self) -> None:
+        """Return when every sequence was taken, or when nobody takes those that are left."""
+        self._emptied.clear()
+        if self.schedule.live:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(TAKEN_S):
+                    await self._emptied.wait()
+
+    def _named(self, request: Request, rows: int) -> Flags:
+        if self._steps.generates:
+            return Flags(f"generation {next(self._serial)}", start=True, end=True)
+        return flags_of(request, rows, self._name)
+
+    def _was_done(self, item: SequenceItem) -> None:
+        if item.end():
+            item.waiter.ran(Ran({}, 0.0, 0.0, 1))
+
+    def _look_soon(self) -> None:
+        if not self._soon and self.running < self._parallel:
+            # At the end of this turn of the loop: what arrived together runs together.
+            self._soon = True
+            self._loop.call_soon(self._look)
+
+    def _look(self) -> None:
+        self._soon = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self.running < self._parallel:
+            now_s = time.monotonic()
+            found = self.schedule.next(max_rows=self._steps.most_rows, delay_s=self._delay_s, now_s=now_s)
+            if isinstance(found, WaitUntil):
+                if found.at_s is not None:
+                    self._timer = self._loop.call_later(max(0.0, found.at_s - now_s), self._look)
+                return
+            batch = [each for each in found if self._may_run(each, now_s)]
+            if not batch:
+                continue
+            self.running += 1
+            size = sum([each.steps[0].what.size for each in batch])
+            turns = [_turn(each) for each in batch]
+            if self._gauge.predicted_s(size) < ON_LOOP_S:
+                self._finish(batch, turns, *self._gauge.run(lambda turns=turns: self._call(turns)), size)  # type: ignore[misc] # a default keeps this batch's
+            else:
+                task = self._loop.create_task(self._in_thread(batch, turns, size))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    def _may_run(self, sequence: Sequence[Item], now_s: float) -> bool:
+        """Tell whether the turn of a sequence may begin; else its step was answered, and the next takes its place."""
+        item = sequence.steps[0].what
+        error: MeshError | None = None
+        if item.deadline_s is not None and item.deadline_s <= now_s:
+            error = DeadlineExceeded(f"the deadline passed in the queue of model '{self._name}'")
+        elif not sequence.begun:
+            error = unknown(sequence.id, self._name)
+        if error is None and not item.over:
+            assert isinstance(item, SequenceItem)
+            item.began_s = item.began_s or now_s
+            if item.impatient is not None:
+                item.impatient.cancel()
+            return True
+        self.schedule.skipped(sequence, now_s)
+        if error is not None and item.end():
+            item.waiter.failed(error)
+        return False
+
+    async def _in_thread(self, batch: list[Sequence[Item]], turns: list[Turn], size: int) -> None:
+        ran = await self._loop.run_in_executor(self._executor, self._gauge.run, lambda: self._call(turns))
+        self._finish(batch, turns, *ran, size)
+        if not self._soon:
+            self._look()
+
+    def _call(self, turns: list[Turn]) -> list[Exception | None]:
+        """Run together; where that fails, one by one, so that a step that cannot be run fails no other."""
+        states = [turn.state for turn in turns]
+        try:
+            self._steps.step(turns)
+        except Exception as error:  # noqa: BLE001 - what a model raises can be anything
+            if len(turns) == 1:
+                return [error]
+        else:
+            return [None] * len(turns)
+        found: list[Exception | None] = []
+        for turn, state in zip(turns, states, strict=True):
+            turn.state, turn.outputs, turn.done = state, [], False
+            try:
+                self._steps.step([turn])
+                found.append(None)
+            except Exception as error:  # noqa: BLE001 - what a model raises can be anything
+                found.append(error)
+        return found
+
+    def _finish(  # noqa: PLR0917 - what a run gives
+        self,
+        batch: list[Sequence[Item]],
+        turns: list[Turn],
+        errors: list[Exception | None],
+        run_s: float,
+        work_s: float,
+        size: int,
+    ) -> None:
+        self.running -= 1
+        self._gauge.measured(work_s, size)
+        self._statistics.executed(len(batch), int(run_s * 1e9))
+        self.steps_done += len(batch)
+        now_s = time.monotonic()
+        for sequence, turn, error in zip(batch, turns, errors, strict=True):
+            item = sequence.steps[0].what
+            assert isinstance(item, SequenceItem)
+            item.run_s += run_s
+            if error is None:
+                sequence.state = turn.state
+                sequence.count += len(turn.outputs) if self._steps.generates else 1
+            if self._steps.generates:
+                self._responded(sequence, item, turn, error, now_s, len(batch))
+                continue
+            self.schedule.ended(sequence, now_s)
+            if error is not None:
+                self._failed(item, error)
+            elif not turn.outputs:
+                self._failed(item, TypeError("a step was not answered"))
+            else:
+                state, told = self._told(sequence, item)
+                if told is not None:
+                    self._failed(item, told)
+                elif item.end():
+                    queue_s = item.began_s - item.waiting.enqueued_s
+                    item.waiter.ran(Ran(turn.outputs[0], queue_s, run_s, len(batch), state))
+
+    def _responded(  # noqa: PLR0917 - what a turn gives
+        self,
+        sequence: Sequence[Item],
+        item: SequenceItem,
+        turn: Turn,
+        error: Exception | None,
+        now_s: float,
+        rows: int,
+    ) -> None:
+        """Tell what a generation made, and let it go on."""
+        waiter = cast("Generating", item.waiter)
+        more = True
+        if error is None and not item.over and turn.outputs:
+            state, error = self._told(sequence, item, done=turn.done)
+            for at, outputs in enumerate(turn.outputs):
+                more = waiter.response(outputs, state if at == len(turn.outputs) - 1 else b"")
+        if error is None and not turn.done and not item.over:
+            if more:
+                self.schedule.again(sequence, now_s)
+                self._look_soon()
+            else:
+                item.paused = True
+            return
+        self.schedule.ended(sequence, now_s)
+        if error is not None:
+            self._failed(item, error)
+        elif item.end():
+            waiter.ran(Ran({}, item.began_s - item.waiting.enqueued_s, item.run_s, rows))
+
+    def _told(
+        self, sequence: Sequence[Item], item: SequenceItem, *, done: bool = False
+    ) -> tuple[bytes, Exception | None]:
+        """Return the state behind a step when it is to be told, and why that cannot be."""
+        step = item.step
+        if not item.request.tells or (step is not None and step.end and not self._steps.generates):
+            return b"", None
+        sequence.untold += 1
+        sequence.untold_bytes += item.size
+        sizes = {"state_bytes": self._state_bytes, "message_bytes": sequence.untold_bytes}
+        if not is_due(self._sequencing, messages=sequence.untold, **sizes):
+            return b"", None
+        try:
+            state = encode_snapshot(
+                self._steps.packed(sequence.state), count=sequence.count, digest=self._digest, done=done
+            )
+        except MeshError as error:
+            return b"", error
+        sequence.untold = sequence.untold_bytes = 0
+        self._state_bytes = len(state)
+        return state, None
+
+    def _failed(self, item: Item, error: Exception) -> None:
+        if item.end():
+            item.waiter.failed(error if isinstance(error, MeshError) else model_failed(self._name, error))
+
+    def _give_up(self, item: SequenceItem) -> None:
+        assert item.sequence is not None
+        assert item.step is not None
+        if not item.began_s and self.schedule.withdraw(item.sequence, item.step, time.monotonic()) and item.end():
+            item.waiter.failed(Overloaded(f"Request timeout expired in the queue of model '{self._name}'"))
+
+    def _sweep(self) -> None:
+        self.schedule.expire(time.monotonic())
+        alive = self.schedule.next_expiry_s() is not None
+        self._sweeper = self._loop.call_later(self._sequencing.idle_s / LOOKS, self._sweep) if alive else None
+
+    @property
+    def live(self) -> int:
+        """Sequences or generations that are live."""
+        return self.schedule.live
+
+    @property
+    def state_bytes(self) -> int:
+        """About what the states of all take."""
+        return self._state_bytes * self.schedule.live
+
+    def close(self) -> None:
+        """Stop looking for idle sequences."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+
+    def __repr__(self) -> str:
+        """Show the counts."""
+        return f"<SequenceBatcher {self._name} running={self.running} {self.schedule!r}>"
+
+
+def _turn(sequence: Sequence[Item]) -> Turn:
+    step = sequence.steps[0]
+    item = step.what
+    return Turn(item.inputs, item.request, sequence.id, step.start, step.end, sequence.state, done=False)

@@ -1,0 +1,212 @@
+"""The sessions of one caller's stream, on streams of their own to the nodes: each step goes on in the caller's bytes.
+
+What is sent when, `sessions` says; this file is its `Carrier` on the wire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+from mesh.api.session import split_stream, with_state
+from mesh.api.stream import ERROR_TAG, message_with_state, read_error
+from mesh.core.errors import Code, MeshError, RemoteError, code_of
+from mesh.core.sessions.session import Entry, Send
+from mesh.core.traffic.balance import Balancer
+from mesh.core.types import NodeId
+from mesh.core.view import Located, VersionKey
+from mesh.router.hop_up import Turn, Up, lost_turns
+from mesh.router.live import RESUMES, WANTS_STATE, Live, Step
+from mesh.router.sessions import Sessions
+from mesh.router.target import Target
+from mesh.wire.grpc_framing import PREFIX_BYTES, framed
+from mesh.wire.peek import Peeked, peek
+from mesh.wire.transport import Call
+
+if TYPE_CHECKING:
+    from mesh.router.hop_stream import HopStream
+
+_ERROR = bytes((ERROR_TAG,))
+
+
+class StreamStep:
+    """A `sessions.Step`: a message of the caller's stream, in its turn."""
+
+    __slots__ = ("_carrier", "entry", "live", "resumes", "turn", "wants_state")
+
+    def __init__(self, carrier: SessionCarrier, turn: Turn, request: Peeked) -> None:
+        self._carrier = carrier
+        self.wants_state = request.parameters.get(WANTS_STATE) is True
+        self.resumes = RESUMES in request.parameters
+        """Whether the message may hold a state of the client's."""
+        self.turn = turn
+        self.live: Live | None = None
+        self.entry: Entry[Step] | None = None
+
+    def answer(self, response: bytes, state: bytes) -> None:
+        """Take the stream message, or of a single call the response."""
+        if self.wants_state and state:
+            response = _inside(response, state)
+        self._carrier.stepped(self.turn, response)
+
+    def fail(self, error: MeshError) -> None:
+        """Answer what went wrong."""
+        self._carrier.step_failed(self.turn, error)
+
+
+class Sent(Turn):
+    """A step on its way to a node: what `Up` keeps until it is answered."""
+
+    __slots__ = ("live", "send")
+
+    def __init__(self, live: Live, send: Send[Step], started_s: float) -> None:
+        super().__init__(b"", started_s)
+        self.live = live
+        self.send = send
+
+
+class SessionCarrier:
+    """A `sessions.Carrier`, and the `Owner` of its streams to nodes."""
+
+    pipelined = True
+
+    def __init__(self, hop: HopStream, sessions: Sessions) -> None:
+        self._hop = hop
+        self._sessions = sessions
+        self._ups: dict[tuple[NodeId, str, VersionKey], Up] = {}
+        self._waiting: dict[Turn, StreamStep] = {}
+        self._all_keep = True
+        self._flushing = False
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def call(self) -> Call:
+        """The caller's stream."""
+        return self._hop.as_call()
+
+    @property
+    def balancer(self) -> Balancer:
+        """What counts the steps at each node."""
+        return self._hop.balancer
+
+    def begin(self, turn: Turn, request: Peeked, target: Target) -> None:
+        """Take a step."""
+        step = StreamStep(self, turn, request)
+        self._waiting[turn] = step
+        self._all_keep = self._all_keep and step.wants_state
+        message = turn.message[PREFIX_BYTES:]
+        try:
+            begun = self._sessions.begin(target, request, message, step, self)
+            if begun is not None:
+                step.live, step.entry = begun
+        except MeshError as error:
+            step.fail(error)
+
+    def stepped(self, turn: Turn, response: bytes) -> None:
+        """Take the answer to a step, a stream message; the caller has it at the end of this turn of the loop."""
+        if self._waiting.pop(turn, None) is not None:
+            turn.answer = framed(response)
+            self._hop.count(turn, Code.OK)
+            self._flush_soon()
+
+    def step_failed(self, turn: Turn, error: MeshError) -> None:
+        """Take what went wrong with a step."""
+        if self._waiting.pop(turn, None) is not None:
+            self._hop.count(turn, code_of(error))
+            self._hop.failed(turn, error, peek(turn.message[PREFIX_BYTES:]).id)
+
+    def carry(self, live: Live, located: Located, send: Send[Step]) -> bool:
+        """Send a step on the stream to its node; False when there is no connection at once."""
+        if self._hop.over:
+            return False
+        key = (located.node.id, located.node.incarnation, live.version)
+        up = self._ups.get(key)
+        if up is None:
+            up = self._hop.open(self, located, live.target, time.monotonic())
+            if up is None:
+                return False
+            self._ups[key] = up
+        up.waiting.append(Sent(live, send, 0.0))
+        entry = send.entry
+        if send.restore is None and entry.step.__class__ is StreamStep and not entry.step.resumes:
+            up.outbox.append(entry.step.turn.message)
+        else:
+            up.outbox.append(framed(with_state(entry.message, send.restore)))
+        self.balancer.picked(located.node.id)
+        self._flush_soon()
+        return True
+
+    def _flush_soon(self) -> None:
+        """Send what there is for nodes and caller, together at the end of this turn of the loop."""
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        for up in list(self._ups.values()):
+            if up.outbox:
+                up.flush()
+        if not self._hop.over:
+            self._hop.tell()
+
+    @property
+    def resumable(self) -> bool:
+        """Whether every step was of a client that keeps the states, and goes on at another router by itself."""
+        return self._all_keep
+
+    def half_close(self) -> None:
+        """Say that no more steps follow."""
+        for up in self._ups.values():
+            if up.outbox:
+                up.flush()
+            up.half_close()
+
+    def stop(self) -> None:
+        """Give every step up: the caller is gone."""
+        for up in self._ups.values():
+            up.stop()
+        self._ups.clear()
+        waiting, self._waiting = self._waiting, {}
+        for step in waiting.values():
+            if step.live is not None and step.entry is not None:
+                self._sessions.left(step.live, step.entry)
+
+    def answered(self, turn: Turn, message: bytes) -> None:
+        """Take a node's answer, with its prefix."""
+        assert isinstance(turn, Sent)
+        if message[PREFIX_BYTES : PREFIX_BYTES + 1] == _ERROR:
+            failure = read_error(message[PREFIX_BYTES:])
+            if failure is not None:
+                self._sessions.failed(turn.live, turn.send, failure.error, absent=failure.absent)
+                return
+        response, state = split_stream(message, PREFIX_BYTES)
+        self._sessions.answered(turn.live, turn.send, response, state)
+
+    def tell(self) -> None:
+        """Let the caller have what is answered, soon."""
+        self._flush_soon()
+
+    def lost(self, up: Up, error: RemoteError) -> None:
+        """Hear that the stream to a node ended: its sessions go on elsewhere."""
+        self._ups = {key: each for key, each in self._ups.items() if each is not up}
+        turns: list[Any] = lost_turns(self._sessions.dispatch, up, error)
+        gone = RemoteError(Code.UNAVAILABLE, error.message, transport_failed=True)
+        for turn in turns:
+            self._sessions.failed(turn.live, turn.send, gone)
+
+
+def _inside(message: bytes, state: bytes) -> bytes:
+    """Return a stream message with a state in its response."""
+    response, _ = split_stream(message, 0)
+    size, at = 0, 1
+    shift = 0
+    while True:
+        byte = response[at]
+        at += 1
+        size |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            break
+    return message_with_state(response[at : at + size], state)

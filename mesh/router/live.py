@@ -1,0 +1,152 @@
+"""One session as the router sees it, who its steps come from, and what carries them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Protocol
+
+from mesh.api.messages import node_control
+from mesh.api.session import with_state
+from mesh.core.errors import MeshError
+from mesh.core.sessions.session import Send, Session
+from mesh.core.types import ModelVersion, NodeId
+from mesh.core.view import ClusterView, Located, VersionKey
+from mesh.router.target import Target
+from mesh.wire.peek import Peeked
+from mesh.wire.transport import Call
+
+if TYPE_CHECKING:
+    from mesh.router.session_trace import SessionTrace
+
+WANTS_STATE: Final = "mesh_tokens"
+"""Request parameter: answer with the state too, so that the client can go on elsewhere (`session_state`)."""
+FORGETS: Final = "mesh_forget"
+"""Request parameter: end the sequence without running a step."""
+RESUMES: Final = "mesh_resume"
+"""Request parameter: begin this step from the request's `session_state`."""
+
+
+class Step(Protocol):
+    """Who hears how a step ended, once."""
+
+    def answer(self, response: bytes, state: bytes) -> None:
+        """Take a serialized ModelInferResponse or stream message without the state, and the state, if it was told."""
+
+    def fail(self, error: MeshError) -> None:
+        """Take what went wrong."""
+
+
+class Carrier(Protocol):
+    """A caller's stream, or single call, that steps come on and are sent on."""
+
+    pipelined: bool
+    """Whether it is a stream, which keeps several steps in order; its steps are answered with stream messages."""
+
+    @property
+    def call(self) -> Call:
+        """Whose deadline and metadata count."""
+
+    def carry(self, live: Live, located: Located, send: Send[Step]) -> bool:
+        """Send a step at once and give what comes back to `Sessions`; False when it cannot."""
+
+
+def sequence_of(request: Peeked) -> int | str:
+    """Return the id of the sequence that a request is of; 0 or empty when it is of none, or none that makes sense."""
+    id_ = request.parameters.get("sequence_id", 0)
+    return id_ if isinstance(id_, int | str) and not isinstance(id_, bool) else 0
+
+
+Key = tuple[str, str, int | str]
+
+
+def take_request(key: Key) -> bytes:
+    """Return what asks a node to give a sequence away."""
+    name, version, id_ = key
+    request = node_control.TakeSequenceRequest(model=name, version=version)
+    if isinstance(id_, str):
+        request.text_id = id_
+    else:
+        request.number_id = id_
+    return request.SerializeToString()
+
+
+@dataclass(slots=True)
+class Totals:
+    """What was counted of a version's sessions, those that are over included."""
+
+    steps: int = 0
+    failovers: int = 0
+    lost: int = 0
+    """Whose state could not be brought to another node."""
+    generations: int = 0
+    """Requests of generations that go on now."""
+    responses: int = 0
+    """That generations gave."""
+
+
+@dataclass(slots=True, eq=False)
+class Live:
+    """One session of this router."""
+
+    key: Key
+    target: Target
+    core: Session[Step]
+    last_s: float
+    located: Located | None = None
+    view: ClusterView | None = None
+    """In which its copy was found to serve."""
+    tried: list[NodeId] = field(default_factory=list)
+    """Nodes that did not know it, when it was begun elsewhere."""
+    alone: bool = False
+    """Whether a step is on its way as a single call: no other goes before it is answered."""
+    busy: bool = False
+    """Whether a place or its state is being waited for."""
+    totals: Totals = field(default_factory=Totals)
+    """Those of its version."""
+    trace: SessionTrace | None = None
+    untraced: bool = False
+    """Whether it was decided that it has no trace."""
+    counted: int = 0
+    """Bytes of it that are in the table's sum."""
+
+    @property
+    def model(self) -> ModelVersion:
+        """The version that the session is of."""
+        return self.target.model
+
+    @property
+    def version(self) -> VersionKey:
+        """Its key."""
+        return self.model.name, self.model.version
+
+
+class Single:
+    """A `Carrier` and `Step` of one single call."""
+
+    pipelined = False
+
+    def __init__(self, call: Call, *, wants_state: bool) -> None:
+        self._call = call
+        self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._wants_state = wants_state
+
+    @property
+    def call(self) -> Call:
+        """Itself."""
+        return self._call
+
+    def carry(self, live: Live, located: Located, send: Send[Step]) -> bool:
+        """Leave it to a call."""
+        del live, located, send
+        return False
+
+    def answer(self, response: bytes, state: bytes) -> None:
+        """Answer."""
+        if not self.future.done():
+            self.future.set_result(with_state(response, state) if self._wants_state else response)
+
+    def fail(self, error: MeshError) -> None:
+        """Answer what went wrong."""
+        if not self.future.done():
+            self.future.set_exception(error)

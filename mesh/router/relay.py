@@ -1,0 +1,142 @@
+"""One request of a several-response version: its responses from one copy, and from another when that one goes.
+
+A copy that generates step by step tells the state behind its responses. Another copy goes on from the last one, and
+what it makes again is not passed on: the caller sees every response once. Without a state (a generator) another copy is
+asked only as long as no response came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from mesh.api.session import split_request, split_stream, with_state
+from mesh.api.stream import read_error
+from mesh.core.errors import Code, RemoteError
+from mesh.core.types import NodeId
+from mesh.core.view import Located
+from mesh.router.dispatch import Dispatch, left_s, named
+from mesh.router.live import RESUMES, WANTS_STATE
+from mesh.router.observe import Observed
+from mesh.wire.peek import Peeked
+from mesh.wire.transport import ABSENT, MODEL_STREAM_INFER, NOT_RUN_TRAILER, Call, Metadata
+
+
+async def relay(
+    dispatch: Dispatch, call: Call, message: bytes, request: Peeked, seen: Observed
+) -> AsyncGenerator[bytes]:
+    """Yield the responses. Raises a `MeshError`; closing it stops the model at its next step."""
+    model = seen.model
+    assert model is not None
+    progress = _Progress(message, request)
+    totals = dispatch.sessions.table.totals((model.name, model.version))
+    totals.generations += 1
+    try:
+        async for response in _from_copies(dispatch, call, progress, seen):
+            totals.responses += 1
+            yield response
+    finally:
+        totals.generations -= 1
+
+
+async def _from_copies(dispatch: Dispatch, call: Call, progress: _Progress, seen: Observed) -> AsyncGenerator[bytes]:
+    """Yield the responses of one copy after another."""
+    model = seen.model
+    assert model is not None
+    tried: list[NodeId] = []
+    while True:
+        located = await dispatch.pick(call, model, progress.sequence, tried)
+        seen.asked(located.node.id)
+        try:
+            metadata = dispatch.metadata(call, model, seen)
+            async with aclosing(_responses(dispatch, call, progress.request(), located, metadata)) as answers:
+                async for response in answers:
+                    for each in progress.take(response):
+                        yield each
+        except RemoteError as error:
+            _again_or_raise(dispatch, error, located, seen, progress)
+            tried.append(located.node.id)
+        else:
+            return
+
+
+def _again_or_raise(
+    dispatch: Dispatch, error: RemoteError, located: Located, seen: Observed, progress: _Progress
+) -> None:
+    """Raise what the caller gets for `error`, or return when another copy may be asked."""
+    model = seen.model
+    assert model is not None
+    if not progress.responses:
+        dispatch.refuse_or_retry(error, located, model, seen, in_sequence=bool(progress.sequence))
+        return
+    dispatch.metrics.attempt_failed(located.node.id, error.status.name)
+    if not (error.transport_failed or progress.not_run):
+        raise error
+    totals = dispatch.sessions.table.totals((model.name, model.version))
+    totals.failovers += 1
+    totals.lost += not progress.state
+    if not progress.state:
+        raise RemoteError(
+            Code.UNAVAILABLE,
+            f"node '{located.node.id}' went away after {progress.responses} responses ({error.message}); call again",
+        )
+    if seen.attempts >= dispatch.max_attempts + progress.states:
+        raise named(error, located, model)
+
+
+class _Progress:
+    """How far a request came, and what it takes to go on from there."""
+
+    def __init__(self, message: bytes, request: Peeked) -> None:
+        self._message, self.state = message, b""
+        if request.parameters.get(RESUMES) is True:
+            self._message, self.state = split_request(message)
+        self.sequence = str(request.parameters.get("sequence_id") or "")
+        self._tells = request.parameters.get(WANTS_STATE) is True
+        self.responses = 0
+        """That the caller has."""
+        self.states = 0
+        self.not_run = False
+        self._since = 0
+        """Of them, behind the state."""
+        self._again = 0
+        """How many of those are still to be made again."""
+
+    def request(self) -> bytes:
+        """Return what the next copy is asked."""
+        self._again, self.not_run = self._since, False
+        return with_state(self._message, self.state)
+
+    def take(self, message: bytes) -> list[bytes]:
+        """Take a node's message; return what the caller gets. Raises `RemoteError` when it tells of a failure."""
+        failure = read_error(message)
+        if failure is not None:
+            self.not_run = failure.not_run
+            said = ((NOT_RUN_TRAILER, ABSENT if failure.absent else "1"),) if failure.not_run else ()
+            raise RemoteError(failure.error.status, failure.error.message, trailers=said)
+        response, state = split_stream(message, 0)
+        shown: list[bytes] = []
+        if self._again:
+            self._again -= 1
+        else:
+            self._since += 1
+            self.responses += 1
+            shown = [message if self._tells else response]
+        if state:
+            self.state, self.states, self._since = state, self.states + 1, self._again
+        return shown
+
+
+async def _responses(
+    dispatch: Dispatch, call: Call, message: bytes, located: Located, metadata: Metadata
+) -> AsyncGenerator[bytes]:
+    with dispatch.outstanding(located):
+        channel = dispatch.channels.to(located.node.address)
+        upstream = channel.stream(MODEL_STREAM_INFER, metadata=metadata, timeout_s=left_s(call))
+        try:
+            await upstream.send(message)
+            await upstream.half_close()
+            while (response := await upstream.receive()) is not None:
+                yield response
+        finally:
+            upstream.cancel()

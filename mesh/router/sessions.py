@@ -1,0 +1,360 @@
+"""The sessions that go through this router: where each is, what is kept of it, and what happens when its node goes.
+
+`mesh.core.sessions.session` decides; this file places, sends and waits. A stream carries its own steps (`Carrier`);
+what no stream can carry at once goes as single calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Final
+
+from mesh.api.messages import ModelInferResponse, node_control
+from mesh.api.session import split_request, split_response, with_state
+from mesh.api.stream import final_message
+from mesh.core.errors import Code, MeshError, RemoteError, SessionLost, UnknownSequence
+from mesh.core.sessions.session import Entry, Place, Send
+from mesh.core.view import Located
+from mesh.registry.mirror import Mirror
+from mesh.router.live import FORGETS, RESUMES, WANTS_STATE, Carrier, Live, Single, Step, sequence_of, take_request
+from mesh.router.session_table import SessionTable
+from mesh.router.session_trace import traced
+from mesh.router.target import Target
+from mesh.wire.peek import Peeked
+from mesh.wire.transport import ABSENT, NOT_RUN_TRAILER, Call, Metadata
+
+if TYPE_CHECKING:
+    from mesh.router.dispatch import Dispatch
+
+TAKE: Final = "/mesh.v1.NodeControl/TakeSequence"
+
+TAKE_S: Final = 10.0
+"""How long a node may take to give a state away."""
+ATTEMPTS: Final = 5
+"""How often a step is sent before its session is given up."""
+
+
+class Sessions:
+    """The sessions of one router, within `max_bytes` of what is kept."""
+
+    def __init__(self, mirror: Mirror, dispatch: Dispatch, *, max_bytes: int) -> None:
+        self._mirror = mirror
+        self.dispatch = dispatch
+        self.table = SessionTable(max_bytes)
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def begin(
+        self, target: Target, request: Peeked, message: bytes, step: Step, carrier: Carrier
+    ) -> tuple[Live, Entry[Step]] | None:
+        """Take a step of a session; `step` hears how it ended. Raises `MeshError` for one that makes no sense.
+
+        Returns what `left` takes; None when it is answered already.
+        """
+        id_, parameters = sequence_of(request), request.parameters
+        if not request.model_version and parameters.get("sequence_start") is not True:
+            target = self._begun_with(target, id_)
+        key = (str(target.model.name), str(target.model.version), id_)
+        start, end = parameters.get("sequence_start") is True, parameters.get("sequence_end") is True
+        if parameters.get(FORGETS) is True:
+            self._let_go(self.table.get(key), target, step, carrier)
+            return None
+        live = self.table.used(key, target, time.monotonic())
+        if parameters.get(RESUMES) is True:
+            message, state = split_request(message)
+            if state:
+                for each in live.core.restore(state):
+                    each.fail(SessionLost(f"sequence {id_} was taken over by a client that came back with its state"))
+        if live.core.gone and not start:
+            raise SessionLost(f"the state of sequence {id_} of model '{target.model.name}' is lost: begin it anew")
+        if self.dispatch.tracing.on:
+            step = traced(self.dispatch.tracing, live, step, carrier.call)
+        entry = live.core.asked(step, message, carrier, start=start, end=end)
+        self.table.counted(live)
+        if live.view is self._mirror.view and not live.busy and not live.alone and live.located is not None:
+            # What nearly always is: nothing changed since its last step, and that was answered.
+            send = live.core.send_now(entry)
+            if send is not None:
+                if not carrier.carry(live, live.located, send):
+                    live.alone = True
+                    self._start(self._call(live, live.located, send, carrier.call))
+                return live, entry
+        self._pump(live)
+        return live, entry
+
+    def _begun_with(self, target: Target, id_: int | str) -> Target:
+        """Return the version that a sequence began with, where that is not the latest any more and still there."""
+        live = self.table.begun(target.model.name, id_)
+        if live is None or live.target is target or live.key[1] == target.model.version:
+            return target
+        try:
+            return self.dispatch.targets.find(live.key[0], live.key[1])
+        except MeshError:
+            return target
+
+    def _let_go(self, live: Live | None, target: Target, step: Step, carrier: Carrier) -> None:
+        """End a session without another step."""
+        if live is not None and live.located is not None and not live.busy and not live.core.entries:
+            live.busy = True
+            self._start(self._end_at_node(live))
+        response = ModelInferResponse(model_name=target.model.name, model_version=target.model.version)
+        answer = response.SerializeToString()
+        step.answer(final_message(answer) if carrier.pipelined else answer, b"")
+
+    def left(self, live: Live, entry: Entry[Step]) -> None:
+        """Hear that nobody waits for a step any more."""
+        live.core.left(entry)
+        self.table.counted(live)
+        self._pump(live)
+
+    def answered(self, live: Live, send: Send[Step], response: bytes, state: bytes) -> None:
+        """Take a node's answer to a step."""
+        step = send.entry.step
+        current = live.core.answered(send, state or None, failed=False)
+        self.table.counted(live)
+        if current and step is not None:
+            step.answer(response, state)
+        if live.tried:
+            live.tried.clear()
+        if live.core.entries or live.core.snapshot is None or live.core.leaving:
+            self._pump(live)
+
+    def failed(self, live: Live, send: Send[Step], error: RemoteError, *, absent: bool = False) -> None:
+        """Take a failure: of the node (`error.transport_failed`), of the copy (`absent`), or of the step."""
+        core, entry = live.core, send.entry
+        if send.epoch != core.epoch or not entry.awaited:
+            return
+        if error.transport_failed or absent or entry.step is None:
+            if entry.attempts >= ATTEMPTS:
+                self._give_up(live, error)
+            elif error.unsent and core.whole:
+                core.elsewhere()
+                self._pump(live)
+            elif absent and not (core.whole and core.replayable):
+                self._elsewhere(live, error)
+            else:
+                self._lost(live, error)
+            return
+        step = entry.step
+        if error.status in {Code.DEADLINE_EXCEEDED, Code.CANCELLED}:
+            # It may have run or not.
+            core.left(entry)
+        else:
+            core.answered(send, None, failed=True)
+        self.table.counted(live)
+        step.fail(error)
+        self._pump(live)
+
+    async def answer(self, call: Call, message: bytes, request: Peeked, target: Target) -> bytes:
+        """Answer a step that came as a single call. Raises a `MeshError`."""
+        one = Single(call, wants_state=request.parameters.get(WANTS_STATE) is True)
+        begun = self.begin(target, request, message, one, one)
+        try:
+            return await one.future
+        finally:
+            if begun is not None:
+                self.left(*begun)
+
+    def moved(self) -> None:
+        """Look at a new view: sessions whose copy goes are moved. O(versions with sessions) while nothing changes."""
+        for live in self.table.moved(self._mirror.view):
+            self._pump(live)
+
+    async def close(self) -> None:
+        """Give up what is waited for."""
+        self.table.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # -- one session ---------------------------------------------------------------------------------------------
+
+    def _pump(self, live: Live) -> None:
+        """Do what is to be done next, as far as nothing has to be waited for."""
+        core = live.core
+        if live.busy or live.alone:
+            return
+        if core.place is not None and (core.leaving or not self._serves(live)):
+            core.leave()
+            if core.wants_state:
+                live.busy = True
+                self._start(self._fetch(live))
+                return
+        if core.wants_place and not self._place(live):
+            live.busy = True
+            self._start(self._wait_for_place(live))
+            return
+        first = next((each for each in core.entries if not each.sent), None)
+        if first is None or core.place is None:
+            if core.over:
+                self.table.forget(live)
+            return
+        carrier, located = first.owner, live.located
+        assert located is not None
+        for send in core.ready(pipelined=carrier.pipelined):  # type: ignore[attr-defined] # owners are carriers
+            owner: Any = send.entry.owner
+            if not owner.carry(live, located, send):
+                live.alone = True
+                self._start(self._call(live, located, send, owner.call))
+                return
+
+    def _serves(self, live: Live) -> bool:
+        """Tell whether the copy that the session is on still takes requests, of this process of its node."""
+        place, live.view = live.core.place, self._mirror.view
+        for each in self._mirror.view.serving.get(live.version, ()):
+            if (each.node.id, each.node.incarnation) == place:
+                live.located = each
+                if not each.node.draining:
+                    return True
+        live.view = None
+        return False
+
+    def _place(self, live: Live) -> bool:
+        """Give a session a place where that is possible at once."""
+        candidates = self._mirror.view.serving.get(live.version, ())
+        balancer, now_s = self.dispatch.balancer, time.monotonic()
+        located = balancer.pin(candidates, str(live.key[2]), tried=live.tried, now_s=now_s)
+        if located is None:
+            return False
+        live.located = located
+        place: Place = (located.node.id, located.node.incarnation)
+        live.core.placed(place)
+        return True
+
+    async def _wait_for_place(self, live: Live) -> None:
+        """Wait for a copy as long as the caller of the first step cares to; the others' turn comes after."""
+        owner: Any = live.core.entries[0].owner if live.core.entries else None
+        try:
+            if owner is not None:
+                await self.dispatch.pick(owner.call, live.model, str(live.key[2]), [])
+        except MeshError as error:
+            live.busy = False
+            self._refuse_all(live, error, owner)
+        except BaseException:
+            live.busy = False
+            raise
+        else:
+            live.busy = False
+            live.tried.clear()
+        self._pump(live)
+
+    async def _fetch(self, live: Live) -> None:
+        """Move the state itself, where what is kept would have to run again."""
+        try:
+            state = await self._take(live)
+        finally:
+            live.busy = False
+        ended = live.core.fetched(state)
+        self.table.counted(live)
+        self._end(live, ended, "the node that held it is gone")
+        self._pump(live)
+
+    async def _end_at_node(self, live: Live) -> None:
+        try:
+            await self._take(live)
+        finally:
+            live.busy = False
+        live.core.forgotten()
+        self.table.counted(live)
+        self._pump(live)
+
+    async def _take(self, live: Live) -> bytes | None:
+        """Return the state that the session's node gives away; None when it does not, or is gone."""
+        assert live.located is not None
+        channel = self.dispatch.channels.to(live.located.node.address)
+        try:
+            reply = await channel.unary(TAKE, take_request(live.key), metadata=(), timeout_s=TAKE_S)
+        except MeshError:
+            return None
+        return node_control.TakeSequenceResponse.FromString(reply.message).state or None
+
+    async def _call(self, live: Live, located: Located, send: Send[Step], call: Call) -> None:
+        """Send one step as a call of its own."""
+        message, dispatch = with_state(send.entry.message, send.restore), self.dispatch
+        metadata: Metadata = dispatch.metadata(call, live.model, None)
+        try:
+            reply = await dispatch.send(call, located, message, metadata)
+        except RemoteError as error:
+            live.alone = False
+            dispatch.metrics.attempt_failed(located.node.id, error.status.name)
+            absent = (NOT_RUN_TRAILER, ABSENT) in error.trailers
+            self.failed(live, send, error, absent=absent)
+        except MeshError as error:
+            live.alone = False
+            self.failed(live, send, RemoteError(Code.DEADLINE_EXCEEDED, error.message))
+        except BaseException:
+            live.alone = False
+            raise
+        else:
+            live.alone = False
+            response, state = split_response(reply.message)
+            owner: Any = send.entry.owner
+            if owner.pipelined:
+                response = final_message(response)
+            self.answered(live, send, response, state)
+
+    def _lost(self, live: Live, error: RemoteError) -> None:
+        ended = live.core.lost()
+        self.table.counted(live)
+        totals = live.totals
+        totals.failovers += 1
+        if live.trace is not None and live.located is not None:
+            live.trace.failed_over(live.located.node.id)
+        totals.lost += bool(ended) or live.core.gone
+        self._end(live, ended, error.message)
+        self._pump(live)
+
+    def _elsewhere(self, live: Live, error: RemoteError) -> None:
+        """Ask the next copy for a session that was begun elsewhere; refuse when all were asked."""
+        assert live.located is not None
+        live.tried.append(live.located.node.id)
+        live.core.elsewhere()
+        candidates = self._mirror.view.serving.get(live.version, ())
+        if all(each.node.id in live.tried for each in candidates):
+            live.tried.clear()
+            unknown = error.status is Code.INVALID_ARGUMENT
+            self._refuse_all(live, UnknownSequence(error.message) if unknown else error)
+        self._pump(live)
+
+    def _give_up(self, live: Live, error: RemoteError) -> None:
+        core = live.core
+        core.whole = False
+        ended = core.lost()
+        self._end(live, ended, f"it could not be brought to another node ({error.message})")
+        self._refuse_all(live, error)
+        self.table.forget(live)
+
+    def _refuse_all(self, live: Live, error: MeshError, owner: object = None) -> None:
+        """Fail every step that waits, or those of one owner."""
+        for entry in list(live.core.entries):
+            if owner is not None and entry.owner is not owner:
+                continue
+            step = entry.step
+            live.core.left(entry)
+            if step is not None:
+                step.fail(error)
+        if not live.core.entries and not live.core.snapshot:
+            self.table.forget(live)
+
+    def _end(self, live: Live, ended: list[Step], why: str) -> None:
+        """Fail steps whose state is gone."""
+        model = live.model
+        said = (
+            "" if model.sequence is None or model.sequence.replayable else ", and the model's steps must not run twice"
+        )
+        for step in ended:
+            step.fail(
+                SessionLost(
+                    f"the state of sequence {live.key[2]} of model '{model.name}' is lost: {why}{said}; begin it anew"
+                )
+            )
+
+    def _start(self, work: Coroutine[Any, Any, Any]) -> None:
+        task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def __repr__(self) -> str:
+        """Show the counts."""
+        return f"<Sessions {self.table!r}>"

@@ -1,0 +1,165 @@
+"""The beginning of a step of a sequence: what stands before its tensors is the same again and again but for the id.
+
+Real callers send step after step with other tensors and another `sequence_id` in it. Where the id is, is found once; a
+message that is the same around it needs no parsing. A single byte that differs goes the long way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from mesh.wire.peek import FRONT, Parameter, Peeked
+
+CONSTANT: Final = frozenset({"sequence_id", "sequence_start", "sequence_end", "mesh_tokens"})
+"""Parameters of steps that are remembered: others differ from step to step, and each would be one of its own."""
+MOST_IDS: Final = 16_384
+MOST: Final = 1024
+MOST_PLACES: Final = 8
+"""Lengths and places of ids that are tried: as many comparisons a message costs at most."""
+
+_ENTRY: Final = b"\x0a\x0bsequence_id\x12"
+"""The entry of the parameters with the id, up to the length of its value, as serializers write it."""
+_INT64: Final = 0x10
+_UINT64: Final = 0x28
+_TEXT: Final = 0x1A
+"""Tags of the fields of InferParameter."""
+
+Place = tuple[int, int, int]
+"""Length of the front; where the id begins in it, and its length."""
+
+
+def place_of(front: bytes) -> Place | None:
+    """Return where the id is; None when that cannot be told."""
+    at = front.find(_ENTRY)
+    if at < 0 or front.find(_ENTRY, at + 1) >= 0 or len(front) < at + len(_ENTRY) + 2:
+        return None
+    at += len(_ENTRY)
+    size, tag = front[at], front[at + 1]
+    if not 2 <= size <= 0x7F or len(front) < at + 1 + size:
+        return None
+    if tag in {_INT64, _UINT64}:
+        return len(front), at + 2, size - 1
+    if tag == _TEXT and front[at + 2] == size - 2:
+        return len(front), at + 3, size - 2
+    return None
+
+
+def key_of(message: bytes, place: Place, start: int = 0) -> bytes:
+    """Return the front of the message that begins at `start`, without the id."""
+    size, at, width = place
+    return message[start : start + at] + message[start + at + width : start + size]
+
+
+class Ids:
+    """Reads ids that are written as the one at `place` of `front`."""
+
+    __slots__ = ("_at", "_end", "_known", "_tag")
+
+    def __init__(self, front: bytes, place: Place) -> None:
+        _, self._at, width = place
+        self._end = self._at + width
+        self._tag = front[self._at - 1] if front[self._at - 1] in {_INT64, _UINT64} else _TEXT
+        self._known: dict[bytes, int | str] = {}
+        """Those seen lately, by their bytes."""
+
+    def read(self, message: bytes, start: int = 0) -> int | str | None:
+        """Return the id; None when it is not written as such ids are."""
+        data = message[start + self._at : start + self._end]
+        found = self._known.get(data)
+        if found is None:
+            found = self._parse(data)
+            if found is not None:
+                if len(self._known) >= MOST_IDS:
+                    self._known.clear()
+                self._known[data] = found
+        return found
+
+    def _parse(self, data: bytes) -> int | str | None:
+        if self._tag == _TEXT:
+            try:
+                return data.decode()
+            except UnicodeDecodeError:
+                return None
+        if not data or data[-1] >= 0x80 or any(byte < 0x80 for byte in data[:-1]):
+            return None
+        number = 0
+        for at, byte in enumerate(data):
+            number |= (byte & 0x7F) << 7 * at
+        number &= (1 << 64) - 1
+        return number - (1 << 64) if self._tag == _INT64 and number >> 63 else number
+
+
+class StepFronts:
+    """The fronts of steps that a router saw, with what `peek_front` reads of them."""
+
+    def __init__(self) -> None:
+        self._fronts: dict[bytes, tuple[Peeked, Ids]] = {}
+        self._places: list[Place] = []
+
+    def find(self, data: bytes, start: int) -> Peeked | None:
+        """Return the routing fields of the whole message that begins at `start`; None when it is not known."""
+        for place in self._places:
+            known = self._fronts.get(key_of(data, place, start))
+            if known is not None and _has_no_more(data, start + place[0]):
+                peeked, ids = known
+                id_ = ids.read(data, start)
+                if id_ is not None:
+                    parameters = {**peeked.parameters, "sequence_id": id_}
+                    return Peeked(peeked.model_name, peeked.model_version, "", parameters)
+        return None
+
+    def learn(self, data: bytes, start: int, peeked: Peeked) -> None:
+        """Keep what was read of a whole message."""
+        parameters: Mapping[str, Parameter] = peeked.parameters
+        if "sequence_id" not in parameters or peeked.id or not parameters.keys() <= CONSTANT:
+            return
+        end = _front_end(data, start)
+        front = data[start:end]
+        place = place_of(front)
+        if place is None or not _has_no_more(data, end):
+            return
+        ids = Ids(front, place)
+        if ids.read(front) != parameters["sequence_id"]:
+            return
+        if len(self._fronts) >= MOST or (place not in self._places and len(self._places) >= MOST_PLACES):
+            self._fronts.clear()
+            self._places.clear()
+        if place not in self._places:
+            self._places.append(place)
+        self._fronts[key_of(front, place)] = (peeked, ids)
+
+
+def _front_end(data: bytes, start: int) -> int:
+    position = start
+    while position < len(data) and data[position] in FRONT:
+        position = _skip(data, position)
+    return position
+
+
+def _has_no_more(data: bytes, position: int) -> bool:
+    """Tell whether the fields from here on are tensors alone, whole, to the end of `data`."""
+    size = len(data)
+    while position < size:
+        if data[position] not in _TENSORS:
+            return False
+        position = _skip(data, position)
+    return position == size
+
+
+_TENSORS: Final = frozenset({0x2A, 0x32, 0x3A})
+"""The tags of inputs, outputs and raw_input_contents."""
+
+
+def _skip(data: bytes, position: int) -> int:
+    """Return where the length-delimited field at `position` ends; behind the data when it is cut off."""
+    length = shift = 0
+    position += 1
+    while position < len(data):
+        byte = data[position]
+        position += 1
+        length |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return position + length
+        shift += 7
+    return len(data) + 1

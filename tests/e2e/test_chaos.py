@@ -1,0 +1,20 @@
+"""A short run of `tests.chaos.run`: nodes and routers are killed and drained, and every stream is as if nothing was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.run import chaos, running
+from tests.fixtures.tools import need
+
+
+@pytest.mark.timeout(240)
+async def test_every_session_is_as_in_an_undisturbed_run(tmp_path: Path) -> None:
+    need("etcd")
+    with running(tmp_path) as mesh:
+        report = await chaos(mesh, seconds=8, sessions=40, seed=6)
+    assert report.wrong == []
+    assert min(report.sessions.values()) > 5
+    assert sum(report.events.values()) >= 3
