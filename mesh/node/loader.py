@@ -138,7 +138,7 @@ class Loader:
 
     def served(self) -> list[Served]:
         """Return the copies that answer."""
-        return [self._served[key] for key in sorted(self._served)]
+        return [served for _, served in sorted(self._served.items())]
 
     async def run(self) -> None:
         """Reconcile for ever. Cancelled, it leaves the copies as they are; `close` ends them."""

@@ -114,7 +114,7 @@ class SessionTable:
         return [live for live in self._live.values() if live.version in changed] if changed else []
 
     def messages(self) -> list[control.SessionGroup]:
-        """Return what there is of each version, by name."""
+        """Return what there is of each version, by name. Scrapes call it from a thread of their own."""
         groups = {
             (name, version): control.SessionGroup(
                 model=name,
@@ -125,15 +125,18 @@ class SessionTable:
                 generations=totals.generations,
                 responses=totals.responses,
             )
-            for (name, version), totals in self._totals.items()
+            for (name, version), totals in list(self._totals.items())
         }
-        for live in self._live.values():
-            group = groups[live.version]
+        for live in list(self._live.values()):
+            group = groups.get(live.version)
+            if group is None:
+                continue  # It began just now.
             group.live += 1
             group.kept_bytes += live.core.kept_bytes
             group.unprotected += not live.core.whole
-            if live.core.place is not None:
-                group.nodes[live.core.place[0]] += 1
+            place = live.core.place
+            if place is not None:
+                group.nodes[place[0]] += 1
         return [groups[key] for key in sorted(groups)]
 
     def close(self) -> None:

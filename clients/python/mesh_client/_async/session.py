@@ -120,9 +120,10 @@ class AsyncSession:
     async def _go_on(self, duplex: AsyncDuplex, request: ModelInferRequest) -> None:
         """Bring the sequence to where it was behind its last result; `request` is the step that follows."""
         if not self._whole:
+            self._begin_anew()
             raise SessionEnded(
                 f"the session of model '{self.model}' lost its router, and its steps since the last state are more "
-                f"than {KEPT_BYTES} bytes: begin it anew"
+                f"than {KEPT_BYTES} bytes: the next step begins it anew"
             )
         steps = [*self._since, request]
         for each in steps:
@@ -141,21 +142,26 @@ class AsyncSession:
         except StreamError as error:
             if error.code is not Code.ABORTED:
                 raise
-            self._live = False
+            self._begin_anew()
             raise SessionEnded(error.message, code=error.code) from error
 
     def _told(self, request: ModelInferRequest, state: bytes, *, end: bool) -> None:
         """Keep what it takes to go on elsewhere."""
         if state or end:
-            self._state, self._whole = b"" if end else state, True
-            self._since.clear()
-            self._since_bytes = 0
+            self._begin_anew()
+            self._state, self._live = b"" if end else state, not end
             return
         self._since.append(request)
         self._since_bytes += request.ByteSize()
         if self._since_bytes > KEPT_BYTES:
             self._whole = False
             self._since.clear()
+
+    def _begin_anew(self) -> None:
+        """Keep nothing: the next step starts the sequence."""
+        self._state, self._whole, self._live = b"", True, False
+        self._since.clear()
+        self._since_bytes = 0
 
     def _leave(self) -> None:
         if self._duplex is not None:
