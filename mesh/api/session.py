@@ -14,9 +14,26 @@ from mesh.core.errors import InvalidRequest
 _NUMBER: Final = 100
 
 
+def state_field(state: bytes | None) -> bytes:
+    """Return a state as the field that stands before a serialized request or response; None or empty: no field."""
+    return b"".join((STATE_TAG, varint(len(state)), state)) if state else b""
+
+
 def with_state(message: bytes, state: bytes | None) -> bytes:
     """Return a serialized request or response with a state; None or empty: as it is."""
-    return b"".join((STATE_TAG, varint(len(state)), state, message)) if state else message
+    return state_field(state) + message if state else message
+
+
+def message_with_state(response: bytes, state: bytes) -> bytes:
+    """Return a serialized ModelInferResponse as a stream message, with a state before it where there is one."""
+    told = state_field(state)
+    return b"".join((INFER_RESPONSE_TAG, varint(len(told) + len(response)), told, response))
+
+
+def tell_stream(message: bytes, state: bytes) -> bytes:
+    """Return a stream message that `split_stream` took a state off, with one again."""
+    size, at = _varint(message, 1)
+    return message_with_state(message[at : at + size], state)
 
 
 def split_response(message: bytes) -> tuple[bytes, bytes]:

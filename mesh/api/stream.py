@@ -7,7 +7,7 @@ from typing import NamedTuple
 from google.protobuf.message import DecodeError
 
 from mesh.api.messages import InferParameter, ModelInferResponse, ModelStreamInferResponse
-from mesh.core.errors import Code, MeshError, NotHere, RemoteError, UnknownSequence, code_of
+from mesh.core.errors import Code, MeshError, RemoteError, code_of
 
 ERROR_TAG = 0x0A
 """The first byte of a message that carries an error: field 1 of ModelStreamInferResponse, length-delimited."""
@@ -33,7 +33,7 @@ def error_message(error: MeshError, request_id: str, *, code: int | None = None,
         response.parameters[CODE_PARAMETER].int64_param = code
         if not_run:
             response.parameters[NOT_RUN_PARAMETER].bool_param = True
-            if isinstance(error, NotHere | UnknownSequence):
+            if error.absent:
                 response.parameters[ABSENT_PARAMETER].bool_param = True
         return ModelStreamInferResponse(error_message=error.message, infer_response=response).SerializeToString()
     known = f"[request id: {request_id}] " if request_id and "[request id:" not in error.message else ""
@@ -78,12 +78,6 @@ class Failure(NamedTuple):
     """It was certainly not run: another copy may be asked."""
     absent: bool
     """The node does not hold what was asked for: the copy, or the sequence."""
-
-
-def message_with_state(response: bytes, state: bytes) -> bytes:
-    """Return a serialized ModelInferResponse as a stream message, with a state before it where there is one."""
-    told = b"".join((STATE_TAG, varint(len(state)), state)) if state else b""
-    return b"".join((INFER_RESPONSE_TAG, varint(len(told) + len(response)), told, response))
 
 
 def final_message(response: bytes) -> bytes:

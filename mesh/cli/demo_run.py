@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mesh.cli.demo_story import Story
-from mesh.cli.drawing import Live, by_name, drawn
+from mesh.cli.drawing import drawn, lively
 from mesh.cli.explain import cut_told, told
 from mesh.cli.manifest import read as read_manifest
 from mesh.core.errors import InvalidRequest, NotReady
@@ -180,13 +180,12 @@ class Trial:
     async def watched(self, work: Awaitable[None]) -> str:
         """Do `work` and return the pipeline with its rates meanwhile, as `mesh pipelines show` draws it."""
         client = self._client
-        before, begun_s = by_name(await _told(client.model_statistics(PIPELINE))), time.monotonic()
+        before, begun_s = await _told(client.model_statistics(PIPELINE)), time.monotonic()
         await work
-        now, lasted_s = by_name(await _told(client.model_statistics(PIPELINE))), time.monotonic() - begun_s
-        live = {name: Live.between(before.get(name), each, lasted_s) for name, each in now.items()}
+        now, lasted_s = await _told(client.model_statistics(PIPELINE)), time.monotonic() - begun_s
         (found,) = await _told(client.pipelines(PIPELINE))
         metadata, cut = await _told(client.model_metadata(PIPELINE)), await _told(client.explain_pipeline(PIPELINE))
-        return drawn(found, metadata, cut, live)
+        return drawn(found, metadata, cut, lively(before, now, lasted_s))
 
     async def conversation(self) -> None:
         """Match `TALK` pairs of titles over one stream: all are on their way at once, and answers keep their order."""

@@ -45,9 +45,10 @@ class Live:
         return rate, *(milliseconds(each) if each else "-" for each in (self.mean_s, self.queue_s, self.compute_s))
 
 
-def by_name(statistics: Any) -> dict[str, Any]:
-    """Return ModelStatistics by name."""
-    return {each.name: each for each in statistics.model_stats}
+def lively(before: Any, now: Any, seconds: float) -> dict[str, Live]:
+    """Return what went on between two answers of ModelStatistics, by name."""
+    old = {each.name: each for each in before.model_stats}
+    return {each.name: Live.between(old.get(each.name), each, seconds) for each in now.model_stats}
 
 
 def drawn(found: Any, metadata: Any, cut: Any, live: Mapping[str, Live]) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from mesh.cli.client import DEFAULT, Address, AsJson, Timeout, connected
-from mesh.cli.drawing import Live, by_name, drawn
+from mesh.cli.drawing import drawn, lively
 from mesh.cli.process import fail
 from mesh.cli.tables import table
 
@@ -78,11 +78,10 @@ def show(
             return
         metadata = client.model_metadata(name, timeout_s=timeout)
         cut = client.explain_pipeline(name, timeout_s=timeout)
-        before = by_name(client.model_statistics(name, timeout_s=timeout))
+        before = client.model_statistics(name, timeout_s=timeout)
         time.sleep(interval_s)
-        now = by_name(client.model_statistics(name, timeout_s=timeout))
-    live = {each: Live.between(before.get(each), stats, interval_s) for each, stats in now.items()}
-    print(drawn(found, metadata, cut, live))
+        now = client.model_statistics(name, timeout_s=timeout)
+    print(drawn(found, metadata, cut, lively(before, now, interval_s)))
 
 
 @app.command("delete")

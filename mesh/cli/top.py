@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from mesh.cli.client import DEFAULT, Address, AsJson, Timeout, connected
+from mesh.cli.drawing import Live
 from mesh.cli.tables import milliseconds, size, table
 
 if TYPE_CHECKING:
@@ -75,24 +76,14 @@ def record(before: Seen, now: Seen) -> dict[str, Any]:
         more: int = getattr(new, name) - (getattr(old, name) if old is not None else 0)
         return max(0, more) / lasted_s
 
-    models = []
-    for key, each in now.models.items():
-        old = before.models.get(key)
-        then = old.inference_stats if old is not None else None
-        good = each.inference_stats.success.count - (then.success.count if then is not None else 0)
-        failed = each.inference_stats.fail.count - (then.fail.count if then is not None else 0)
-        spent_ns = each.inference_stats.success.ns - (then.success.ns if then is not None else 0)
-        if good > 0 or failed > 0:
-            mean_s = max(0, spent_ns) / good / 1e9 if good > 0 else 0.0
-            models.append(
-                {
-                    "model": each.name,
-                    "version": each.version,
-                    "requests": max(0, good) / lasted_s,
-                    "failed": max(0, failed) / lasted_s,
-                    "mean_s": mean_s,
-                }
-            )
+    models: list[dict[str, Any]] = []
+    for (name, version), each in now.models.items():
+        live = Live.between(before.models.get((name, version)), each, lasted_s)
+        # A node that went takes its counts along.
+        asked, failed = max(0.0, live.per_s), max(0.0, live.failed_per_s)
+        if asked or failed:
+            told = {"requests": asked, "failed": failed, "mean_s": max(0.0, live.mean_s)}
+            models.append({"model": name, "version": version, **told})
     sessions = [
         {
             "model": each.model,

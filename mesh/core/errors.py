@@ -39,6 +39,9 @@ class MeshError(Exception):
     retry_safe: ClassVar[bool] = False
     """True when the request certainly did not run, so another copy may be asked."""
 
+    absent: ClassVar[bool] = False
+    """True when what was asked for is not where it was looked for, and may be elsewhere: a copy, or a sequence."""
+
     reason: ClassVar[str] = ""
     """The kind of failure for programs, in capitals (google.rpc.ErrorInfo); empty where the code says enough."""
 
@@ -110,11 +113,14 @@ class NotReady(MeshError):
 class NotHere(NotReady):
     """This node holds no ready copy of the model: whoever asked it looked at a list that was true a moment ago."""
 
+    absent = True
+
 
 class UnknownSequence(InvalidRequest):
     """A step that does not start a sequence, for one that this copy does not know; it was not run."""
 
     retry_safe = True
+    absent = True
 
 
 class SessionLost(MeshError):

@@ -13,7 +13,8 @@ from contextlib import aclosing
 
 from mesh.api.messages import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
 from mesh.api.question import decode
-from mesh.api.stream import final_message, message_with_state
+from mesh.api.session import message_with_state
+from mesh.api.stream import final_message
 from mesh.core.errors import InvalidRequest, MeshError
 from mesh.core.view import ClusterView
 from mesh.node.answer import encode, final, wanted_outputs

@@ -14,8 +14,9 @@ from typing import Protocol
 from mesh.api.carried import literals
 from mesh.api.messages import ModelInferRequest
 from mesh.api.question import decode
-from mesh.api.stream import STATE_TAG, error_message, varint
-from mesh.core.errors import MeshError, NotHere, Unimplemented, UnknownSequence, code_of
+from mesh.api.session import state_field
+from mesh.api.stream import error_message
+from mesh.core.errors import MeshError, NotHere, Unimplemented, code_of
 from mesh.node.answer import encode, wanted_outputs
 from mesh.node.batcher import Item, Ran
 from mesh.node.observe import Observed
@@ -122,7 +123,7 @@ class Running:
             if response is None:
                 response = [self._encoded(ran.outputs)]
             if ran.state:
-                response = [STATE_TAG, varint(len(ran.state)), ran.state, *response]
+                response = [state_field(ran.state), *response]
         except Exception as error:  # noqa: BLE001 - what a model answers can be anything
             self.failed(error)
             return
@@ -226,9 +227,9 @@ def queue_timeout_s(request: ModelInferRequest) -> float | None:
 
 def not_run(error: BaseException) -> str:
     """Return what the trailer says when the request behind `error` certainly was not run; empty when it may have."""
-    if isinstance(error, NotHere | UnknownSequence):
-        return ABSENT
-    return "1" if isinstance(error, MeshError) and error.retry_safe else ""
+    if not isinstance(error, MeshError) or not error.retry_safe:
+        return ""
+    return ABSENT if error.absent else "1"
 
 
 def failed_message(error: MeshError, request_id: str, asked: Asked) -> bytes:

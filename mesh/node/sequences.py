@@ -352,8 +352,8 @@ class SequenceBatcher:
 
     def _sweep(self) -> None:
         self.schedule.expire(time.monotonic())
-        alive = self.schedule.next_expiry_s() is not None
-        self._sweeper = self._loop.call_later(self._sequencing.idle_s / LOOKS, self._sweep) if alive else None
+        again_s = self._sequencing.idle_s / LOOKS
+        self._sweeper = self._loop.call_later(again_s, self._sweep) if self.schedule.live else None
 
     @property
     def live(self) -> int:

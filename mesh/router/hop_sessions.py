@@ -9,8 +9,8 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-from mesh.api.session import split_stream, with_state
-from mesh.api.stream import ERROR_TAG, message_with_state, read_error
+from mesh.api.session import split_stream, tell_stream, with_state
+from mesh.api.stream import ERROR_TAG, read_error
 from mesh.core.errors import Code, MeshError, RemoteError, code_of
 from mesh.core.sessions.session import Entry, Send
 from mesh.core.traffic.balance import Balancer
@@ -47,7 +47,7 @@ class StreamStep:
     def answer(self, response: bytes, state: bytes) -> None:
         """Take the stream message, or of a single call the response."""
         if self.wants_state and state:
-            response = _inside(response, state)
+            response = tell_stream(response, state)
         self._carrier.stepped(self.turn, response)
 
     def fail(self, error: MeshError) -> None:
@@ -195,18 +195,3 @@ class SessionCarrier:
         gone = RemoteError(Code.UNAVAILABLE, error.message, transport_failed=True)
         for turn in turns:
             self._sessions.failed(turn.live, turn.send, gone)
-
-
-def _inside(message: bytes, state: bytes) -> bytes:
-    """Return a stream message with a state in its response."""
-    response, _ = split_stream(message, 0)
-    size, at = 0, 1
-    shift = 0
-    while True:
-        byte = response[at]
-        at += 1
-        size |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            break
-    return message_with_state(response[at : at + size], state)

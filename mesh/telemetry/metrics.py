@@ -261,29 +261,24 @@ def _sequences(served: Sequence[Any]) -> Iterator[Metric]:
     yield from (live, held, steps)
 
 
+_SESSIONS: Final = (
+    (GaugeMetricFamily, "live", "Sequences that go through this router."),
+    (GaugeMetricFamily, "kept_bytes", "What is kept so that they outlive their nodes."),
+    (GaugeMetricFamily, "unprotected", "Those that would not outlive their node now."),
+    (GaugeMetricFamily, "generations", "Generations that go on."),
+    (CounterMetricFamily, "steps", "Steps of sequences."),
+    (CounterMetricFamily, "responses", "Responses of generations."),
+    (CounterMetricFamily, "failovers", "Sessions whose node went away."),
+    (CounterMetricFamily, "lost", "Those of them whose state could not be brought to another node."),
+)
+
+
 def _sessions(groups: Sequence[Any]) -> Iterator[Metric]:
-    gauges = {
-        "live": "Sequences that go through this router.",
-        "kept_bytes": "What is kept so that they outlive their nodes.",
-        "unprotected": "Those that would not outlive their node now.",
-        "generations": "Generations that go on.",
-    }
-    for field, text in gauges.items():
-        gauge = GaugeMetricFamily(f"mesh_router_sessions_{field}", text, labels=["model", "version"])
+    for kind, field, text in _SESSIONS:
+        family = kind(f"mesh_router_sessions_{field}", text, labels=["model", "version"])
         for each in groups:
-            gauge.add_metric([each.model, each.version], getattr(each, field))
-        yield gauge
-    counters = {
-        "steps": "Steps of sequences.",
-        "responses": "Responses of generations.",
-        "failovers": "Sessions whose node went away.",
-        "lost": "Those of them whose state could not be brought to another node.",
-    }
-    for field, text in counters.items():
-        counter = CounterMetricFamily(f"mesh_router_sessions_{field}", text, labels=["model", "version"])
-        for each in groups:
-            counter.add_metric([each.model, each.version], getattr(each, field))
-        yield counter
+            family.add_metric([each.model, each.version], getattr(each, field))
+        yield family
 
 
 def _node_gauges(node: Node, held: Iterable[Copy]) -> Iterable[Metric]:

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.api.messages import InferParameter, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
-from mesh.api.session import split_request, split_response, split_stream, with_state
+from mesh.api.session import message_with_state, split_request, split_response, split_stream, tell_stream, with_state
 from mesh.api.snapshot import decode_snapshot, encode_snapshot
-from mesh.api.stream import final_message, message_with_state
+from mesh.api.stream import final_message
 from mesh.core.errors import InvalidRequest, ModelFailed
 
 states = st.binary(max_size=300)
@@ -37,6 +37,7 @@ def test_a_state_inside_a_stream_message_comes_off_and_leaves_the_message(name: 
     rest, found = split_stream(b"12345" + message, 5)
     assert found == state
     assert ModelStreamInferResponse.FromString(rest).infer_response.SerializeToString() == plain
+    assert not state or tell_stream(rest, state) == message
     assert split_stream(final_message(plain), 0) == (final_message(plain), b"")
     error = ModelStreamInferResponse(error_message="no").SerializeToString()
     assert split_stream(error, 0) == (error, b"")

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.api.messages import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
-from mesh.api.session import with_state
-from mesh.api.stream import error_message, message_with_state
+from mesh.api.session import message_with_state, with_state
+from mesh.api.stream import error_message
 from mesh.core.errors import NotHere, RemoteError
 from mesh.router.relay import _Progress
 from mesh.wire.peek import peek

@@ -191,31 +191,20 @@ class Schedule(Generic[T]):
         dropped = []
         while self._sequences:
             oldest = next(iter(self._sequences.values()))
-            if oldest.steps:
-                # At work: it is not idle. Looked at again behind the others.
-                if now_s - oldest.last_s <= self._idle_s:
-                    break
-                oldest.last_s = now_s
-                self._sequences.move_to_end(oldest.id)
-                continue
             if now_s - oldest.last_s <= self._idle_s:
                 break
-            dropped.append(oldest)
-            self._drop(oldest, now_s)
+            if oldest.steps:
+                # At work: it is not idle. Looked at again behind the others.
+                oldest.last_s = now_s
+                self._sequences.move_to_end(oldest.id)
+            else:
+                dropped.append(oldest)
+                self._drop(oldest, now_s)
         return dropped
-
-    def next_expiry_s(self) -> float | None:
-        """Return when `expire` may drop something; None while there are no sequences."""
-        oldest = next(iter(self._sequences.values()), None)
-        return None if oldest is None else oldest.last_s + self._idle_s
 
     def find(self, id_: SequenceId) -> Sequence[T] | None:
         """Return the sequence with this id."""
         return self._sequences.get(id_)
-
-    def sequences(self) -> list[Sequence[T]]:
-        """Return all, the one unused longest first."""
-        return list(self._sequences.values())
 
     def remove(self, sequence: Sequence[T], now_s: float) -> None:
         """Drop an idle sequence: another copy has it."""

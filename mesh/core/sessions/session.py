@@ -171,24 +171,11 @@ class Session(Generic[T]):
         if send.epoch != self.epoch or not entry.awaited:
             return False
         entry.step, entry.awaited = None, False
-        if state is not None and not failed and not entry.end and self.entries[0] is entry:
-            # What nearly always is: the state comes with the answer to the first step that is kept.
-            self.entries.popleft()
-            self.kept_bytes += len(state) - len(self.snapshot or b"") - len(entry.message)
-            self.snapshot, self.whole = state, True
-            if self.leaving or self.kept_bytes > self.max_bytes:
-                self._bound()
-                self._go()
-            return True
         if failed:
             self._forget(entry)
-        elif entry.end:
+        elif entry.end or state is not None:
             self._up_to(entry)
-            self._keep(None)
-            self.whole = True
-        elif state is not None:
-            self._up_to(entry)
-            self._keep(state)
+            self._keep(None if entry.end else state)
             self.whole = True
         elif not self.whole:
             self._forget(entry)
