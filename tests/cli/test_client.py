@@ -90,6 +90,17 @@ def test_what_cannot_be_done_is_one_sentence_and_exit_1(running: Up, words: list
     assert err.count("\n") == 1
 
 
+def test_responses_are_printed_as_they_are_made_of_any_model(running: Up) -> None:
+    words = ["--input", 'PROMPT=[["the mesh "]]', "--param", "max_tokens=20"]
+    code, out, _ = mesh(running, "infer", "prose", "--stream", *words)
+    assert (code, len(out)) == (0, 21)
+    code, out, _ = mesh(running, "infer", "prose", "--stream", "--json", *words)
+    assert (code, len(out.splitlines())) == (0, 20)
+    assert all(json.loads(line).keys() == {"TEXT"} for line in out.splitlines())
+    code, out, _ = mesh(running, "infer", "iris", "--stream", "--input", "x=[[5.1, 3.5, 1.4, 0.2]]")
+    assert (code, json.loads(out)["label"]) == (0, [0])
+
+
 def test_models_and_their_copies_are_listed(running: Up) -> None:
     assert mesh(running, "infer", "digits", "--input", "image=" + json.dumps([[[0.0] * 8] * 8]))[0] == 0
     code, out, _ = mesh(running, "models")

@@ -232,6 +232,8 @@ async def generate(
                 if fresh:
                     taken += 1
                     yield result
+                if result.final:
+                    return  # A model with one response says so with it.
             except (Unavailable, Cancelled) as error:
                 if duplex is not None:
                     duplex.cancel()
