@@ -7,7 +7,7 @@ from typing import NamedTuple
 from google.protobuf.message import DecodeError
 
 from mesh.api.messages import InferParameter, ModelInferResponse, ModelStreamInferResponse
-from mesh.core.errors import Code, MeshError, RemoteError, code_of
+from mesh.core.errors import Code, MeshError, RemoteError, SessionLost, code_of
 
 ERROR_TAG = 0x0A
 """The first byte of a message that carries an error: field 1 of ModelStreamInferResponse, length-delimited."""
@@ -22,6 +22,10 @@ ABSENT_PARAMETER = "mesh_absent"
 """In a failed message from node to router: it does not hold the copy, or the sequence."""
 
 
+RESUMABLE_PARAMETER = "mesh_resumable"
+"""In a failed message to a client: its sequence can go on from a state that the client keeps."""
+
+
 def error_message(error: MeshError, request_id: str, *, code: int | None = None, not_run: bool = False) -> bytes:
     """Return a failed request's answer in a stream, which stays open (Triton's rule).
 
@@ -29,6 +33,8 @@ def error_message(error: MeshError, request_id: str, *, code: int | None = None,
     message from node to router, with the text as it is.
     """
     response = ModelInferResponse(id=request_id)
+    if isinstance(error, SessionLost) and error.resumable:
+        response.parameters[RESUMABLE_PARAMETER].bool_param = True
     if code is not None:
         response.parameters[CODE_PARAMETER].int64_param = code
         if not_run:

@@ -30,6 +30,12 @@ RepositoryPoll = Annotated[
     float, typer.Option(min=0, help="Seconds between scans of the folders; 0: on request.", rich_help_panel=TUNING)
 ]
 QueueSize = Annotated[int, typer.Option(min=1, help="Requests that may wait per copy.", rich_help_panel=TUNING)]
+KeptBytes = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Kept of other nodes' sessions, for routers without room (--session-bytes).", rich_help_panel=TUNING
+    ),
+]
 Move = Annotated[
     float,
     typer.Option(min=0.0, help="Seconds to wait, when stopping, for models in demand to move elsewhere."),
@@ -64,6 +70,7 @@ def node(  # noqa: PLR0917 - typer calls it by name
     lease_ttl_s: LeaseTtl = DEFAULT.lease_ttl_s,
     repository_poll_s: RepositoryPoll = DEFAULT.repository_poll_s,
     default_queue_size: QueueSize = DEFAULT.default_queue_size,
+    kept_bytes: KeptBytes = DEFAULT.kept_bytes,
     drain_s: flags.Drain = DEFAULT.drain_s,
     move_s: Move = DEFAULT.move_s,
     settle_s: Settle = DEFAULT.settle_s,
@@ -93,6 +100,7 @@ def node(  # noqa: PLR0917 - typer calls it by name
         lease_ttl_s=lease_ttl_s,
         repository_poll_s=repository_poll_s,
         default_queue_size=default_queue_size,
+        kept_bytes=kept_bytes,
         drain_s=drain_s,
         move_s=move_s,
         settle_s=settle_s,

@@ -41,7 +41,12 @@ WorkerCount = Annotated[
 ReusePort = Annotated[bool, typer.Option("--reuse-port", help="Share the gRPC port.", hidden=True)]
 MaxAttempts = Annotated[int, typer.Option(min=1, help="Copies asked for one safe call.", rich_help_panel=TUNING)]
 SessionBytes = Annotated[
-    int, typer.Option(min=0, help="Kept of all sessions, so that they outlive their nodes.", rich_help_panel=TUNING)
+    int,
+    typer.Option(
+        min=0,
+        help="Kept of all sessions, so that they outlive their nodes; other nodes keep the rest.",
+        rich_help_panel=TUNING,
+    ),
 ]
 Settle = Annotated[
     float, typer.Option(min=0, help="Seconds to say NOT_SERVING before refusing.", rich_help_panel=TUNING)

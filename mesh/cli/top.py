@@ -92,6 +92,7 @@ def record(before: Seen, now: Seen) -> dict[str, Any]:
             "nodes": dict(each.nodes),
             "steps": rate(each, before.sessions.get(key), "steps"),
             "kept_bytes": each.kept_bytes,
+            "kept_elsewhere": each.kept_elsewhere,
             "unprotected": each.unprotected,
             "generations": each.generations,
             "responses": rate(each, before.sessions.get(key), "responses"),

@@ -124,10 +124,18 @@ class UnknownSequence(InvalidRequest):
 
 
 class SessionLost(MeshError):
-    """The state of a sequence went with the node that held it, and what was kept is not enough to make it again."""
+    """The state of a sequence is not here any more, and what was kept is not enough to make it again."""
 
     code = Code.ABORTED
     reason = "SESSION_LOST"
+    resumable: ClassVar[bool] = False
+    """True when a caller that keeps states itself may go on from its own: nothing forbids that its steps run again."""
+
+
+class StateLost(SessionLost):
+    """The node that held the state is gone, and this router kept too little."""
+
+    resumable = True
 
 
 class Loading(NotReady):

@@ -37,6 +37,8 @@ class NodeConfig:
     """How often the repositories are scanned again; 0: only on request."""
     default_queue_size: int = 1024
     """Requests that may wait per copy when model.yaml says nothing: at 1 ms a request, about a second of work."""
+    kept_bytes: int = 256 * 1024 * 1024
+    """Snapshots of sessions on other nodes that may be kept for routers without room, beside `memory_bytes`."""
     drain_s: float = 30.0
     """How long a stopping node waits for calls in flight."""
     move_s: float = 20.0

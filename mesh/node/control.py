@@ -17,6 +17,7 @@ from mesh.api.messages import INFERENCE_SERVICE, node_control
 from mesh.api.status import status_of
 from mesh.core.errors import MeshError
 from mesh.node.infer import Infer
+from mesh.node.kept import Kept
 from mesh.node.loader import Loader
 from mesh.node.publish import Publisher
 from mesh.node.report import Report
@@ -81,8 +82,11 @@ def _whole(served: Served) -> Any:
 class NodeControlService:
     """mesh.v1.NodeControl."""
 
-    def __init__(self, loader: Loader, report: Report, publisher: Publisher, infer: Infer, stop: asyncio.Event) -> None:
+    def __init__(  # noqa: PLR0917 - its parts
+        self, loader: Loader, report: Report, publisher: Publisher, infer: Infer, kept: Kept, stop: asyncio.Event
+    ) -> None:
         self._loader = loader
+        self._kept = kept
         self._report = report
         self._publisher = publisher
         self._infer = infer
@@ -126,6 +130,30 @@ class NodeControlService:
         id_ = request.text_id if request.WhichOneof("id") == "text_id" else request.number_id
         state = queue.take(id_) if queue is not None else None
         return node_control.TakeSequenceResponse(state=state or b"")
+
+    async def KeepSnapshots(
+        self, request: node_control.KeepSnapshotsRequest, context: Any
+    ) -> node_control.KeepSnapshotsResponse:
+        now_s = time.monotonic()
+        empty = self._kept.renew(request.owner, request.dropped, now_s)
+        takes = not self._report.draining
+        refused = [
+            each.key
+            for each in request.snapshots
+            if not (takes and self._kept.keep(request.owner, each.key, each.state, now_s))
+        ]
+        return node_control.KeepSnapshotsResponse(refused=refused, empty=empty)
+
+    async def KeptSnapshot(
+        self, request: node_control.KeptSnapshotRequest, context: Any
+    ) -> node_control.KeptSnapshotResponse:
+        state = self._kept.find(request.owner, request.key)
+        if state is None:
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND, f"no snapshot {request.key} of '{request.owner}' is kept on this node"
+            )
+            raise AssertionError  # abort does not return
+        return node_control.KeptSnapshotResponse(state=state)
 
     async def Drain(self, request: Any, context: Any) -> node_control.DrainResponse:
         self._stop.set()

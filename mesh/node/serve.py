@@ -18,6 +18,7 @@ from mesh.node import capacity, direct
 from mesh.node.config import NodeConfig
 from mesh.node.control import NodeControlService, NodeHealth, NodeInferenceService
 from mesh.node.infer import Infer
+from mesh.node.kept import Kept
 from mesh.node.loader import Loader
 from mesh.node.parts import Parts
 from mesh.node.publish import Publisher
@@ -119,11 +120,12 @@ def _build(
     )
     infer = Infer(loader.find, metrics, tracing, lambda: mirror.view)
     metrics.observe(report.record, loader.copies, lambda: infer.outstanding)
-    metrics.observe_sequences(loader.served)
+    kept = Kept(config.kept_bytes)
+    metrics.observe_sequences(loader.served, lambda: kept.kept_bytes)
     health = NodeHealth(loader, report)
     services = [
         generic_handler(INFERENCE_SERVICE, NodeInferenceService(loader, report, infer)),
-        generic_handler(NODE_CONTROL_SERVICE, NodeControlService(loader, report, publisher, infer, stop)),
+        generic_handler(NODE_CONTROL_SERVICE, NodeControlService(loader, report, publisher, infer, kept, stop)),
         *health_handlers(health),
         *reflection_handlers([INFERENCE_SERVICE.full_name, NODE_CONTROL_SERVICE.full_name]),
     ]

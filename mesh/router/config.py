@@ -29,7 +29,7 @@ class RouterConfig:
     """Copies asked for one safe call: the first and two more."""
     session_bytes: int = 256 * 1024 * 1024
     """What may be kept of all sessions together (their last states, and steps since) so that they outlive their nodes:
-    60,000 of 4 KB. Beyond it the ones unused longest are no longer protected."""
+    60,000 of 4 KB. From half of it on other nodes keep the states of those unused longest."""
     drain_s: float = 30.0
     """How long a stopping router waits for calls in flight."""
     settle_s: float = 1.0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from mesh.api.messages import node_control
 from mesh.api.session import with_state
 from mesh.core.errors import MeshError
-from mesh.core.sessions.session import Send, Session
+from mesh.core.sessions.session import Place, Send, Session
 from mesh.core.types import ModelVersion, NodeId
 from mesh.core.view import ClusterView, Located, VersionKey
 from mesh.router.target import Target
@@ -86,6 +86,16 @@ class Totals:
 
 
 @dataclass(slots=True, eq=False)
+class Keeping:
+    """Where a snapshot is kept that the router has, or had, no room for."""
+
+    place: Place
+    key: int
+    snapshot: bytes | None = None
+    """What is kept there, while the router has it too."""
+
+
+@dataclass(slots=True, eq=False)
 class Live:
     """One session of this router."""
 
@@ -109,6 +119,10 @@ class Live:
     """Whether it was decided that it has no trace."""
     counted: int = 0
     """Bytes of it that are in the table's sum."""
+    spilling: bool = False
+    """Whether its snapshot is on its way to another node."""
+    kept: Keeping | None = None
+    """Where its snapshot is, while `core.away`; or was, and still is, when it came back."""
 
     @property
     def model(self) -> ModelVersion:

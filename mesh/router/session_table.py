@@ -9,25 +9,36 @@ from typing import Final
 from mesh.api.messages import control
 from mesh.core.sessions.session import Session
 from mesh.core.view import ClusterView, Located, VersionKey
-from mesh.router.live import Key, Live, Totals
+from mesh.router.live import Keeping, Key, Live, Totals
+from mesh.router.spill import Spill
 from mesh.router.target import Target
 
 IDLE_SLACK_S: Final = 5.0
 """How much longer than a node a router keeps what it knows of an idle sequence."""
 SWEEP_S: Final = 5.0
-TRIM_BYTES: Final = 1024 * 1024
-"""So many bytes more come between two looks: a look is O(sessions)."""
-ENOUGH: Final = 0.9
-"""Of what may be kept is left when it was too much: the next time is not the next step."""
+SPILLS: Final = 0.5
+"""Of what may be kept: beyond it snapshots go to other nodes. The rest is for those on their way."""
+LEFT: Final = 0.8
+"""Of a bound is left when it was passed: the next time is not the next step, as a look is O(sessions)."""
+LOOK: Final = 32
+"""A look that did not help is done again when so many-th of the bound came since."""
+FEW: Final = 64
+"""Snapshots that find no node before a look for others is given up."""
 SHARE: Final = 16
-"""One session may keep so many-th of what all may."""
+"""One session may keep steps of so many-th of what all may; a snapshot that is larger goes to another node at once."""
 
 
 class SessionTable:
-    """At most `max_bytes` are kept. 0 <= kept_bytes, the sum of what the sessions keep."""
+    """At most `max_bytes` are kept, and what is on its way to another node. 0 <= kept_bytes, the sum of all sessions.
 
-    def __init__(self, max_bytes: int) -> None:
+    From half of it on snapshots go to other nodes, of the sessions unused longest first. What no node takes, and comes
+    to more than the whole, is dropped: those sessions are not protected until their next state.
+    """
+
+    def __init__(self, max_bytes: int, spill: Spill) -> None:
         self._max_bytes = max_bytes
+        self._spill = spill
+        spill.on_done = self.spilled
         self._live: OrderedDict[Key, Live] = OrderedDict()
         """The one unused longest first."""
         self._serving: dict[VersionKey, tuple[Located, ...]] = {}
@@ -36,8 +47,9 @@ class SessionTable:
         self._by_name: dict[tuple[str, int | str], Live] = {}
         """By model and id: the session that began last, of whichever version."""
         self._totals: dict[VersionKey, Totals] = {}
-        self._trim_at = max_bytes
-        """Bytes at which it is looked for what need not be kept."""
+        self._trim_at = max_bytes * SPILLS
+        """Bytes, without those on their way, at which it is looked for what need not be kept."""
+        self._share = max_bytes // SHARE
         self.kept_bytes = 0
 
     def get(self, key: Key) -> Live | None:
@@ -53,7 +65,7 @@ class SessionTable:
         live = self._live.get(key)
         if live is None:
             sequence = target.model.sequence
-            core = Session(self._max_bytes // SHARE, sequence is None or sequence.replayable)  # type: ignore[var-annotated] # of steps
+            core = Session(self._share, sequence is None or sequence.replayable)  # type: ignore[var-annotated] # of steps
             live = self._live[key] = Live(key, target, core, now_s)
             live.totals = self.totals(live.version)
             self._by_name[key[0], key[2]] = live
@@ -75,28 +87,75 @@ class SessionTable:
         return found
 
     def counted(self, live: Live) -> None:
-        """Count what a session keeps now; when all keep too much, the ones unused longest are no longer protected."""
+        """Count what a session keeps now, and see to what is too much."""
         kept = live.core.kept_bytes
         self.kept_bytes += kept - live.counted
         live.counted = kept
-        if self.kept_bytes > self._trim_at:
+        if live.kept is not None:
+            self._drop_old(live)
+        if kept > self._share and not live.spilling and len(live.core.snapshot or b"") > self._share:
+            self._let_go(live)
+        if self.kept_bytes - self._spill.pending_bytes > self._trim_at:
             self._trim()
 
+    def spilled(self, live: Live, snapshot: bytes, kept: Keeping | None) -> None:
+        """Hear that a snapshot is at another node, or (None) that none took it: the next is asked then."""
+        if kept is None:
+            self._trim_at = self._max_bytes * SPILLS
+        elif self._live.get(live.key) is live and live.core.put_away(snapshot):
+            live.kept = kept
+        self.counted(live)
+
     def _trim(self) -> None:
+        bound, failed = self._max_bytes * SPILLS, 0
+        excess = self.kept_bytes - self._spill.pending_bytes - bound * LEFT
         for each in self._live.values():
-            if self.kept_bytes <= self._max_bytes * ENOUGH:
+            if excess <= 0 or failed >= FEW:
                 break
-            each.core.unprotect()
-            self.kept_bytes += each.core.kept_bytes - each.counted
-            each.counted = each.core.kept_bytes
-        # What is left above the bound is on its way, and cannot go: it is not looked at again at every step.
-        self._trim_at = max(self._max_bytes, self.kept_bytes + TRIM_BYTES)
+            if each.core.snapshot is not None and not each.spilling:
+                going = self._spill.begin(each)
+                self._count(each)
+                excess -= going
+                failed += not going
+        if self.kept_bytes > self._max_bytes:
+            self._unprotect()
+        kept = self.kept_bytes - self._spill.pending_bytes
+        # What is left above the bound cannot go: it is not looked at again at every step.
+        self._trim_at = max(bound, kept + self._max_bytes // LOOK)
+
+    def _unprotect(self) -> None:
+        # Those last whose snapshot is elsewhere: dropping their steps saves little, and costs as much.
+        for away in (False, True):
+            for each in self._live.values():
+                if self.kept_bytes <= self._max_bytes - self._max_bytes // LOOK:
+                    return
+                if each.counted and each.core.away is away and not each.spilling:
+                    each.core.unprotect()
+                    self._count(each)
+
+    def _let_go(self, live: Live) -> None:
+        if not self._spill.begin(live) and live.core.kept_bytes > self._max_bytes * SPILLS:
+            live.core.unprotect()
+        self._count(live)
+
+    def _count(self, live: Live) -> None:
+        self.kept_bytes += live.core.kept_bytes - live.counted
+        live.counted = live.core.kept_bytes
+        if live.kept is not None:
+            self._drop_old(live)
+
+    def _drop_old(self, live: Live) -> None:
+        """Let no node keep a snapshot that is not the last any more."""
+        assert live.kept is not None
+        if not live.core.away and (live.core.snapshot is None or live.core.snapshot is not live.kept.snapshot):
+            self._spill.drop(live)
 
     def forget(self, live: Live) -> None:
         """Drop a session. Idempotent."""
         if self._live.get(live.key) is live:
             self.kept_bytes -= live.counted
             live.counted = 0
+            self._spill.drop(live)
             if self._by_name.get((live.key[0], live.key[2])) is live:
                 del self._by_name[live.key[0], live.key[2]]
             if live.trace is not None:
@@ -134,21 +193,23 @@ class SessionTable:
             group.live += 1
             group.kept_bytes += live.core.kept_bytes
             group.unprotected += not live.core.whole
+            group.kept_elsewhere += live.core.away
             place = live.core.place
             if place is not None:
                 group.nodes[place[0]] += 1
         return [groups[key] for key in sorted(groups)]
 
     def close(self) -> None:
-        """Stop looking for idle ones."""
+        """Stop looking for idle ones, and sending them to other nodes."""
+        self._spill.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
 
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         now_s = loop.time()
-        if self.kept_bytes <= self._max_bytes:
-            self._trim_at = self._max_bytes
+        if self.kept_bytes - self._spill.pending_bytes <= self._max_bytes * SPILLS:
+            self._trim_at = self._max_bytes * SPILLS
         for live in list(self._live.values()):
             idle_s = live.model.sequence.idle_s if live.model.sequence is not None else 0.0
             if now_s - live.last_s > idle_s + IDLE_SLACK_S and not any(each.step for each in live.core.entries):

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Final
 from mesh.api.messages import ModelInferResponse, node_control
 from mesh.api.session import split_request, split_response, with_state
 from mesh.api.stream import final_message
-from mesh.core.errors import Code, MeshError, RemoteError, SessionLost, UnknownSequence
+from mesh.core.errors import Code, MeshError, RemoteError, SessionLost, StateLost, UnknownSequence
 from mesh.core.sessions.session import Entry, Place, Send
 from mesh.core.view import Located
 from mesh.registry.mirror import Mirror
 from mesh.router.live import FORGETS, RESUMES, WANTS_STATE, Carrier, Live, Single, Step, sequence_of, take_request
 from mesh.router.session_table import SessionTable
 from mesh.router.session_trace import traced
+from mesh.router.spill import Spill
 from mesh.router.target import Target
 from mesh.wire.peek import Peeked
 from mesh.wire.transport import ABSENT, NOT_RUN_TRAILER, Call, Metadata
@@ -42,7 +43,9 @@ class Sessions:
     def __init__(self, mirror: Mirror, dispatch: Dispatch, *, max_bytes: int) -> None:
         self._mirror = mirror
         self.dispatch = dispatch
-        self.table = SessionTable(max_bytes)
+        self.spill = Spill(lambda: mirror.view, dispatch.channels, dispatch.balancer, max_bytes=max_bytes)
+        self.spill.on_lost = lambda live: self._brought(live, None)
+        self.table = SessionTable(max_bytes, self.spill)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def begin(
@@ -67,7 +70,7 @@ class Sessions:
                 for each in live.core.restore(state):
                     each.fail(SessionLost(f"sequence {id_} was taken over by a client that came back with its state"))
         if live.core.gone and not start:
-            raise SessionLost(f"the state of sequence {id_} of model '{target.model.name}' is lost: begin it anew")
+            raise _lost(live)(f"the state of sequence {id_} of model '{target.model.name}' is lost: begin it anew")
         if self.dispatch.tracing.on:
             step = traced(self.dispatch.tracing, live, step, carrier.call)
         entry = live.core.asked(step, message, carrier, start=start, end=end)
@@ -129,6 +132,8 @@ class Sessions:
             if entry.attempts >= ATTEMPTS:
                 self._give_up(live, error)
             elif error.unsent and core.whole:
+                if not core.fresh:
+                    self._failed_over(live)
                 core.elsewhere()
                 self._pump(live)
             elif absent and not (core.whole and core.replayable):
@@ -160,6 +165,9 @@ class Sessions:
         """Look at a new view: sessions whose copy goes are moved. O(versions with sessions) while nothing changes."""
         for live in self.table.moved(self._mirror.view):
             self._pump(live)
+        leaving = self.spill.moved(self._mirror.view)
+        if leaving:
+            self._start(self._bring_all_back(leaving))
 
     async def close(self) -> None:
         """Give up what is waited for."""
@@ -181,6 +189,10 @@ class Sessions:
                 live.busy = True
                 self._start(self._fetch(live))
                 return
+        if core.wants_snapshot:
+            live.busy = True
+            self._start(self._bring_back(live, waits=True))
+            return
         if core.wants_place and not self._place(live):
             live.busy = True
             self._start(self._wait_for_place(live))
@@ -250,6 +262,33 @@ class Sessions:
         self._end(live, ended, "the node that held it is gone")
         self._pump(live)
 
+    async def _bring_back(self, live: Live, *, waits: bool = False) -> None:
+        """Fetch a snapshot that another node keeps: `waits` says whether a step waits for it."""
+        kept = live.kept
+        try:
+            snapshot = await self.spill.back(kept) if kept is not None else None
+        finally:
+            live.busy = live.busy and not waits
+        if live.kept is kept:  # Else a later state came meanwhile, or went to another node.
+            self._brought(live, snapshot)
+        self._pump(live)
+
+    async def _bring_all_back(self, leaving: list[Live]) -> None:
+        """Fetch what a leaving node keeps, one after the other: there was no room for all of it."""
+        for live in leaving:
+            if live.kept is not None and not live.busy:
+                await self._bring_back(live)
+
+    def _brought(self, live: Live, snapshot: bytes | None) -> None:
+        if not live.core.away:
+            return
+        ended = live.core.brought(snapshot)
+        if live.kept is not None:
+            live.kept.snapshot = snapshot
+        live.totals.lost += bool(ended) or live.core.gone
+        self.table.counted(live)
+        self._end(live, ended, "the node that held it and the one that kept its last state are gone")
+
     async def _end_at_node(self, live: Live) -> None:
         try:
             await self._take(live)
@@ -297,13 +336,15 @@ class Sessions:
     def _lost(self, live: Live, error: RemoteError) -> None:
         ended = live.core.lost()
         self.table.counted(live)
-        totals = live.totals
-        totals.failovers += 1
-        if live.trace is not None and live.located is not None:
-            live.trace.failed_over(live.located.node.id)
-        totals.lost += bool(ended) or live.core.gone
+        self._failed_over(live)
+        live.totals.lost += bool(ended) or live.core.gone
         self._end(live, ended, error.message)
         self._pump(live)
+
+    def _failed_over(self, live: Live) -> None:
+        live.totals.failovers += 1
+        if live.trace is not None and live.located is not None:
+            live.trace.failed_over(live.located.node.id)
 
     def _elsewhere(self, live: Live, error: RemoteError) -> None:
         """Ask the next copy for a session that was begun elsewhere; refuse when all were asked."""
@@ -334,21 +375,15 @@ class Sessions:
             live.core.left(entry)
             if step is not None:
                 step.fail(error)
-        if not live.core.entries and not live.core.snapshot:
+        if not live.core.entries and not live.core.snapshot and not live.core.away:
             self.table.forget(live)
 
     def _end(self, live: Live, ended: list[Step], why: str) -> None:
         """Fail steps whose state is gone."""
-        model = live.model
-        said = (
-            "" if model.sequence is None or model.sequence.replayable else ", and the model's steps must not run twice"
-        )
+        name, said = live.model.name, "" if live.core.replayable else ", and the model's steps must not run twice"
         for step in ended:
-            step.fail(
-                SessionLost(
-                    f"the state of sequence {live.key[2]} of model '{model.name}' is lost: {why}{said}; begin it anew"
-                )
-            )
+            text = f"the state of sequence {live.key[2]} of model '{name}' is lost: {why}{said}; begin it anew"
+            step.fail(_lost(live)(text))
 
     def _start(self, work: Coroutine[Any, Any, Any]) -> None:
         task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(work)
@@ -358,3 +393,7 @@ class Sessions:
     def __repr__(self) -> str:
         """Show the counts."""
         return f"<Sessions {self.table!r}>"
+
+
+def _lost(live: Live) -> type[SessionLost]:
+    return StateLost if live.core.replayable else SessionLost

@@ -162,6 +162,7 @@ class NodeMetrics:
         self._node: Callable[[], Node | None] = lambda: None
         self._copies: Callable[[], Sequence[Copy]] = tuple
         self._served: Callable[[], Sequence[Any]] = list
+        self._kept_bytes: Callable[[], int] = int
         self._outstanding: Callable[[], int] = lambda: 0
         self.registry.register(_Scrape(self._collect))
         self.registry.register(TritonCollector(self._table))
@@ -175,9 +176,9 @@ class NodeMetrics:
         """
         self._node, self._copies, self._outstanding = node, copies, outstanding
 
-    def observe_sequences(self, served: Callable[[], Sequence[Any]]) -> None:
-        """Show the live sequences of `served`, the copies that answer, at each scrape, as `observe` does."""
-        self._served = served
+    def observe_sequences(self, served: Callable[[], Sequence[Any]], kept_bytes: Callable[[], int]) -> None:
+        """Show the live sequences of `served`, the copies that answer, and what is kept of other nodes' sequences."""
+        self._served, self._kept_bytes = served, kept_bytes
 
     def request_done(
         self, model: str, version: str, code: Code, *, queue_s: float, compute_s: float, total_s: float
@@ -235,6 +236,7 @@ class NodeMetrics:
         yield family.counter("mesh_node_load_seconds", "Time spent on loads.", lambda row: row.load_s)
         yield GaugeMetricFamily("mesh_node_outstanding", "Requests in flight.", self._outstanding())
         yield from _sequences(self._served())
+        yield GaugeMetricFamily("mesh_node_kept_bytes", "Snapshots of other nodes' sequences.", self._kept_bytes())
         node = self._node()
         if node is not None:
             yield from _node_gauges(node, self._copies())
@@ -264,6 +266,7 @@ def _sequences(served: Sequence[Any]) -> Iterator[Metric]:
 _SESSIONS: Final = (
     (GaugeMetricFamily, "live", "Sequences that go through this router."),
     (GaugeMetricFamily, "kept_bytes", "What is kept so that they outlive their nodes."),
+    (GaugeMetricFamily, "kept_elsewhere", "Those whose last state another node keeps."),
     (GaugeMetricFamily, "unprotected", "Those that would not outlive their node now."),
     (GaugeMetricFamily, "generations", "Generations that go on."),
     (CounterMetricFamily, "steps", "Steps of sequences."),

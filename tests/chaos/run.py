@@ -33,6 +33,7 @@ STEPS: Final = (5, 60)
 PAUSE_S: Final = 0.2
 """Most time between two steps of a session."""
 RESUME_S: Final = 90.0
+ROOM: Final = 256 * 1024 * 1024
 
 
 @dataclass
@@ -51,8 +52,8 @@ class Report:
 class Mesh:
     """Two routers on fixed ports and three nodes, any of which may be down for a moment."""
 
-    def __init__(self, registry: str, models: Path) -> None:
-        self.registry, self.models = registry, models
+    def __init__(self, registry: str, models: Path, session_bytes: int) -> None:
+        self.registry, self.models, self.session_bytes = registry, models, session_bytes
         self.ports = [free_port() for _ in range(2)]
         self.nodes: dict[str, Process | None] = {}
         self.routers: dict[int, Process | None] = {}
@@ -80,7 +81,8 @@ class Mesh:
 
     def start_router(self, at: int) -> None:
         words = ("router", "--registry", self.registry, "--grpc-port", str(self.ports[at]), "--http-port", "0")
-        self.routers[at] = Process(*words, "--settle-s", "0.2", "--drain-s", "5", "--json-ready").wait_ready()
+        bounds = ("--session-bytes", str(self.session_bytes), "--settle-s", "0.2", "--drain-s", "5")
+        self.routers[at] = Process(*words, *bounds, "--json-ready").wait_ready()
 
     def stop(self) -> None:
         for process in (*self.nodes.values(), *self.routers.values()):
@@ -167,15 +169,15 @@ async def disturb(mesh: Mesh, until_s: float, seed: int, report: Report) -> None
 
 
 @contextlib.contextmanager
-def running(folder: Path) -> Iterator[Mesh]:
-    """Run an etcd and a mesh with the models."""
+def running(folder: Path, *, session_bytes: int = ROOM) -> Iterator[Mesh]:
+    """Run an etcd and a mesh with the models, whose routers have room for so much of sessions."""
     models = folder / "models"
     folding_model(models, "fold", yaml=COPIES)
     folding_model(models, "large", "{snapshot_messages: 6}", pad=100_000, yaml=COPIES)
     story_model(models, "slow", pause_s=0.05, yaml=COPIES)
     etcd = EtcdServer(folder / "etcd")
     etcd.launch_and_wait()
-    mesh = Mesh(etcd.address, models)
+    mesh = Mesh(etcd.address, models, session_bytes)
     try:
         mesh.start()
         yield mesh
@@ -200,8 +202,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--sessions", type=int, default=200)
     parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--session-bytes", type=int, default=ROOM, help="of each router; what is more goes to nodes")
     flags = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, running(Path(folder)) as mesh:
+    with tempfile.TemporaryDirectory() as folder, running(Path(folder), session_bytes=flags.session_bytes) as mesh:
         report = asyncio.run(chaos(mesh, seconds=flags.seconds, sessions=flags.sessions, seed=flags.seed))
     print(
         f"seed {flags.seed}: {sum(report.sessions.values())} sessions {dict(report.sessions)}, {report.answers} "

@@ -218,6 +218,40 @@ async def test_sessions_outlive_their_node(mesh: Mesh, model: str, how: str) -> 
     assert seen[0] == sessions * count
 
 
+@contextlib.contextmanager
+def small_router(registry: str) -> Iterator[Process]:
+    """Run a router that has room for a few states of `large` only."""
+    router = start_router(registry, "--session-bytes", "1000000").wait_ready()
+    try:
+        yield router
+    finally:
+        router.kill()
+
+
+@pytest.mark.parametrize("how", ["kill", "drain"])
+async def test_states_that_a_router_has_no_room_for_are_kept_by_another_node(mesh: Mesh, how: str) -> None:
+    sessions, steps = 30, 40
+    with small_router(mesh.registry) as router:
+        async with AsyncClient(router.grpc) as client:
+            opened = [client.session("large") for _ in range(sessions)]
+            for at in range(steps // 2):
+                for session, s in enumerate(opened):
+                    result = await s.step(x(session + at))
+                    assert int(result["y"][0, 0]) == folded(range(session, session + at + 1))[-1]
+            (group,) = await client.sessions()
+            assert group.kept_elsewhere >= sessions // 2
+            assert group.unprotected == 0
+            assert group.kept_bytes <= 1_250_000
+            await asyncio.to_thread(mesh.nodes["a"].kill if how == "kill" else mesh.nodes["a"].stop)
+            for at in range(steps // 2, steps):
+                for session, s in enumerate(opened):
+                    result = await s.step(x(session + at), end=at == steps - 1)
+                    assert int(result["y"][0, 0]) == folded(range(session, session + at + 1))[-1]
+            (group,) = await client.sessions()
+            assert (group.live, group.lost, group.kept_elsewhere) == (0, 0, 0)
+            assert group.failovers >= 1 or how == "drain"
+
+
 async def test_sessions_outlive_their_router(mesh: Mesh) -> None:
     seen, count, sessions = [0], 60, 12
     async with asyncio.TaskGroup() as tasks:

@@ -7,13 +7,17 @@ from typing import Any, cast
 
 import pytest
 
-from mesh.core.types import ModelName, ModelVersion, Sequencing, Version
+from mesh.core.traffic.balance import Balancer
+from mesh.core.types import ModelName, ModelVersion, NodeId, Sequencing, Version
 from mesh.core.view import ClusterView
+from mesh.router.channels import Channels
 from mesh.router.live import Live
-from mesh.router.session_table import TRIM_BYTES, SessionTable
+from mesh.router.session_table import SessionTable
+from mesh.router.spill import Spill
 from mesh.router.target import Target
 
 MODEL = ModelVersion(ModelName("m"), Version("1"), "onnx", "", "", 0, sequence=Sequencing(idle_s=0.0))
+MOST = 16 * 1024 * 1024
 
 
 def session(table: SessionTable, id_: int, state: bytes) -> Live:
@@ -21,7 +25,7 @@ def session(table: SessionTable, id_: int, state: bytes) -> Live:
     live = table.used(("m", "1", id_), Target(MODEL, ()), asyncio.get_running_loop().time())
     owner = object()
     entry = live.core.asked(cast("Any", object()), b"step", owner, start=True, end=False)
-    live.core.placed(("n", "1"))
+    live.core.placed((NodeId("n"), "1"))
     send = live.core.send_now(entry)
     assert send is not None
     assert live.core.answered(send, state, failed=False)
@@ -29,25 +33,31 @@ def session(table: SessionTable, id_: int, state: bytes) -> Live:
     return live
 
 
+def nowhere(address: str) -> Any:
+    raise AssertionError(f"there is no node, {address} neither")
+
+
 @pytest.fixture
 async def table() -> Any:
-    made = SessionTable(16 * TRIM_BYTES)
+    """A table of a router that sees no node which could keep anything for it."""
+    made = SessionTable(MOST, Spill(ClusterView, Channels(nowhere), Balancer(), max_bytes=MOST))
     yield made
     made.close()
 
 
 async def test_the_sessions_unused_longest_lose_their_protection_when_all_keep_too_much(table: SessionTable) -> None:
-    state = bytes(TRIM_BYTES // 2)
+    state = bytes(MOST // 32)
     sessions = [session(table, at, state) for at in range(40)]
     kept = [live.core.snapshot is not None for live in sessions]
     assert not kept[0]
     assert kept[-1]
     assert kept == sorted(kept)
-    assert table.kept_bytes == sum(live.core.kept_bytes for live in sessions) <= 17 * TRIM_BYTES
+    assert table.kept_bytes == sum(live.core.kept_bytes for live in sessions) <= MOST
 
 
-async def test_one_session_may_keep_a_share_of_it_alone(table: SessionTable) -> None:
-    assert session(table, 1, bytes(TRIM_BYTES * 2)).core.snapshot is None
+async def test_one_session_may_not_take_the_room_of_all(table: SessionTable) -> None:
+    assert session(table, 1, bytes(MOST // 4)).core.snapshot is not None
+    assert session(table, 2, bytes(MOST * 5 // 8)).core.snapshot is None
 
 
 async def test_what_is_forgotten_is_not_counted(table: SessionTable) -> None:

@@ -90,6 +90,8 @@ WANTS_STATE = "mesh_tokens"
 """Request parameter: answer with the state too, so that the session can go on at another router."""
 RESUMES = "mesh_resume"
 """Request parameter: begin from the request's `session_state`."""
+RESUMABLE = "mesh_resumable"
+"""Parameter of a failed answer: the mesh lost the state of the sequence, and takes it back from whoever kept it."""
 
 _SCHEME = re.compile(r"(ipv4|ipv6|dns|unix|unix-abstract|vsock|xds):")
 

@@ -86,13 +86,17 @@ class SessionEnded(MeshClientError):
 
 
 class StreamError(MeshClientError):
-    """One request of a stream failed; the stream goes on. `id` is the request's id."""
+    """One request of a stream failed; the stream goes on. `id` is the request's id.
 
-    def __init__(self, text: str, id: str) -> None:  # noqa: A002 - the protocol's word
+    `resumable` says whether the mesh lost the state of a sequence, and would take it back from whoever kept it.
+    """
+
+    def __init__(self, text: str, id: str, *, resumable: bool = False) -> None:  # noqa: A002 - the protocol's word
         """Keep the text; the mesh ends it with the name of its code."""
         named = _CODE_AT_END.search(text)
         super().__init__(text, code=Code[named[1]] if named and named[1] in Code.__members__ else Code.UNKNOWN)
         self.id = id
+        self.resumable = resumable
 
 
 _CODE_AT_END = re.compile(r"\(([A-Z_]+)\)$")

@@ -12,9 +12,11 @@ answered once, in order, with what an undisturbed run gives, as long as steps ar
 | the place is lost | another is wanted, and the kept steps are sent there |
 | the place is leaving | new steps wait for the answers of the old; the state is fetched if steps would run again |
 | the place is lost, and what is kept does not make the state, or must not run twice | the unanswered steps fail |
+| there is no room for the snapshot | another node keeps it, and it is brought back before another place is wanted |
 
 Steps are kept up to `max_bytes`, and `MOST_STEPS` of them: beyond it what is kept is not whole until the next state
-comes. A place is a node's process; the same node after a restart is another.
+comes. Snapshots are bounded by whoever calls `put_away`. A place is a node's process; the same node after a restart is
+another.
 """
 
 from __future__ import annotations
@@ -24,12 +26,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from mesh.core.types import NodeId
+
 T = TypeVar("T")
 
 MOST_STEPS = 1024
 """Steps that are kept of one session: what a survivor would have to run again takes longer than anybody waits."""
 
-Place = tuple[str, str]
+Place = tuple[NodeId, str]
 """A node's id and incarnation."""
 
 
@@ -72,6 +76,8 @@ class Session(Generic[T]):
     """Whether a step that was sent may be sent again. If not, only what is behind no step is saved: the snapshot."""
     place: Place | None = None
     snapshot: bytes | None = None
+    away: bool = False
+    """Whether another node keeps the snapshot; `snapshot` is None then."""
     entries: deque[Entry[T]] = field(default_factory=deque)
     whole: bool = True
     """Whether the snapshot and the entries make the state; before the first step too, as that starts it."""
@@ -86,7 +92,7 @@ class Session(Generic[T]):
     def asked(self, step: T, message: bytes, owner: object, *, start: bool, end: bool) -> Entry[T]:
         """Take a step. O(1), but when it overflows."""
         self.gone = self.gone and not start
-        if not self.entries and self.snapshot is None:
+        if not self.entries and self.snapshot is None and not self.away:
             # Without START it was begun through another router: the state is with its node alone.
             self.whole = start
         entry = Entry(message, owner, step, start, end)
@@ -137,13 +143,22 @@ class Session(Generic[T]):
 
     @property
     def wants_place(self) -> bool:
-        """Whether somebody waits for a step that has no place to go to."""
-        return self.place is None and any(each.step is not None for each in self.entries)
+        """Whether somebody waits for a step that has no place to go to, and what it begins from is here."""
+        return self._homeless and not self.wants_snapshot
+
+    @property
+    def wants_snapshot(self) -> bool:
+        """Whether the snapshot is to be brought back: the next step begins from it, at another place."""
+        return self.away and self._homeless and not self.entries[0].start
 
     @property
     def wants_state(self) -> bool:
         """Whether the state is to be fetched: it leaves its place, and what is kept is not all or would run again."""
         return self.leaving and not self.awaited and (not self.whole or bool(self._done()))
+
+    @property
+    def _homeless(self) -> bool:
+        return self.place is None and any(each.step is not None for each in self.entries)
 
     @property
     def awaited(self) -> bool:
@@ -153,10 +168,15 @@ class Session(Generic[T]):
     @property
     def over(self) -> bool:
         """Whether nothing is kept and nothing waits."""
-        return not self.entries and self.snapshot is None and self.whole
+        return not self.entries and self.snapshot is None and self.whole and not self.away
+
+    @property
+    def fresh(self) -> bool:
+        """Whether no step was answered yet."""
+        return self.snapshot is None and not self.away and all(each.step is not None for each in self.entries)
 
     def placed(self, place: Place) -> None:
-        """Give it a place: what is kept goes there, see `ready`."""
+        """Give it a place, when it `wants_place`: what is kept goes there, see `ready`."""
         self.place, self.leaving = place, False
         self._restores = self.snapshot is not None
         self._unsend()
@@ -209,7 +229,7 @@ class Session(Generic[T]):
                 ended.append(entry.step)
                 entry.step = None
         # A sequence that starts behind what is lost can still be run.
-        self.snapshot, self.whole, self.gone = None, True, not self.entries
+        self.snapshot, self.away, self.whole, self.gone = None, False, True, not self.entries
         self.kept_bytes = sum([len(each.message) for each in self.entries])
         return ended
 
@@ -253,6 +273,27 @@ class Session(Generic[T]):
         if self.whole and self.place is not None and not self._restores and not running_again:
             self._not_whole()
 
+    def put_away(self, snapshot: bytes) -> bool:
+        """Hear that another node keeps this snapshot: it is not kept here any more. False: it is not wanted there.
+
+        That is so when a later state came meanwhile, or when it is to be sent to a place just now.
+        """
+        if self.snapshot is not snapshot or self._restores or self._homeless:
+            return False
+        self._keep(None)
+        self.away = True
+        return True
+
+    def brought(self, snapshot: bytes | None) -> list[T]:
+        """Take back what was put away, None if it is lost; return the steps that nobody can answer now. O(kept)."""
+        if not self.away:
+            return []
+        if snapshot is not None:
+            self._keep(snapshot)
+            return []
+        self._not_whole()
+        return [] if self.place is not None else self.lost()
+
     def restore(self, snapshot: bytes) -> list[T]:
         """Begin from a state that a client kept; return steps of before, which nobody may answer any more. O(kept).
 
@@ -263,13 +304,14 @@ class Session(Generic[T]):
             each.step, each.awaited = None, False
         self.entries.clear()
         self.kept_bytes, self.snapshot, self.whole, self.gone = len(snapshot), snapshot, True, False
+        self.away = False
         self.epoch += 1
         self._restores = True
         return ended
 
     def _bound(self) -> None:
         """Give up what is kept where it is too much."""
-        if self.kept_bytes > self.max_bytes or len(self.entries) > MOST_STEPS:
+        if self.kept_bytes - len(self.snapshot or b"") > self.max_bytes or len(self.entries) > MOST_STEPS:
             self.unprotect()
 
     def _done(self) -> list[Entry[T]]:
@@ -288,7 +330,7 @@ class Session(Generic[T]):
 
     def _keep(self, state: bytes | None) -> None:
         self.kept_bytes += len(state or b"") - len(self.snapshot or b"")
-        self.snapshot = state
+        self.snapshot, self.away = state, False
 
     def _forget(self, entry: Entry[T]) -> None:
         self.entries.remove(entry)
@@ -302,9 +344,9 @@ class Session(Generic[T]):
                 return
 
     def _not_whole(self) -> None:
-        """Keep only what is still to be answered: what was kept does not make the state any more."""
-        self.whole, self.snapshot, self._restores = False, None, False
-        self.entries = deque([each for each in self.entries if each.step is not None])
+        """Keep only what is still to be answered, or to run: what was kept does not make the state any more."""
+        self.whole, self.snapshot, self.away, self._restores = False, None, False, False
+        self.entries = deque([each for each in self.entries if each.step is not None or not each.sent or each.awaited])
         self.kept_bytes = sum([len(each.message) for each in self.entries])
 
     def __repr__(self) -> str:

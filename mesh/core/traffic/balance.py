@@ -54,7 +54,7 @@ class Balancer:
         Rendezvous hashing: when a node goes, only its own sequences move. O(candidates).
         """
         usable = [each for each in candidates if each.node.id not in tried and not self.is_suspect(each.node, now_s)]
-        return max(usable, key=lambda each: _rendezvous(each.node.id, sequence), default=None)
+        return max(usable, key=lambda each: rendezvous(each.node.id, sequence), default=None)
 
     def picked(self, node: NodeId) -> None:
         """Count a request on its way to `node`."""
@@ -111,5 +111,6 @@ class Balancer:
         return f"<Balancer {loads} suspects={sorted(node for node, _ in self._suspects)}>"
 
 
-def _rendezvous(node: str, sequence: str) -> bytes:
+def rendezvous(node: str, sequence: str) -> bytes:
+    """Return the weight of a node for a sequence: the highest wins (Thaler and Ravishankar, 1998)."""
     return blake2b(f"{node}\0{sequence}".encode(), digest_size=8).digest()

@@ -13,6 +13,7 @@ from mesh.core.batching import Waiting, WaitUntil
 from mesh.core.errors import MeshError
 from mesh.core.sessions.schedule import Schedule, Sequence, Step
 from mesh.core.sessions.session import Send, Session
+from mesh.core.types import NodeId
 
 FILES = sorted((Path(__file__).parents[2] / "scenarios" / "sessions").glob("*.yaml"))
 
@@ -34,7 +35,7 @@ class Router:
                 start, end = "start" in flags, "end" in flags
                 self.entries[number] = session.asked(number, number.rjust(10).encode(), stream, start=start, end=end)
             case ["place", node]:
-                session.placed((node, "1"))
+                session.placed((NodeId(node), "1"))
             case ["answer", number, *state]:
                 told_state = state[1].encode() if state else None
                 taken = session.answered(self.sent[number], told_state, failed=False)
@@ -47,6 +48,11 @@ class Router:
                 session.leave()
             case ["fetched", state]:
                 told += [f"abort {step}" for step in session.fetched(None if state == "nothing" else state.encode())]
+            case ["put", "away"]:
+                assert session.snapshot is not None
+                told += [] if session.put_away(session.snapshot) else ["stays"]
+            case ["brought", state]:
+                told += [f"abort {step}" for step in session.brought(None if state == "nothing" else state.encode())]
             case ["caller", "of", number, "leaves"]:
                 session.left(self.entries[number])
             case ["restore", state]:
@@ -58,6 +64,7 @@ class Router:
     def next(self) -> list[str]:
         session = self.session
         told = ["fetch"] if session.wants_state else []
+        told += ["bring back"] if session.wants_snapshot else []
         told += ["place"] if session.wants_place else []
         for send in session.ready(pipelined=self.pipelined):
             number = send.entry.message.decode().strip()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mesh.core.sessions.session import Entry, Place, Send, Session
+from mesh.core.types import NodeId
 
 
 def run(state: int, given: int) -> int:
@@ -52,11 +53,12 @@ class Undisturbed(RuleBasedStateMachine):
         self.lost: set[int] = set()
         self.steps = 0
         self.state = 0
+        self.kept_elsewhere = b""
 
     def pump(self) -> None:
         if self.session.wants_place:
             self.places += 1
-            place = (f"n{self.places}", "")
+            place = (NodeId(f"n{self.places}"), "")
             self.copies[place] = Copy()
             self.session.placed(place)
         for send in self.session.ready(pipelined=self.pipelined):
@@ -184,6 +186,32 @@ class Undisturbed(RuleBasedStateMachine):
         self.end(self.session.fetched(str(copy.state).encode()))
         self.pump()
 
+    @precondition(lambda self: self.session.snapshot is not None)
+    @rule()
+    def the_snapshot_is_put_away(self) -> None:
+        snapshot = self.session.snapshot
+        assert snapshot is not None
+        assert not self.session.put_away(bytes(bytearray(snapshot))), "another one, though equal, is put away"
+        if self.session.put_away(snapshot):
+            self.kept_elsewhere = snapshot
+        self.pump()
+
+    @precondition(lambda self: self.session.away)
+    @rule()
+    def the_snapshot_is_brought_back(self) -> None:
+        assert not self.session.brought(self.kept_elsewhere)
+        assert not self.session.away
+        self.pump()
+
+    @precondition(lambda self: self.session.away)
+    @rule()
+    def the_node_that_keeps_the_snapshot_dies(self) -> None:
+        homeless = self.session.place is None
+        ended = self.session.brought(None)
+        assert not ended or homeless, "a session that has its place lost steps"
+        self.end(ended)
+        self.pump()
+
     @invariant()
     def every_answer_is_that_of_an_undisturbed_run(self) -> None:
         if self.steps_known:
@@ -206,6 +234,8 @@ class Undisturbed(RuleBasedStateMachine):
         for _ in range(10_000):
             if self.session.wants_state and not self.at_work():
                 self.the_state_is_fetched()
+            elif self.session.wants_snapshot:
+                self.the_snapshot_is_brought_back()
             elif any(copy.outbox for copy in self.copies.values()):
                 self.an_answer_arrives()
             elif any(copy.inbox for copy in self.copies.values()):

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from mesh.api.messages import ModelInferRequest, ModelStreamInferResponse
 from mesh.core.errors import Code
-from mesh_client._common import RESUMES, WANTS_STATE, Patience, sequence_id
+from mesh_client._common import RESUMABLE, RESUMES, WANTS_STATE, Patience, sequence_id
 from mesh_client._errors import Cancelled, MeshClientError, SessionEnded, StreamError, Unavailable
 from mesh_client._transport_async import AsyncDuplex, pause
 from mesh_client._values import InferResult, Inputs, Parameter, request_of, result_of
@@ -89,19 +89,26 @@ class AsyncSession:
 
     async def _answer(self, request: ModelInferRequest) -> ModelStreamInferResponse:
         patience = Patience(self._resume_s)
-        first = True
+        behind = bool(self.steps) and self._duplex is None
+        """Whether the mesh is not where this session is."""
         while True:
             try:
                 if self._duplex is None:
                     self._duplex = self._routers.stream(self._metadata)
-                    if not first or self.steps:
-                        await self._go_on(self._duplex, request)
-                first = False
+                if behind:
+                    await self._go_on(self._duplex, request)
+                behind = False
                 return await self._one(self._duplex, request)
             except StreamError as error:
-                if error.code is not Code.UNAVAILABLE or not patience.more():
+                behind = behind or error.resumable
+                self.resumed += error.resumable
+                if not (error.resumable or error.code is Code.UNAVAILABLE):
                     raise
-                # No copy is there yet, or too much waits: the state is as it was.
+                if not patience.more():
+                    if error.resumable:
+                        raise self._ended(error) from error
+                    raise
+                # No copy is there yet, or too much waits, and the state is as it was; or it is lost, but not here.
                 await pause(patience.wait_s())
             except (Unavailable, Cancelled) as error:
                 self._leave()
@@ -109,6 +116,7 @@ class AsyncSession:
                     raise
                 if not patience.more():
                     raise
+                behind = True
                 self.resumed += 1
                 self._routers.turn()
                 await pause(patience.wait_s())
@@ -140,10 +148,13 @@ class AsyncSession:
         try:
             return _whole(await duplex.receive())
         except StreamError as error:
-            if error.code is not Code.ABORTED:
+            if error.code is not Code.ABORTED or (error.resumable and self._whole):
                 raise
-            self._begin_anew()
-            raise SessionEnded(error.message, code=error.code) from error
+            raise self._ended(error) from error
+
+    def _ended(self, error: StreamError) -> SessionEnded:
+        self._begin_anew()
+        return SessionEnded(error.message, code=error.code)
 
     def _told(self, request: ModelInferRequest, state: bytes, *, end: bool) -> None:
         """Keep what it takes to go on elsewhere."""
@@ -199,7 +210,8 @@ def _whole(message: ModelStreamInferResponse | None) -> ModelStreamInferResponse
     if message is None:
         raise Unavailable("the stream ended before the answer was there", code=Code.UNAVAILABLE)
     if message.error_message:
-        raise StreamError(message.error_message, message.infer_response.id)
+        resumable = RESUMABLE in message.infer_response.parameters
+        raise StreamError(message.error_message, message.infer_response.id, resumable=resumable)
     return message
 
 

@@ -150,7 +150,7 @@ class ListSessionsResponse(_message.Message):
     def __init__(self, groups: _Optional[_Iterable[_Union[SessionGroup, _Mapping[str, _Any]]]] = ...) -> None: ...
 
 class SessionGroup(_message.Message):
-    __slots__ = ("model", "version", "live", "nodes", "kept_bytes", "unprotected", "steps", "failovers", "lost", "generations", "responses")
+    __slots__ = ("model", "version", "live", "nodes", "kept_bytes", "unprotected", "kept_elsewhere", "steps", "failovers", "lost", "generations", "responses")
     class NodesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -164,6 +164,7 @@ class SessionGroup(_message.Message):
     NODES_FIELD_NUMBER: _ClassVar[int]
     KEPT_BYTES_FIELD_NUMBER: _ClassVar[int]
     UNPROTECTED_FIELD_NUMBER: _ClassVar[int]
+    KEPT_ELSEWHERE_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     FAILOVERS_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
@@ -175,12 +176,13 @@ class SessionGroup(_message.Message):
     nodes: _containers.ScalarMap[str, int]
     kept_bytes: int
     unprotected: int
+    kept_elsewhere: int
     steps: int
     failovers: int
     lost: int
     generations: int
     responses: int
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., live: _Optional[int] = ..., nodes: _Optional[_Mapping[str, int]] = ..., kept_bytes: _Optional[int] = ..., unprotected: _Optional[int] = ..., steps: _Optional[int] = ..., failovers: _Optional[int] = ..., lost: _Optional[int] = ..., generations: _Optional[int] = ..., responses: _Optional[int] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., live: _Optional[int] = ..., nodes: _Optional[_Mapping[str, int]] = ..., kept_bytes: _Optional[int] = ..., unprotected: _Optional[int] = ..., kept_elsewhere: _Optional[int] = ..., steps: _Optional[int] = ..., failovers: _Optional[int] = ..., lost: _Optional[int] = ..., generations: _Optional[int] = ..., responses: _Optional[int] = ...) -> None: ...
 
 class ListNodesRequest(_message.Message):
     __slots__ = ()

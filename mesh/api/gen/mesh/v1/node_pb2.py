@@ -16,7 +16,7 @@ _sym_db = _symbol_database.Default()
 from mesh.api.gen.mesh.v1 import control_pb2 as mesh_dot_v1_dot_control__pb2
 
 
-DESCRIPTOR = _pool.POOL.AddSerializedFile(b'\n\x12mesh/v1/node.proto\x12\x07mesh.v1\x1a\x15mesh/v1/control.proto\"\x11\n\x0f\x44\x65scribeRequest\"D\n\x10\x44\x65scribeResponse\x12\x1b\n\x04node\x18\x01 \x01(\x0b\x32\r.mesh.v1.Node\x12\x13\n\x0boutstanding\x18\x02 \x01(\r\"\x17\n\x15ScanRepositoryRequest\"\xb8\x01\n\x16ScanRepositoryResponse\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x01 \x03(\t\x12\x0f\n\x07\x63hanged\x18\x02 \x03(\t\x12\x0f\n\x07removed\x18\x03 \x03(\t\x12=\n\x07refused\x18\x04 \x03(\x0b\x32,.mesh.v1.ScanRepositoryResponse.RefusedEntry\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"c\n\x13TakeSequenceRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\tnumber_id\x18\x03 \x01(\x03H\x00\x12\x11\n\x07text_id\x18\x04 \x01(\tH\x00\x42\x04\n\x02id\"%\n\x14TakeSequenceResponse\x12\r\n\x05state\x18\x01 \x01(\x0c\"\x0e\n\x0c\x44rainRequest\"\x0f\n\rDrainResponse\" \n\x0cUsageRequest\x12\x10\n\x08within_s\x18\x01 \x01(\x01\"3\n\rUsageResponse\x12\"\n\x06\x63opies\x18\x01 \x03(\x0b\x32\x12.mesh.v1.CopyUsage\"p\n\tCopyUsage\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08requests\x18\x03 \x01(\x04\x12\x0e\n\x06\x62usy_s\x18\x04 \x01(\x01\x12\x11\n\tin_flight\x18\x05 \x01(\r\x12\x0e\n\x06idle_s\x18\x06 \x01(\x01\x32\xde\x02\n\x0bNodeControl\x12?\n\x08\x44\x65scribe\x12\x18.mesh.v1.DescribeRequest\x1a\x19.mesh.v1.DescribeResponse\x12Q\n\x0eScanRepository\x12\x1e.mesh.v1.ScanRepositoryRequest\x1a\x1f.mesh.v1.ScanRepositoryResponse\x12\x36\n\x05Usage\x12\x15.mesh.v1.UsageRequest\x1a\x16.mesh.v1.UsageResponse\x12K\n\x0cTakeSequence\x12\x1c.mesh.v1.TakeSequenceRequest\x1a\x1d.mesh.v1.TakeSequenceResponse\x12\x36\n\x05\x44rain\x12\x15.mesh.v1.DrainRequest\x1a\x16.mesh.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _pool.POOL.AddSerializedFile(b'\n\x12mesh/v1/node.proto\x12\x07mesh.v1\x1a\x15mesh/v1/control.proto\"\x11\n\x0f\x44\x65scribeRequest\"D\n\x10\x44\x65scribeResponse\x12\x1b\n\x04node\x18\x01 \x01(\x0b\x32\r.mesh.v1.Node\x12\x13\n\x0boutstanding\x18\x02 \x01(\r\"\x17\n\x15ScanRepositoryRequest\"\xb8\x01\n\x16ScanRepositoryResponse\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x01 \x03(\t\x12\x0f\n\x07\x63hanged\x18\x02 \x03(\t\x12\x0f\n\x07removed\x18\x03 \x03(\t\x12=\n\x07refused\x18\x04 \x03(\x0b\x32,.mesh.v1.ScanRepositoryResponse.RefusedEntry\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"c\n\x13TakeSequenceRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\tnumber_id\x18\x03 \x01(\x03H\x00\x12\x11\n\x07text_id\x18\x04 \x01(\tH\x00\x42\x04\n\x02id\"%\n\x14TakeSequenceResponse\x12\r\n\x05state\x18\x01 \x01(\x0c\"\\\n\x14KeepSnapshotsRequest\x12\r\n\x05owner\x18\x01 \x01(\t\x12$\n\tsnapshots\x18\x02 \x03(\x0b\x32\x11.mesh.v1.Snapshot\x12\x0f\n\x07\x64ropped\x18\x03 \x03(\x04\"&\n\x08Snapshot\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\r\n\x05state\x18\x02 \x01(\x0c\"7\n\x15KeepSnapshotsResponse\x12\x0f\n\x07refused\x18\x01 \x03(\x04\x12\r\n\x05\x65mpty\x18\x02 \x01(\x08\"1\n\x13KeptSnapshotRequest\x12\r\n\x05owner\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x04\"%\n\x14KeptSnapshotResponse\x12\r\n\x05state\x18\x01 \x01(\x0c\"\x0e\n\x0c\x44rainRequest\"\x0f\n\rDrainResponse\" \n\x0cUsageRequest\x12\x10\n\x08within_s\x18\x01 \x01(\x01\"3\n\rUsageResponse\x12\"\n\x06\x63opies\x18\x01 \x03(\x0b\x32\x12.mesh.v1.CopyUsage\"p\n\tCopyUsage\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08requests\x18\x03 \x01(\x04\x12\x0e\n\x06\x62usy_s\x18\x04 \x01(\x01\x12\x11\n\tin_flight\x18\x05 \x01(\r\x12\x0e\n\x06idle_s\x18\x06 \x01(\x01\x32\xfb\x03\n\x0bNodeControl\x12?\n\x08\x44\x65scribe\x12\x18.mesh.v1.DescribeRequest\x1a\x19.mesh.v1.DescribeResponse\x12Q\n\x0eScanRepository\x12\x1e.mesh.v1.ScanRepositoryRequest\x1a\x1f.mesh.v1.ScanRepositoryResponse\x12\x36\n\x05Usage\x12\x15.mesh.v1.UsageRequest\x1a\x16.mesh.v1.UsageResponse\x12K\n\x0cTakeSequence\x12\x1c.mesh.v1.TakeSequenceRequest\x1a\x1d.mesh.v1.TakeSequenceResponse\x12N\n\rKeepSnapshots\x12\x1d.mesh.v1.KeepSnapshotsRequest\x1a\x1e.mesh.v1.KeepSnapshotsResponse\x12K\n\x0cKeptSnapshot\x12\x1c.mesh.v1.KeptSnapshotRequest\x1a\x1d.mesh.v1.KeptSnapshotResponse\x12\x36\n\x05\x44rain\x12\x15.mesh.v1.DrainRequest\x1a\x16.mesh.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,16 +39,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TAKESEQUENCEREQUEST']._serialized_end=454
   _globals['_TAKESEQUENCERESPONSE']._serialized_start=456
   _globals['_TAKESEQUENCERESPONSE']._serialized_end=493
-  _globals['_DRAINREQUEST']._serialized_start=495
-  _globals['_DRAINREQUEST']._serialized_end=509
-  _globals['_DRAINRESPONSE']._serialized_start=511
-  _globals['_DRAINRESPONSE']._serialized_end=526
-  _globals['_USAGEREQUEST']._serialized_start=528
-  _globals['_USAGEREQUEST']._serialized_end=560
-  _globals['_USAGERESPONSE']._serialized_start=562
-  _globals['_USAGERESPONSE']._serialized_end=613
-  _globals['_COPYUSAGE']._serialized_start=615
-  _globals['_COPYUSAGE']._serialized_end=727
-  _globals['_NODECONTROL']._serialized_start=730
-  _globals['_NODECONTROL']._serialized_end=1080
+  _globals['_KEEPSNAPSHOTSREQUEST']._serialized_start=495
+  _globals['_KEEPSNAPSHOTSREQUEST']._serialized_end=587
+  _globals['_SNAPSHOT']._serialized_start=589
+  _globals['_SNAPSHOT']._serialized_end=627
+  _globals['_KEEPSNAPSHOTSRESPONSE']._serialized_start=629
+  _globals['_KEEPSNAPSHOTSRESPONSE']._serialized_end=684
+  _globals['_KEPTSNAPSHOTREQUEST']._serialized_start=686
+  _globals['_KEPTSNAPSHOTREQUEST']._serialized_end=735
+  _globals['_KEPTSNAPSHOTRESPONSE']._serialized_start=737
+  _globals['_KEPTSNAPSHOTRESPONSE']._serialized_end=774
+  _globals['_DRAINREQUEST']._serialized_start=776
+  _globals['_DRAINREQUEST']._serialized_end=790
+  _globals['_DRAINRESPONSE']._serialized_start=792
+  _globals['_DRAINRESPONSE']._serialized_end=807
+  _globals['_USAGEREQUEST']._serialized_start=809
+  _globals['_USAGEREQUEST']._serialized_end=841
+  _globals['_USAGERESPONSE']._serialized_start=843
+  _globals['_USAGERESPONSE']._serialized_end=894
+  _globals['_COPYUSAGE']._serialized_start=896
+  _globals['_COPYUSAGE']._serialized_end=1008
+  _globals['_NODECONTROL']._serialized_start=1011
+  _globals['_NODECONTROL']._serialized_end=1518
 # @@protoc_insertion_point(module_scope)

@@ -61,6 +61,46 @@ class TakeSequenceResponse(_message.Message):
     state: bytes
     def __init__(self, state: _Optional[bytes] = ...) -> None: ...
 
+class KeepSnapshotsRequest(_message.Message):
+    __slots__ = ("owner", "snapshots", "dropped")
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
+    owner: str
+    snapshots: _containers.RepeatedCompositeFieldContainer[Snapshot]
+    dropped: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, owner: _Optional[str] = ..., snapshots: _Optional[_Iterable[_Union[Snapshot, _Mapping[str, _Any]]]] = ..., dropped: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Snapshot(_message.Message):
+    __slots__ = ("key", "state")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    key: int
+    state: bytes
+    def __init__(self, key: _Optional[int] = ..., state: _Optional[bytes] = ...) -> None: ...
+
+class KeepSnapshotsResponse(_message.Message):
+    __slots__ = ("refused", "empty")
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    EMPTY_FIELD_NUMBER: _ClassVar[int]
+    refused: _containers.RepeatedScalarFieldContainer[int]
+    empty: bool
+    def __init__(self, refused: _Optional[_Iterable[int]] = ..., empty: _Optional[bool] = ...) -> None: ...
+
+class KeptSnapshotRequest(_message.Message):
+    __slots__ = ("owner", "key")
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    owner: str
+    key: int
+    def __init__(self, owner: _Optional[str] = ..., key: _Optional[int] = ...) -> None: ...
+
+class KeptSnapshotResponse(_message.Message):
+    __slots__ = ("state",)
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    state: bytes
+    def __init__(self, state: _Optional[bytes] = ...) -> None: ...
+
 class DrainRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
