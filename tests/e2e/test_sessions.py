@@ -219,9 +219,9 @@ async def test_sessions_outlive_their_node(mesh: Mesh, model: str, how: str) -> 
 
 
 @contextlib.contextmanager
-def small_router(registry: str) -> Iterator[Process]:
-    """Run a router that has room for a few states of `large` only."""
-    router = start_router(registry, "--session-bytes", "1000000").wait_ready()
+def small_router(registry: str, room: int) -> Iterator[Process]:
+    """Run a router with so many bytes of room for sessions."""
+    router = start_router(registry, "--session-bytes", str(room)).wait_ready()
     try:
         yield router
     finally:
@@ -231,7 +231,7 @@ def small_router(registry: str) -> Iterator[Process]:
 @pytest.mark.parametrize("how", ["kill", "drain"])
 async def test_states_that_a_router_has_no_room_for_are_kept_by_another_node(mesh: Mesh, how: str) -> None:
     sessions, steps = 30, 40
-    with small_router(mesh.registry) as router:
+    with small_router(mesh.registry, 1_000_000) as router:
         async with AsyncClient(router.grpc) as client:
             opened = [client.session("large") for _ in range(sessions)]
             for at in range(steps // 2):
@@ -250,6 +250,33 @@ async def test_states_that_a_router_has_no_room_for_are_kept_by_another_node(mes
             (group,) = await client.sessions()
             assert (group.live, group.lost, group.kept_elsewhere) == (0, 0, 0)
             assert group.failovers >= 1 or how == "drain"
+
+
+async def test_a_client_that_keeps_the_state_goes_on_where_the_router_lost_it(mesh: Mesh) -> None:
+    sequences = range(16)
+    with small_router(mesh.registry, 0) as router:
+        async with AsyncClient(router.grpc) as client:
+            sessions = [client.session("fold") for _ in sequences]
+
+            async def plain(n: int, value: int, *, start: bool = False) -> int:
+                told: dict[str, bool | str] = {"sequence_id": f"plain {n}", "sequence_start": start}
+                return int((await client.infer("fold", x(value), parameters=told))["y"][0, 0])
+
+            for n in sequences:
+                await sessions[n].step(x(n))
+                await plain(n, n, start=True)
+            await asyncio.to_thread(mesh.nodes["a"].kill)
+            lost = 0
+            for n in sequences:
+                assert int((await sessions[n].step(x(5)))["y"][0, 0]) == folded([n, 5])[1]
+                try:
+                    assert await plain(n, 5) == folded([n, 5])[1]
+                except SessionEnded as error:
+                    assert "begin it anew" in error.message
+                    assert await plain(n, 5, start=True) == folded([5])[0]
+                    lost += 1
+            assert 0 < lost < len(sequences)
+            assert sum(session.resumed for session in sessions) > 0
 
 
 async def test_sessions_outlive_their_router(mesh: Mesh) -> None:
