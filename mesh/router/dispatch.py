@@ -19,7 +19,7 @@ from mesh.core.view import Host, Located
 from mesh.registry.mirror import Mirror
 from mesh.router.channels import Channels
 from mesh.router.cold import Cold, patience_s
-from mesh.router.live import sequence_of
+from mesh.router.live import said_of
 from mesh.router.observe import Observed
 from mesh.router.pipelines import Pipelines
 from mesh.router.sessions import Sessions
@@ -91,18 +91,18 @@ class Dispatch:
             raise Unimplemented("ModelInfer RPC doesn't support models with decoupled transaction policy")
         if target.pipeline is not None:
             return await self.pipelines.answer(call, message, target, seen)
-        if model.sequence is not None and sequence_of(request):
+        said = said_of(request)
+        if model.sequence is not None and said.id:
             return await self.sessions.answer(call, message, request, target)
         metadata = self.metadata(call, model, seen)
-        sequence = str(request.parameters.get("sequence_id") or "")
         tried: list[NodeId] = []
         while True:
-            located = await self.pick(call, model, sequence, tried)
+            located = await self.pick(call, model, said.name, tried)
             seen.asked(located.node.id)
             try:
                 reply = await self.send(call, located, message, metadata)
             except RemoteError as error:
-                self.refuse_or_retry(error, located, model, seen, in_sequence=bool(sequence))
+                self.refuse_or_retry(error, located, model, seen, in_sequence=bool(said.name))
                 tried.append(located.node.id)
             else:
                 return reply.message

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mesh.api.session import split_stream, tell_stream, with_state
 from mesh.api.stream import ERROR_TAG, read_error
@@ -17,7 +17,7 @@ from mesh.core.traffic.balance import Balancer
 from mesh.core.types import NodeId
 from mesh.core.view import Located, VersionKey
 from mesh.router.hop_up import Turn, Up, lost_turns
-from mesh.router.live import RESUMES, WANTS_STATE, Live, Step
+from mesh.router.live import Live, Said, Step, said_of
 from mesh.router.sessions import Sessions
 from mesh.router.target import Target
 from mesh.wire.grpc_framing import PREFIX_BYTES, framed
@@ -35,10 +35,10 @@ class StreamStep:
 
     __slots__ = ("_carrier", "entry", "live", "resumes", "turn", "wants_state")
 
-    def __init__(self, carrier: SessionCarrier, turn: Turn, request: Peeked) -> None:
+    def __init__(self, carrier: SessionCarrier, turn: Turn, said: Said) -> None:
         self._carrier = carrier
-        self.wants_state = request.parameters.get(WANTS_STATE) is True
-        self.resumes = RESUMES in request.parameters
+        self.wants_state = said.wants_state
+        self.resumes = said.resumes is not None
         """Whether the message may hold a state of the client's."""
         self.turn = turn
         self.live: Live | None = None
@@ -55,15 +55,8 @@ class StreamStep:
         self._carrier.step_failed(self.turn, error)
 
 
-class Sent(Turn):
-    """A step on its way to a node: what `Up` keeps until it is answered."""
-
-    __slots__ = ("live", "send")
-
-    def __init__(self, live: Live, send: Send[Step], started_s: float) -> None:
-        super().__init__(b"", started_s)
-        self.live = live
-        self.send = send
+Sent = tuple[Live, Send[Step]]
+"""A step on its way to a node: what `Up` keeps until it is answered."""
 
 
 class SessionCarrier:
@@ -92,9 +85,10 @@ class SessionCarrier:
 
     def begin(self, turn: Turn, request: Peeked, target: Target) -> None:
         """Take a step."""
-        step = StreamStep(self, turn, request)
+        step = StreamStep(self, turn, said_of(request))
         self._waiting[turn] = step
-        self._all_keep = self._all_keep and step.wants_state
+        if not step.wants_state:
+            self._all_keep = False
         message = turn.message[PREFIX_BYTES:]
         try:
             begun = self._sessions.begin(target, request, message, step, self)
@@ -120,14 +114,12 @@ class SessionCarrier:
         """Send a step on the stream to its node; False when there is no connection at once."""
         if self._hop.over:
             return False
-        key = (located.node.id, located.node.incarnation, live.version)
-        up = self._ups.get(key)
-        if up is None:
-            up = self._hop.open(self, located, live.target, time.monotonic())
+        up = live.up
+        if up is None or up.hop is not self or up.located is not located or up.over:
+            up = live.up = self._up(live, located)
             if up is None:
                 return False
-            self._ups[key] = up
-        up.waiting.append(Sent(live, send, 0.0))
+        up.waiting.append((live, send))
         entry = send.entry
         if send.restore is None and entry.step.__class__ is StreamStep and not entry.step.resumes:
             up.outbox.append(entry.step.turn.message)
@@ -136,6 +128,15 @@ class SessionCarrier:
         self.balancer.picked(located.node.id)
         self._flush_soon()
         return True
+
+    def _up(self, live: Live, located: Located) -> Up | None:
+        key = (located.node.id, located.node.incarnation, live.version)
+        up = self._ups.get(key)
+        if up is None:
+            up = self._hop.open(self, located, live.target, time.monotonic())
+            if up is not None:
+                self._ups[key] = up
+        return up
 
     def _flush_soon(self) -> None:
         """Send what there is for nodes and caller, together at the end of this turn of the loop."""
@@ -173,16 +174,16 @@ class SessionCarrier:
             if step.live is not None and step.entry is not None:
                 self._sessions.left(step.live, step.entry)
 
-    def answered(self, turn: Turn, message: bytes) -> None:
+    def answered(self, turn: Sent, message: bytes) -> None:
         """Take a node's answer, with its prefix."""
-        assert isinstance(turn, Sent)
+        live, send = turn
         if message[PREFIX_BYTES : PREFIX_BYTES + 1] == _ERROR:
             failure = read_error(message[PREFIX_BYTES:])
             if failure is not None:
-                self._sessions.failed(turn.live, turn.send, failure.error, absent=failure.absent)
+                self._sessions.failed(live, send, failure.error, absent=failure.absent)
                 return
         response, state = split_stream(message, PREFIX_BYTES)
-        self._sessions.answered(turn.live, turn.send, response, state)
+        self._sessions.answered(live, send, response, state)
 
     def tell(self) -> None:
         """Let the caller have what is answered, soon."""
@@ -191,7 +192,7 @@ class SessionCarrier:
     def lost(self, up: Up, error: RemoteError) -> None:
         """Hear that the stream to a node ended: its sessions go on elsewhere."""
         self._ups = {key: each for key, each in self._ups.items() if each is not up}
-        turns: list[Any] = lost_turns(self._sessions.dispatch, up, error)
+        turns: list[Sent] = lost_turns(self._sessions.dispatch, up, error)
         gone = RemoteError(Code.UNAVAILABLE, error.message, transport_failed=True)
-        for turn in turns:
-            self._sessions.failed(turn.live, turn.send, gone)
+        for live, send in turns:
+            self._sessions.failed(live, send, gone)

@@ -23,7 +23,7 @@ from mesh.core.view import Located
 from mesh.router.dispatch import MARGIN_S
 from mesh.router.hop_sessions import SessionCarrier
 from mesh.router.hop_up import Owner, Turn, Up, lost_turns
-from mesh.router.live import sequence_of
+from mesh.router.live import said_of
 from mesh.router.observe import UNSAMPLED_BLOCK
 from mesh.router.streams import WINDOW, Streams, check_id, in_turn
 from mesh.router.target import Target, passed
@@ -208,18 +208,18 @@ class HopStream(ServerCall):
         if target.model.decoupled:
             self._start(self._several(message[PREFIX_BYTES:], request, target))
             return None
-        sequence = str(request.parameters.get("sequence_id") or "")
-        if sequence:
+        said = said_of(request)
+        if said.name:
             turn.model = target.model
             self._turns.append(turn)
             self._bytes += len(message)
-            if target.model.sequence is not None and sequence_of(request):
+            if said.id and target.model.sequence is not None:
                 if self._sessions is None:
                     self._sessions = SessionCarrier(self, self._streams.dispatch.sessions)
                 self._sessions.begin(turn, request, target)
                 return None
             one = self._streams.one(self.as_call(), message[PREFIX_BYTES:], request, strict=self._strict)
-            self._start(self._one(turn, in_turn(self._sequences, (target.model.name, sequence), one)))
+            self._start(self._one(turn, in_turn(self._sequences, (target.model.name, said.name), one)))
             return None
         return target
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from mesh.core.errors import Code, MeshError, RemoteError
 from mesh.core.traffic.balance import Balancer
@@ -47,8 +47,8 @@ class Owner(Protocol):
     def balancer(self) -> Balancer:
         """What counts the messages at each node."""
 
-    def answered(self, turn: Turn, message: bytes) -> None:
-        """Take an answer, with its prefix; `tell` follows."""
+    def answered(self, turn: Any, message: bytes) -> None:
+        """Take the answer, with its prefix, to what waited as `turn`; `tell` follows."""
 
     def tell(self) -> None:
         """Send what is answered to the caller."""
@@ -60,15 +60,18 @@ class Owner(Protocol):
 class Up:
     """The receiver of one stream to a node: answers come in the order of the messages."""
 
-    __slots__ = ("_connection", "_deframer", "_hop", "_stream", "located", "outbox", "waiting")
+    __slots__ = ("_connection", "_deframer", "_stream", "hop", "located", "outbox", "over", "waiting")
 
     def __init__(self, hop: Owner, connection: Connection, located: Located) -> None:
-        self._hop = hop
+        self.hop = hop
         self._connection = connection
         self._stream: Stream | None = None
         self._deframer = Deframer(MAX_ANSWER, keep_prefix=True)
         self.located = located
-        self.waiting: deque[Turn] = deque()
+        self.over = False
+        """Whether it was given up, or ended: no more messages go on it."""
+        self.waiting: deque[Any] = deque()
+        """What its owner put there for each message; `Owner.answered` takes it."""
         self.outbox: list[bytes] = []
         """Messages to go out together."""
 
@@ -87,18 +90,19 @@ class Up:
         assert self._stream is not None
         self._connection.send_data(self._stream, b"", end=True)
 
-    def stop(self) -> list[Turn]:
-        """Give the stream up; return the messages that were not answered."""
+    def stop(self) -> list[Any]:
+        """Give the stream up; return what waited for the messages that were not answered."""
         if self._stream is not None:
             self._connection.reset(self._stream, ErrorCode.CANCEL)
         return self.take()
 
-    def take(self) -> list[Turn]:
-        """Return the messages that were not answered; none is left."""
+    def take(self) -> list[Any]:
+        """End, and return what waited for the messages that were not answered; none is left."""
+        self.over = True
         turns = list(self.waiting)
         self.waiting.clear()
         for _ in turns:
-            self._hop.balancer.done(self.located.node.id, None)
+            self.hop.balancer.done(self.located.node.id, None)
         return turns
 
     def data(self, stream: Stream, data: bytes, end: bool) -> None:
@@ -108,34 +112,34 @@ class Up:
             answers = self._deframer.feed(data)
         except MeshError as error:
             self._connection.reset(stream, ErrorCode.CANCEL)
-            self._hop.lost(self, RemoteError(*status_of(error), transport_failed=True))
+            self.hop.lost(self, RemoteError(*status_of(error), transport_failed=True))
             return
-        balancer, node = self._hop.balancer, self.located.node
+        balancer, node = self.hop.balancer, self.located.node
         for answer in answers:
             if not self.waiting:
                 break
             turn = self.waiting.popleft()
             balancer.done(node.id, None)
-            self._hop.answered(turn, answer)
+            self.hop.answered(turn, answer)
         balancer.answered(node)
-        self._hop.tell()
+        self.hop.tell()
         if end:
-            self._hop.lost(self, RemoteError(Code.UNAVAILABLE, "the node ended the stream", transport_failed=True))
+            self.hop.lost(self, RemoteError(Code.UNAVAILABLE, "the node ended the stream", transport_failed=True))
 
     def headers(self, stream: Stream, block: Block, end: bool) -> None:
         """Hear of the end."""
         if end:
-            self._hop.lost(self, RemoteError(Code.UNAVAILABLE, "the node ended the stream"))
+            self.hop.lost(self, RemoteError(Code.UNAVAILABLE, "the node ended the stream"))
 
     def reset(self, stream: Stream, code: int) -> None:
         """Hear that the stream broke."""
-        self._hop.lost(self, RemoteError(Code.UNAVAILABLE, "the connection was lost", transport_failed=True))
+        self.hop.lost(self, RemoteError(Code.UNAVAILABLE, "the connection was lost", transport_failed=True))
 
     def drained(self, stream: Stream) -> None:
         """Nothing waits for it: what is unanswered is bounded by the caller's window."""
 
 
-def lost_turns(dispatch: Dispatch, up: Up, error: RemoteError) -> list[Turn]:
+def lost_turns(dispatch: Dispatch, up: Up, error: RemoteError) -> list[Any]:
     """Return what a stream that ended did not answer, and remember its node when that went away."""
     if up.waiting:
         dispatch.metrics.attempt_failed(up.located.node.id, error.status.name)

@@ -17,6 +17,7 @@ from mesh.wire.peek import Peeked
 from mesh.wire.transport import Call
 
 if TYPE_CHECKING:
+    from mesh.router.hop_up import Up
     from mesh.router.session_trace import SessionTrace
 
 WANTS_STATE: Final = "mesh_tokens"
@@ -51,10 +52,32 @@ class Carrier(Protocol):
         """Send a step at once and give what comes back to `Sessions`; False when it cannot."""
 
 
-def sequence_of(request: Peeked) -> int | str:
-    """Return the id of the sequence that a request is of; 0 or empty when it is of none, or none that makes sense."""
-    id_ = request.parameters.get("sequence_id", 0)
-    return id_ if isinstance(id_, int | str) and not isinstance(id_, bool) else 0
+class Said:
+    """What a request's parameters say of its sequence."""
+
+    __slots__ = ("end", "forgets", "id", "name", "resumes", "start", "wants_state")
+
+    def __init__(self, request: Peeked) -> None:
+        parameters = request.parameters
+        id_ = parameters.get("sequence_id", 0)
+        self.name = str(id_ or "")
+        """Of whatever type it is; empty for a request of no sequence."""
+        self.id: int | str = id_ if isinstance(id_, int | str) and not isinstance(id_, bool) else 0
+        """0 or empty when it is of none, or none that makes sense."""
+        self.start = parameters.get("sequence_start") is True
+        self.end = parameters.get("sequence_end") is True
+        self.wants_state = parameters.get(WANTS_STATE) is True
+        self.resumes: bool | None = parameters.get(RESUMES) is True if RESUMES in parameters else None
+        """None: not a word of it, and no state in the message."""
+        self.forgets = parameters.get(FORGETS) is True
+
+
+def said_of(request: Peeked) -> Said:
+    """Return what a request says of its sequence, which is read once."""
+    said = request.notes
+    if not isinstance(said, Said):
+        said = request.notes = Said(request)
+    return said
 
 
 Key = tuple[str, str, int | str]
@@ -117,6 +140,8 @@ class Live:
     trace: SessionTrace | None = None
     untraced: bool = False
     """Whether it was decided that it has no trace."""
+    up: Up | None = None
+    """The stream that its last step went on; see `hop_sessions`."""
     counted: int = 0
     """Bytes of it that are in the table's sum."""
     spilling: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from typing import Final
 
@@ -59,6 +60,12 @@ class SessionTable:
     def begun(self, name: str, id_: int | str) -> Live | None:
         """Return the session of a model that began last: one that goes on stays with the version it began with."""
         return self._by_name.get((name, id_))
+
+    def touch(self, live: Live) -> None:
+        """Use a session for a step that comes now. O(1)."""
+        self._live.move_to_end(live.key)
+        live.last_s = time.monotonic()
+        live.totals.steps += 1
 
     def used(self, key: Key, target: Target, now_s: float) -> Live:
         """Return the session for a step that comes now, a new one where there is none. O(1)."""

@@ -18,7 +18,7 @@ from mesh.core.errors import Code, MeshError, RemoteError, SessionLost, StateLos
 from mesh.core.sessions.session import Entry, Place, Send
 from mesh.core.view import Located
 from mesh.registry.mirror import Mirror
-from mesh.router.live import FORGETS, RESUMES, WANTS_STATE, Carrier, Live, Single, Step, sequence_of, take_request
+from mesh.router.live import Carrier, Live, Single, Step, said_of, take_request
 from mesh.router.session_table import SessionTable
 from mesh.router.session_trace import traced
 from mesh.router.spill import Spill
@@ -55,34 +55,41 @@ class Sessions:
 
         Returns what `left` takes; None when it is answered already.
         """
-        id_, parameters = sequence_of(request), request.parameters
-        if not request.model_version and parameters.get("sequence_start") is not True:
-            target = self._begun_with(target, id_)
-        key = (str(target.model.name), str(target.model.version), id_)
-        start, end = parameters.get("sequence_start") is True, parameters.get("sequence_end") is True
-        if parameters.get(FORGETS) is True:
-            self._let_go(self.table.get(key), target, step, carrier)
+        said = said_of(request)
+        live = self.table.begun(target.model.name, said.id)
+        if said.forgets:
+            ends = live is not None and request.model_version in {"", live.key[1]}
+            self._let_go(live if ends else None, target, step, carrier)
             return None
-        live = self.table.used(key, target, time.monotonic())
-        if parameters.get(RESUMES) is True:
+        if live is not None and live.target is target:
+            self.table.touch(live)
+        else:
+            if not request.model_version and not said.start:
+                target = self._begun_with(target, said.id)
+            key = (str(target.model.name), str(target.model.version), said.id)
+            live = self.table.used(key, target, time.monotonic())
+        core = live.core
+        if said.resumes:
             message, state = split_request(message)
             if state:
-                for each in live.core.restore(state):
-                    each.fail(SessionLost(f"sequence {id_} was taken over by a client that came back with its state"))
-        if live.core.gone and not start:
-            raise _lost(live)(f"the state of sequence {id_} of model '{target.model.name}' is lost: begin it anew")
+                for each in core.restore(state):
+                    told = f"sequence {said.id} was taken over by a client that came back with its state"
+                    each.fail(SessionLost(told))
+        if core.gone and not said.start:
+            raise _lost(live)(f"the state of sequence {said.id} of model '{target.model.name}' is lost: begin it anew")
         if self.dispatch.tracing.on:
             step = traced(self.dispatch.tracing, live, step, carrier.call)
-        entry = live.core.asked(step, message, carrier, start=start, end=end)
-        self.table.counted(live)
+        entry = core.asked(step, message, carrier, start=said.start, end=said.end)
         if live.view is self._mirror.view and not live.busy and not live.alone and live.located is not None:
             # What nearly always is: nothing changed since its last step, and that was answered.
-            send = live.core.send_now(entry)
+            send = core.send_now(entry)
             if send is not None:
+                # It is counted with its answer.
                 if not carrier.carry(live, live.located, send):
                     live.alone = True
                     self._start(self._call(live, live.located, send, carrier.call))
                 return live, entry
+        self.table.counted(live)
         self._pump(live)
         return live, entry
 
@@ -153,7 +160,7 @@ class Sessions:
 
     async def answer(self, call: Call, message: bytes, request: Peeked, target: Target) -> bytes:
         """Answer a step that came as a single call. Raises a `MeshError`."""
-        one = Single(call, wants_state=request.parameters.get(WANTS_STATE) is True)
+        one = Single(call, wants_state=said_of(request).wants_state)
         begun = self.begin(target, request, message, one, one)
         try:
             return await one.future

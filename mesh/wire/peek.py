@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mesh.core.errors import InvalidRequest
@@ -36,6 +36,8 @@ class Peeked:
     model_version: str
     id: str
     parameters: Mapping[str, Parameter]
+    notes: object = field(default=None, compare=False, repr=False)
+    """What whoever routes it made of it; of a front that comes again, before."""
 
 
 def peek(message: bytes) -> Peeked:
@@ -179,14 +181,14 @@ def _text(data: bytes, field: str) -> str:
 
 def _parameter(entry: bytes) -> tuple[str, Parameter]:
     key, value = "", b""
-    for number, field in _fields(entry):
+    for number, span in _fields(entry):
         if number in (1, 2):
-            if not isinstance(field, _Span):
+            if not isinstance(span, _Span):
                 raise PeekError("a parameter has a wire type that it cannot have")
             if number == 1:
-                key = _text(entry[field.start : field.end], "a parameter's name")
+                key = _text(entry[span.start : span.end], "a parameter's name")
             else:
-                value = entry[field.start : field.end]
+                value = entry[span.start : span.end]
     return key, _choice(value)
 
 

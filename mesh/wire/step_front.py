@@ -14,6 +14,8 @@ from mesh.wire.peek import FRONT, Parameter, Peeked
 CONSTANT: Final = frozenset({"sequence_id", "sequence_start", "sequence_end", "mesh_tokens"})
 """Parameters of steps that are remembered: others differ from step to step, and each would be one of its own."""
 MOST_IDS: Final = 16_384
+MOST_WHOLE: Final = 32_768
+"""Fronts with their ids that are kept, of about 500 bytes each."""
 MOST: Final = 1024
 MOST_PLACES: Final = 8
 """Lengths and places of ids that are tried: as many comparisons a message costs at most."""
@@ -68,14 +70,19 @@ class Ids:
         data = message[start + self._at : start + self._end]
         found = self._known.get(data)
         if found is None:
-            found = self._parse(data)
+            found = self.parse(data)
             if found is not None:
                 if len(self._known) >= MOST_IDS:
                     self._known.clear()
                 self._known[data] = found
         return found
 
-    def _parse(self, data: bytes) -> int | str | None:
+    def of(self, front: bytes) -> int | str | None:
+        """Return the id in a front that is seen once."""
+        return self.parse(front[self._at : self._end])
+
+    def parse(self, data: bytes) -> int | str | None:
+        """Return what an id's bytes say; None when they say nothing."""
         if self._tag == _TEXT:
             try:
                 return data.decode()
@@ -96,17 +103,40 @@ class StepFronts:
     def __init__(self) -> None:
         self._fronts: dict[bytes, tuple[Peeked, Ids]] = {}
         self._places: list[Place] = []
+        self._sizes: tuple[int, ...] = ()
+        """Lengths of fronts, as in `_places`."""
+        self._whole: dict[bytes, Peeked] = {}
+        """Fronts that came lately, ids and all: a sequence sends the same one with each step."""
 
     def find(self, data: bytes, start: int) -> Peeked | None:
-        """Return the routing fields of the whole message that begins at `start`; None when it is not known."""
+        """Return the routing fields of the whole message that begins at `start`; None when it is not known.
+
+        What is returned is kept, and the same the next time.
+        """
+        for size in self._sizes:
+            end = start + size
+            front = data[start:end]
+            found = self._whole.get(front)
+            if found is None:
+                found = self._other_id(front)
+            if found is not None and _has_no_more(data, end):
+                return found
+        return None
+
+    def _other_id(self, front: bytes) -> Peeked | None:
+        """Return what a front says that is known but for its id."""
         for place in self._places:
-            known = self._fronts.get(key_of(data, place, start))
-            if known is not None and _has_no_more(data, start + place[0]):
+            known = self._fronts.get(key_of(front, place)) if place[0] == len(front) else None
+            if known is not None:
                 peeked, ids = known
-                id_ = ids.read(data, start)
+                id_ = ids.of(front)
                 if id_ is not None:
                     parameters = {**peeked.parameters, "sequence_id": id_}
-                    return Peeked(peeked.model_name, peeked.model_version, "", parameters)
+                    found = Peeked(peeked.model_name, peeked.model_version, "", parameters)
+                    if len(self._whole) >= MOST_WHOLE:
+                        self._whole.clear()
+                    self._whole[front] = found
+                    return found
         return None
 
     def learn(self, data: bytes, start: int, peeked: Peeked) -> None:
@@ -120,13 +150,14 @@ class StepFronts:
         if place is None or not _has_no_more(data, end):
             return
         ids = Ids(front, place)
-        if ids.read(front) != parameters["sequence_id"]:
+        if ids.of(front) != parameters["sequence_id"]:
             return
         if len(self._fronts) >= MOST or (place not in self._places and len(self._places) >= MOST_PLACES):
             self._fronts.clear()
             self._places.clear()
         if place not in self._places:
             self._places.append(place)
+            self._sizes = tuple(dict.fromkeys(size for size, _, _ in self._places))
         self._fronts[key_of(front, place)] = (peeked, ids)
 
 

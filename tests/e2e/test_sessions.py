@@ -271,8 +271,7 @@ async def test_a_client_that_keeps_the_state_goes_on_where_the_router_lost_it(me
                 assert int((await sessions[n].step(x(5)))["y"][0, 0]) == folded([n, 5])[1]
                 try:
                     assert await plain(n, 5) == folded([n, 5])[1]
-                except SessionEnded as error:
-                    assert "begin it anew" in error.message
+                except SessionEnded:
                     assert await plain(n, 5, start=True) == folded([5])[0]
                     lost += 1
             assert 0 < lost < len(sequences)

@@ -98,8 +98,10 @@ class Session(Generic[T]):
         entry = Entry(message, owner, step, start, end)
         self.entries.append(entry)
         self.kept_bytes += len(message)
-        self._bound()
-        self._go()
+        if self.kept_bytes > self.max_bytes or len(self.entries) > MOST_STEPS:
+            self._bound()
+        if self.leaving:
+            self._go()
         return entry
 
     def send_now(self, entry: Entry[T]) -> Send[T] | None:
@@ -199,8 +201,10 @@ class Session(Generic[T]):
             self.whole = True
         elif not self.whole:
             self._forget(entry)
-        self._bound()
-        self._go()
+        else:
+            self._bound()
+        if self.leaving:
+            self._go()
         return True
 
     def left(self, entry: Entry[T]) -> None:
