@@ -13,11 +13,10 @@ from mesh.api.session import split_stream, tell_stream, with_state
 from mesh.api.stream import ERROR_TAG, read_error
 from mesh.core.errors import Code, MeshError, RemoteError, code_of
 from mesh.core.sessions.session import Entry, Send
-from mesh.core.traffic.balance import Balancer
 from mesh.core.types import NodeId
 from mesh.core.view import Located, VersionKey
 from mesh.router.hop_up import Turn, Up, lost_turns
-from mesh.router.live import Live, Said, Step, said_of
+from mesh.router.live import Live, Said, Step
 from mesh.router.sessions import Sessions
 from mesh.router.target import Target
 from mesh.wire.grpc_framing import PREFIX_BYTES, framed
@@ -72,26 +71,23 @@ class SessionCarrier:
         self._all_keep = True
         self._flushing = False
         self._loop = asyncio.get_running_loop()
+        self.balancer = hop.balancer
+        """What counts the steps at each node."""
 
     @property
     def call(self) -> Call:
         """The caller's stream."""
         return self._hop.as_call()
 
-    @property
-    def balancer(self) -> Balancer:
-        """What counts the steps at each node."""
-        return self._hop.balancer
-
-    def begin(self, turn: Turn, request: Peeked, target: Target) -> None:
+    def begin(self, turn: Turn, request: Peeked, said: Said, target: Target) -> None:
         """Take a step."""
-        step = StreamStep(self, turn, said_of(request))
+        step = StreamStep(self, turn, said)
         self._waiting[turn] = step
         if not step.wants_state:
             self._all_keep = False
         message = turn.message[PREFIX_BYTES:]
         try:
-            begun = self._sessions.begin(target, request, message, step, self)
+            begun = self._sessions.begin(target, said, request.model_version, message, step, self)
             if begun is not None:
                 step.live, step.entry = begun
         except MeshError as error:
@@ -114,11 +110,15 @@ class SessionCarrier:
         """Send a step on the stream to its node; False when there is no connection at once."""
         if self._hop.over:
             return False
-        up = live.up
-        if up is None or up.hop is not self or up.located is not located or up.over:
-            up = live.up = self._up(live, located)
-            if up is None:
+        way = live.way
+        if way is not None and way[0] is located and way[1].hop is self and not way[1].over:
+            up = way[1]
+        else:
+            found = self._up(live, located)
+            if found is None:
                 return False
+            up = found
+            live.way = located, up
         up.waiting.append((live, send))
         entry = send.entry
         if send.restore is None and entry.step.__class__ is StreamStep and not entry.step.resumes:

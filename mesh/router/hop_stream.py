@@ -216,7 +216,7 @@ class HopStream(ServerCall):
             if said.id and target.model.sequence is not None:
                 if self._sessions is None:
                     self._sessions = SessionCarrier(self, self._streams.dispatch.sessions)
-                self._sessions.begin(turn, request, target)
+                self._sessions.begin(turn, request, said, target)
                 return None
             one = self._streams.one(self.as_call(), message[PREFIX_BYTES:], request, strict=self._strict)
             self._start(self._one(turn, in_turn(self._sequences, (target.model.name, said.name), one)))

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from mesh.api.messages import node_control
 from mesh.api.session import with_state
-from mesh.core.errors import MeshError
+from mesh.core.errors import MeshError, SessionLost, StateLost
 from mesh.core.sessions.session import Place, Send, Session
 from mesh.core.types import ModelVersion, NodeId
-from mesh.core.view import ClusterView, Located, VersionKey
+from mesh.core.view import Located, VersionKey
 from mesh.router.target import Target
 from mesh.wire.peek import Peeked
 from mesh.wire.transport import Call
@@ -127,8 +127,8 @@ class Live:
     core: Session[Step]
     last_s: float
     located: Located | None = None
-    view: ClusterView | None = None
-    """In which its copy was found to serve."""
+    serving: tuple[Located, ...] | None = None
+    """The copies among which its own was found, when that was looked at last."""
     tried: list[NodeId] = field(default_factory=list)
     """Nodes that did not know it, when it was begun elsewhere."""
     alone: bool = False
@@ -140,7 +140,7 @@ class Live:
     trace: SessionTrace | None = None
     untraced: bool = False
     """Whether it was decided that it has no trace."""
-    up: Up | None = None
+    way: tuple[Located, Up] | None = None
     """The stream that its last step went on; see `hop_sessions`."""
     counted: int = 0
     """Bytes of it that are in the table's sum."""
@@ -158,6 +158,20 @@ class Live:
     def version(self) -> VersionKey:
         """Its key."""
         return self.model.name, self.model.version
+
+    def failed_over(self) -> None:
+        """Count that its node went away."""
+        self.totals.failovers += 1
+        if self.trace is not None and self.located is not None:
+            self.trace.failed_over(self.located.node.id)
+
+    def lost(self, why: str = "") -> SessionLost:
+        """Return what its caller hears when its state is gone; one that keeps states itself may go on."""
+        kind: type[SessionLost] = StateLost
+        said = f": {why}" if why else ""
+        if not self.core.replayable:
+            kind, said = SessionLost, f"{said}, and the model's steps must not run twice"
+        return kind(f"the state of sequence {self.key[2]} of model '{self.model.name}' is lost{said}; begin it anew")
 
 
 class Single:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Final
 from mesh.api.messages import ModelInferResponse, node_control
 from mesh.api.session import split_request, split_response, with_state
 from mesh.api.stream import final_message
-from mesh.core.errors import Code, MeshError, RemoteError, SessionLost, StateLost, UnknownSequence
+from mesh.core.errors import Code, MeshError, RemoteError, SessionLost, UnknownSequence
 from mesh.core.sessions.session import Entry, Place, Send
 from mesh.core.view import Located
 from mesh.registry.mirror import Mirror
-from mesh.router.live import Carrier, Live, Single, Step, said_of, take_request
+from mesh.router.live import Carrier, Live, Said, Single, Step, said_of, take_request
 from mesh.router.session_table import SessionTable
 from mesh.router.session_trace import traced
 from mesh.router.spill import Spill
@@ -48,23 +48,23 @@ class Sessions:
         self.table = SessionTable(max_bytes, self.spill)
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def begin(
-        self, target: Target, request: Peeked, message: bytes, step: Step, carrier: Carrier
+    def begin(  # noqa: PLR0917 - what a request said, and whose it is
+        self, target: Target, said: Said, version: str, message: bytes, step: Step, carrier: Carrier
     ) -> tuple[Live, Entry[Step]] | None:
         """Take a step of a session; `step` hears how it ended. Raises `MeshError` for one that makes no sense.
 
+        `version` is what the request names, empty for whichever.
         Returns what `left` takes; None when it is answered already.
         """
-        said = said_of(request)
         live = self.table.begun(target.model.name, said.id)
         if said.forgets:
-            ends = live is not None and request.model_version in {"", live.key[1]}
+            ends = live is not None and version in {"", live.key[1]}
             self._let_go(live if ends else None, target, step, carrier)
             return None
         if live is not None and live.target is target:
             self.table.touch(live)
         else:
-            if not request.model_version and not said.start:
+            if not version and not said.start:
                 target = self._begun_with(target, said.id)
             key = (str(target.model.name), str(target.model.version), said.id)
             live = self.table.used(key, target, time.monotonic())
@@ -76,11 +76,11 @@ class Sessions:
                     told = f"sequence {said.id} was taken over by a client that came back with its state"
                     each.fail(SessionLost(told))
         if core.gone and not said.start:
-            raise _lost(live)(f"the state of sequence {said.id} of model '{target.model.name}' is lost: begin it anew")
+            raise live.lost()
         if self.dispatch.tracing.on:
             step = traced(self.dispatch.tracing, live, step, carrier.call)
         entry = core.asked(step, message, carrier, start=said.start, end=said.end)
-        if live.view is self._mirror.view and not live.busy and not live.alone and live.located is not None:
+        if live.serving is target.candidates and not live.busy and not live.alone and live.located is not None:
             # What nearly always is: nothing changed since its last step, and that was answered.
             send = core.send_now(entry)
             if send is not None:
@@ -140,7 +140,7 @@ class Sessions:
                 self._give_up(live, error)
             elif error.unsent and core.whole:
                 if not core.fresh:
-                    self._failed_over(live)
+                    live.failed_over()
                 core.elsewhere()
                 self._pump(live)
             elif absent and not (core.whole and core.replayable):
@@ -160,8 +160,9 @@ class Sessions:
 
     async def answer(self, call: Call, message: bytes, request: Peeked, target: Target) -> bytes:
         """Answer a step that came as a single call. Raises a `MeshError`."""
-        one = Single(call, wants_state=said_of(request).wants_state)
-        begun = self.begin(target, request, message, one, one)
+        said = said_of(request)
+        one = Single(call, wants_state=said.wants_state)
+        begun = self.begin(target, said, request.model_version, message, one, one)
         try:
             return await one.future
         finally:
@@ -220,13 +221,14 @@ class Sessions:
 
     def _serves(self, live: Live) -> bool:
         """Tell whether the copy that the session is on still takes requests, of this process of its node."""
-        place, live.view = live.core.place, self._mirror.view
-        for each in self._mirror.view.serving.get(live.version, ()):
+        place = live.core.place
+        live.serving = self._mirror.view.serving.get(live.version, ())
+        for each in live.serving:
             if (each.node.id, each.node.incarnation) == place:
                 live.located = each
                 if not each.node.draining:
                     return True
-        live.view = None
+        live.serving = None
         return False
 
     def _place(self, live: Live) -> bool:
@@ -236,7 +238,7 @@ class Sessions:
         located = balancer.pin(candidates, str(live.key[2]), tried=live.tried, now_s=now_s)
         if located is None:
             return False
-        live.located = located
+        live.located, live.serving = located, candidates
         place: Place = (located.node.id, located.node.incarnation)
         live.core.placed(place)
         return True
@@ -343,15 +345,10 @@ class Sessions:
     def _lost(self, live: Live, error: RemoteError) -> None:
         ended = live.core.lost()
         self.table.counted(live)
-        self._failed_over(live)
+        live.failed_over()
         live.totals.lost += bool(ended) or live.core.gone
         self._end(live, ended, error.message)
         self._pump(live)
-
-    def _failed_over(self, live: Live) -> None:
-        live.totals.failovers += 1
-        if live.trace is not None and live.located is not None:
-            live.trace.failed_over(live.located.node.id)
 
     def _elsewhere(self, live: Live, error: RemoteError) -> None:
         """Ask the next copy for a session that was begun elsewhere; refuse when all were asked."""
@@ -387,10 +384,8 @@ class Sessions:
 
     def _end(self, live: Live, ended: list[Step], why: str) -> None:
         """Fail steps whose state is gone."""
-        name, said = live.model.name, "" if live.core.replayable else ", and the model's steps must not run twice"
         for step in ended:
-            text = f"the state of sequence {live.key[2]} of model '{name}' is lost: {why}{said}; begin it anew"
-            step.fail(_lost(live)(text))
+            step.fail(live.lost(why))
 
     def _start(self, work: Coroutine[Any, Any, Any]) -> None:
         task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(work)
@@ -400,7 +395,3 @@ class Sessions:
     def __repr__(self) -> str:
         """Show the counts."""
         return f"<Sessions {self.table!r}>"
-
-
-def _lost(live: Live) -> type[SessionLost]:
-    return StateLost if live.core.replayable else SessionLost

@@ -43,6 +43,10 @@ class Target:
         )
         """HPACK bytes that say to the node what was resolved."""
 
+    def is_same(self, other: Target) -> bool:
+        """Tell whether nothing changed from one view to the next: unchanged parts are the same objects there."""
+        return self.model is other.model and self.candidates is other.candidates and self.pipeline is other.pipeline
+
 
 class Targets:
     """The targets of the current view."""
@@ -51,15 +55,23 @@ class Targets:
         self._mirror = mirror
         self._view: ClusterView | None = None
         self._found: dict[tuple[str, str], Target] = {}
+        self._before: dict[tuple[str, str], Target] = {}
+        """Those of the view before."""
 
     def find(self, name: str, version: str) -> Target:
-        """Return what answers `name`. Raises as `resolve` does. O(1) after the first time in a view."""
+        """Return what answers `name`: the same object as long as nothing of it changes.
+
+        Raises as `resolve` does. O(1) after the first time in a view.
+        """
         view = self._mirror.view
         if view is not self._view:
-            self._view, self._found = view, {}
+            self._view, self._before, self._found = view, self._found, {}
         target = self._found.get((name, version))
         if target is None:
             target = _target(view, name, version)
+            before = self._before.get((name, version))
+            if before is not None and before.is_same(target):
+                target = before
             if len(self._found) >= MAX_TARGETS:
                 self._found.clear()
             self._found[name, version] = target

@@ -121,7 +121,11 @@ class Connection(Sending):
                     if end > size:
                         self._data(stream_id, flags, data[start:size], length)
                         return size
-                    self._data(stream_id, flags, data[start:end], length)
+                    payload = data[start:end]
+                    if not flags and size - end > HEAD_BYTES:
+                        payload, end = self._together(stream_id, data, payload, end)
+                        length = len(payload)
+                    self._data(stream_id, flags, payload, length)
                 elif kind == HEADERS:
                     self._headers(stream_id, flags, data[start:end])
                 elif kind == CONTINUATION:
@@ -132,6 +136,31 @@ class Connection(Sending):
                 self.fail_stream(fault)
             position = end
         return position
+
+    def _together(self, stream_id: int, data: bytes, payload: bytes, position: int) -> tuple[bytes, int]:
+        """Return a DATA frame's payload and those of the frames behind it on its stream, and where the next one begins.
+
+        Clients of streams send each message in a frame of its own, many at a time: they are delivered together. Only of
+        frames without flags that the windows allow: all else is as if each came alone.
+        """
+        stream = self.streams.get(stream_id)
+        if stream is None or not MAY_RECEIVE[stream.state] or not stream.seen_headers:
+            return payload, position
+        size, max_frame = len(data), self.bounds.max_frame
+        left = min(self.recv_window, stream.recv_window) - len(payload)
+        payloads = [payload]
+        while size - position > HEAD_BYTES:
+            head, flags, following = unpack_head(data, position)
+            length = head >> 8
+            start = position + HEAD_BYTES
+            end = start + length
+            left -= length
+            alike = head & 0xFF == DATA and not flags and following & MAX_STREAM_ID == stream_id
+            if not alike or not 0 < length <= max_frame or end > size or left < 0:
+                break
+            payloads.append(data[start:end])
+            position = end
+        return (b"".join(payloads) if len(payloads) > 1 else payload), position
 
     def _data(self, stream_id: int, flags: int, payload: bytes, length: int) -> None:
         """Take a DATA frame of `length` bytes, of which `payload` is here."""

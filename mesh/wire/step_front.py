@@ -17,6 +17,8 @@ MOST_IDS: Final = 16_384
 MOST_WHOLE: Final = 32_768
 """Fronts with their ids that are kept, of about 500 bytes each."""
 MOST: Final = 1024
+MOST_TAIL: Final = 512
+"""Of several tensors the contents of the first are in between, and differ each time."""
 MOST_PLACES: Final = 8
 """Lengths and places of ids that are tried: as many comparisons a message costs at most."""
 
@@ -105,6 +107,8 @@ class StepFronts:
         self._places: list[Place] = []
         self._sizes: tuple[int, ...] = ()
         """Lengths of fronts, as in `_places`."""
+        self._tails: dict[int, bytes] = {}
+        """By length, what stands behind fronts, up to the contents of the last tensor: what says how it is built."""
         self._whole: dict[bytes, Peeked] = {}
         """Fronts that came lately, ids and all: a sequence sends the same one with each step."""
 
@@ -119,9 +123,24 @@ class StepFronts:
             found = self._whole.get(front)
             if found is None:
                 found = self._other_id(front)
-            if found is not None and _has_no_more(data, end):
+            if found is not None and self._tensors_alone(data, end):
                 return found
         return None
+
+    def _tensors_alone(self, data: bytes, position: int) -> bool:
+        """Tell whether the fields from here on are tensors alone, whole, to the end of `data`."""
+        size = len(data) - position
+        tail = self._tails.get(size)
+        if tail is not None and data.startswith(tail, position):
+            return True
+        last = _last_tensor(data, position)
+        if last is None:
+            return False
+        if last - position <= MOST_TAIL:
+            if len(self._tails) >= MOST:
+                self._tails.clear()
+            self._tails[size] = data[position:last]
+        return True
 
     def _other_id(self, front: bytes) -> Peeked | None:
         """Return what a front says that is known but for its id."""
@@ -147,7 +166,7 @@ class StepFronts:
         end = _front_end(data, start)
         front = data[start:end]
         place = place_of(front)
-        if place is None or not _has_no_more(data, end):
+        if place is None or _last_tensor(data, end) is None:
             return
         ids = Ids(front, place)
         if ids.of(front) != parameters["sequence_id"]:
@@ -168,14 +187,26 @@ def _front_end(data: bytes, start: int) -> int:
     return position
 
 
-def _has_no_more(data: bytes, position: int) -> bool:
-    """Tell whether the fields from here on are tensors alone, whole, to the end of `data`."""
-    size = len(data)
+def _last_tensor(data: bytes, position: int) -> int | None:
+    """Return where the contents of the last field begin, all from here on being tensors, whole, to the end of `data`.
+
+    None when it is not so. With no fields it is the end.
+    """
+    size, last = len(data), position
     while position < size:
         if data[position] not in _TENSORS:
-            return False
+            return None
+        last = _contents(data, position)
         position = _skip(data, position)
-    return position == size
+    return last if position == size else None
+
+
+def _contents(data: bytes, position: int) -> int:
+    """Return where the contents of the field at `position` begin, whose length is whole."""
+    position += 1
+    while position < len(data) and data[position] >= 0x80:
+        position += 1
+    return position + 1
 
 
 _TENSORS: Final = frozenset({0x2A, 0x32, 0x3A})
