@@ -221,6 +221,8 @@ class Schedule(Generic[T]):
     def _drop(self, sequence: Sequence[T], now_s: float) -> None:
         if self._sequences.get(sequence.id) is sequence:
             del self._sequences[sequence.id]
+        # At once: whoever still holds the sequence must not hold its memory.
+        sequence.state = None
         if not sequence.live:
             self._backlog.remove(sequence)
             return

@@ -43,6 +43,8 @@ class Turn:
     """What it answers: one for a step, any number in a generation."""
     done: bool = True
     """False: it wants another turn (generations alone)."""
+    held: object = None
+    """What a runtime keeps of the run until its states were told."""
 
     @property
     def parameters(self) -> Mapping[str, bool | int | str | float]:

@@ -11,9 +11,14 @@ import onnxruntime as ort
 
 from mesh.core.errors import InvalidRequest, LoadFailed
 from mesh.core.types import DeviceKind, Dtype, ModelVersion, TensorSpec
+from mesh.node.runtimes.bank import Place
 from mesh.node.runtimes.base import Loaded, LoadSpec, Request, Steps, Tensors
+from mesh.node.runtimes.on_device import DeviceSteps, fits
 from mesh.node.runtimes.stateful import TensorSteps
 from mesh.node.runtimes.text import TextSteps, text_signature
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
 
 FILE = "model.onnx"
 
@@ -83,6 +88,8 @@ class OnnxRuntime:
         loaded = _Session(name, session, inputs, outputs, steady=spec.device.kind is DeviceKind.CPU)
         if model.sequence is not None:
             loaded.sequences(model, spec.path, _signature(model, "input", all_inputs, ()))
+            if spec.device.kind is DeviceKind.GPU:
+                loaded.keeps_states(model, Place("cuda", spec.device.index, _providers(spec)))
         return loaded
 
 
@@ -117,6 +124,17 @@ class _Session:
         self._names += [state.output for state in model.sequence.states]
         self._controls = {spec.name for spec in specs if spec.dtype is Dtype.BYTES} - self._texts
         self.steps = TensorSteps(model, folder, {spec.name: spec for spec in specs}, self._step)
+
+    def keeps_states(self, model: ModelVersion, place: Place) -> None:
+        """Leave the states of sequences on a device, where model and device can do that."""
+        host = self.steps
+        if not isinstance(host, TensorSteps) or not fits(host) or self._texts or self._controls:
+            return
+        shown = [spec.name for spec in self.outputs]
+        try:
+            self.steps = DeviceSteps(model, host, self._session, shown, place)
+        except Exception as error:  # noqa: BLE001 - what a driver says can be anything, and the host does it too
+            log.warning("states go through the host", model=self._name, error=_first_line(error))
 
     def generates(self, model: ModelVersion, folder: Path, specs: Sequence[TensorSpec]) -> None:
         """Make text from now on. `specs` are all inputs. Raises `LoadFailed`."""

@@ -37,12 +37,32 @@ class TensorSteps:
         self.most_rows = max(1, model.max_batch_size)
         self._states = model.sequence.states
         self._controls = model.sequence.controls
-        self._initial = initial_states(model, self._states, folder, specs, batched=self._batched)
+        self.initial = initial_states(model, self._states, folder, specs, batched=self._batched)
+        """What every state is at the start, by the input's name."""
         for control in self._controls:
             _check(model, specs.get(control.name), control.name, self._control(control, False, 0))  # noqa: FBT003
 
     def step(self, turns: Sequence[Turn]) -> None:
         """Run them together."""
+        first = turns[0]
+        given = self.given(turns)
+        for state in self._states:
+            name = state.input
+            rows = [self.initial[name] if each.state is None else each.state[name] for each in turns]
+            given[name] = rows[0] if len(rows) == 1 else np.concatenate(rows)
+        answered = dict(self._run(given))
+        kept = {state.input: self._state(state, answered, len(turns)) for state in self._states}
+        if not self._batched:
+            first.outputs, first.state = [answered], kept
+            return
+        self.check_rows(answered, len(turns))
+        for at, each in enumerate(turns):
+            each.outputs = [{name: array[at : at + 1] for name, array in answered.items()}]
+            # Copies: a sequence that rests must not hold the batch that it was last in.
+            each.state = {name: array[at : at + 1].copy() for name, array in kept.items()}
+
+    def given(self, turns: Sequence[Turn]) -> dict[str, Array]:
+        """Return the inputs and controls of a batch."""
         first = turns[0]
         if len(turns) == 1:
             given = dict(first.inputs)
@@ -52,24 +72,15 @@ class TensorSteps:
             given[control.name] = np.concatenate(
                 [self._control(control, _flag(control, each), each.id) for each in turns]
             )
-        for state in self._states:
-            name = state.input
-            rows = [self._initial[name] if each.state is None else each.state[name] for each in turns]
-            given[name] = rows[0] if len(rows) == 1 else np.concatenate(rows)
-        answered = dict(self._run(given))
-        kept = {state.input: self._state(state, answered, len(turns)) for state in self._states}
-        if not self._batched:
-            first.outputs, first.state = [answered], kept
-            return
+        return given
+
+    def check_rows(self, answered: Tensors, rows: int) -> None:
+        """Raise `ModelFailed` unless every answer has a row for each sequence."""
         for name, array in answered.items():
-            if array.ndim == 0 or array.shape[0] != len(turns):
+            if array.ndim == 0 or array.shape[0] != rows:
                 raise ModelFailed(
-                    f"model '{self._model.name}' answered '{name}' {list(array.shape)} for {len(turns)} sequences"
+                    f"model '{self._model.name}' answered '{name}' {list(array.shape)} for {rows} sequences"
                 )
-        for at, each in enumerate(turns):
-            each.outputs = [{name: array[at : at + 1] for name, array in answered.items()}]
-            # Copies: a sequence that rests must not hold the batch that it was last in.
-            each.state = {name: array[at : at + 1].copy() for name, array in kept.items()}
 
     def packed(self, state: Any) -> Any:
         """Return the elements of each state: their types and shapes are the model's."""
@@ -78,10 +89,10 @@ class TensorSteps:
     def unpacked(self, told: Any) -> Any:
         """Return the arrays again."""
         name = self._model.name
-        if not isinstance(told, dict) or told.keys() != self._initial.keys():
-            raise InvalidRequest(f"expected a state of model '{name}' with {', '.join(self._initial) or 'nothing'}")
+        if not isinstance(told, dict) or told.keys() != self.initial.keys():
+            raise InvalidRequest(f"expected a state of model '{name}' with {', '.join(self.initial) or 'nothing'}")
         found: States = {}
-        for called, initial in self._initial.items():
+        for called, initial in self.initial.items():
             raw = told[called]
             if not isinstance(raw, bytes) or len(raw) != initial.nbytes:
                 raise InvalidRequest(f"expected state '{called}' of model '{name}' as {initial.nbytes} bytes")
@@ -90,7 +101,7 @@ class TensorSteps:
 
     def _state(self, state: State, answered: dict[str, Array], rows: int) -> Array:
         found: Any = answered.pop(state.output, None)
-        initial = self._initial[state.input]
+        initial = self.initial[state.input]
         shape = (rows, *initial.shape[1:]) if self._batched else initial.shape
         if not isinstance(found, np.ndarray) or found.shape != shape or found.dtype != initial.dtype:
             came = f"{found.dtype} {list(found.shape)}" if isinstance(found, np.ndarray) else "nothing"
