@@ -44,16 +44,25 @@ def split_response(message: bytes) -> tuple[bytes, bytes]:
     return message[at + size :], message[at : at + size]
 
 
-def split_stream(message: bytes, at: int) -> tuple[bytes, bytes]:
-    """Return a node's ModelStreamInferResponse from `at` on without the state, and the state."""
+def split_stream(message: bytes) -> tuple[bytes, bytes]:
+    """Return a node's ModelStreamInferResponse without the state, and the state."""
+    cut = cut_state(message, 0)
+    if cut is None:
+        return message, b""
+    state, rest = cut
+    return b"".join((INFER_RESPONSE_TAG, varint(len(rest)), rest)), state
+
+
+def cut_state(message: bytes, at: int) -> tuple[bytes, bytes] | None:
+    """Return the state, and the rest of the ModelInferResponse, of the stream message at `at`; None without a state."""
     if message[at : at + 1] != INFER_RESPONSE_TAG:
-        return message[at:], b""
+        return None
     size, inner = _varint(message, at + 1)
     if message[inner : inner + 2] != STATE_TAG:
-        return message[at:], b""
+        return None
     state_size, begin = _varint(message, inner + 2)
-    rest = message[begin + state_size : inner + size]
-    return b"".join((INFER_RESPONSE_TAG, varint(len(rest)), rest)), message[begin : begin + state_size]
+    end = begin + state_size
+    return message[begin:end], message[end : inner + size]
 
 
 def split_request(message: bytes) -> tuple[bytes, bytes]:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from mesh.api.session import split_stream, tell_stream, with_state
-from mesh.api.stream import ERROR_TAG, read_error
+from mesh.api.session import cut_state, tell_stream, with_state
+from mesh.api.stream import ERROR_TAG, INFER_RESPONSE_TAG, read_error, varint
 from mesh.core.errors import Code, MeshError, RemoteError, code_of
 from mesh.core.sessions.session import Entry, Send
 from mesh.core.types import NodeId
@@ -19,7 +20,7 @@ from mesh.router.hop_up import Turn, Up, lost_turns
 from mesh.router.live import Live, Said, Step
 from mesh.router.sessions import Sessions
 from mesh.router.target import Target
-from mesh.wire.grpc_framing import PREFIX_BYTES, framed
+from mesh.wire.grpc_framing import PREFIX_BYTES, framed, pack_prefix
 from mesh.wire.peek import Peeked, peek
 from mesh.wire.transport import Call
 
@@ -44,9 +45,9 @@ class StreamStep:
         self.entry: Entry[Step] | None = None
 
     def answer(self, response: bytes, state: bytes) -> None:
-        """Take the stream message, or of a single call the response."""
+        """Take the stream message, framed."""
         if self.wants_state and state:
-            response = tell_stream(response, state)
+            response = framed(tell_stream(response[PREFIX_BYTES:], state))
         self._carrier.stepped(self.turn, response)
 
     def fail(self, error: MeshError) -> None:
@@ -67,7 +68,6 @@ class SessionCarrier:
         self._hop = hop
         self._sessions = sessions
         self._ups: dict[tuple[NodeId, str, VersionKey], Up] = {}
-        self._waiting: dict[Turn, StreamStep] = {}
         self._all_keep = True
         self._flushing = False
         self._loop = asyncio.get_running_loop()
@@ -81,8 +81,7 @@ class SessionCarrier:
 
     def begin(self, turn: Turn, request: Peeked, said: Said, target: Target) -> None:
         """Take a step."""
-        step = StreamStep(self, turn, said)
-        self._waiting[turn] = step
+        step = turn.step = StreamStep(self, turn, said)
         if not step.wants_state:
             self._all_keep = False
         message = turn.message[PREFIX_BYTES:]
@@ -94,15 +93,17 @@ class SessionCarrier:
             step.fail(error)
 
     def stepped(self, turn: Turn, response: bytes) -> None:
-        """Take the answer to a step, a stream message; the caller has it at the end of this turn of the loop."""
-        if self._waiting.pop(turn, None) is not None:
-            turn.answer = framed(response)
+        """Take the answer to a step, framed; the caller has it at the end of this turn of the loop."""
+        if turn.step is not None:
+            turn.step = None
+            turn.answer = response
             self._hop.count(turn, Code.OK)
             self._flush_soon()
 
     def step_failed(self, turn: Turn, error: MeshError) -> None:
         """Take what went wrong with a step."""
-        if self._waiting.pop(turn, None) is not None:
+        if turn.step is not None:
+            turn.step = None
             self._hop.count(turn, code_of(error))
             self._hop.failed(turn, error, peek(turn.message[PREFIX_BYTES:]).id)
 
@@ -164,14 +165,15 @@ class SessionCarrier:
                 up.flush()
             up.half_close()
 
-    def stop(self) -> None:
-        """Give every step up: the caller is gone."""
+    def stop(self, turns: Iterable[Turn]) -> None:
+        """Give up the steps of these turns: the caller is gone."""
         for up in self._ups.values():
             up.stop()
         self._ups.clear()
-        waiting, self._waiting = self._waiting, {}
-        for step in waiting.values():
-            if step.live is not None and step.entry is not None:
+        waiting = [turn for turn in turns if turn.step is not None]
+        for turn in waiting:
+            step, turn.step = turn.step, None
+            if step is not None and step.live is not None and step.entry is not None:
                 self._sessions.left(step.live, step.entry)
 
     def answered(self, turn: Sent, message: bytes) -> None:
@@ -182,8 +184,14 @@ class SessionCarrier:
             if failure is not None:
                 self._sessions.failed(live, send, failure.error, absent=failure.absent)
                 return
-        response, state = split_stream(message, PREFIX_BYTES)
-        self._sessions.answered(live, send, response, state)
+        cut = cut_state(message, PREFIX_BYTES)
+        if cut is None:
+            self._sessions.answered(live, send, message, b"")
+            return
+        state, rest = cut
+        length = varint(len(rest))
+        prefix = pack_prefix(0, 1 + len(length) + len(rest))
+        self._sessions.answered(live, send, b"".join((prefix, INFER_RESPONSE_TAG, length, rest)), state)
 
     def tell(self) -> None:
         """Let the caller have what is answered, soon."""

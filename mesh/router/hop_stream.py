@@ -118,7 +118,7 @@ class HopStream(ServerCall):
                 self.count(turn, Code.CANCELLED)
         self._ups.clear()
         if self._sessions is not None:
-            self._sessions.stop()
+            self._sessions.stop(self._turns)
         for task in self._tasks:
             task.cancel()
         self._turns.clear()

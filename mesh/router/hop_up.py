@@ -19,6 +19,7 @@ from mesh.wire.streams import Stream
 
 if TYPE_CHECKING:
     from mesh.router.dispatch import Dispatch
+    from mesh.router.hop_sessions import StreamStep
 
 MAX_ANSWER: Final = (1 << 31) - 1
 """Answers are not bounded here: the node is ours, and protobuf ends at 2 GiB."""
@@ -27,7 +28,7 @@ MAX_ANSWER: Final = (1 << 31) - 1
 class Turn:
     """One message and its answer, waiting for those before it."""
 
-    __slots__ = ("answer", "attempts", "message", "model", "started_s", "traced")
+    __slots__ = ("answer", "attempts", "message", "model", "started_s", "step", "traced")
 
     def __init__(self, message: bytes, started_s: float) -> None:
         self.message = message
@@ -38,6 +39,8 @@ class Turn:
         self.model: ModelVersion | None = None
         self.attempts = 0
         self.traced = False
+        self.step: StreamStep | None = None
+        """Of a sequence, while it waits."""
 
 
 class Owner(Protocol):

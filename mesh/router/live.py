@@ -32,7 +32,10 @@ class Step(Protocol):
     """Who hears how a step ended, once."""
 
     def answer(self, response: bytes, state: bytes) -> None:
-        """Take a serialized ModelInferResponse or stream message without the state, and the state, if it was told."""
+        """Take the answer without the state, and the state, if it was told.
+
+        A single call takes a serialized ModelInferResponse, a step of a stream the stream message with its prefix.
+        """
 
     def fail(self, error: MeshError) -> None:
         """Take what went wrong."""

@@ -114,7 +114,7 @@ class _Progress:
             self.not_run = failure.not_run
             said = ((NOT_RUN_TRAILER, ABSENT if failure.absent else "1"),) if failure.not_run else ()
             raise RemoteError(failure.error.status, failure.error.message, trailers=said)
-        response, state = split_stream(message, 0)
+        response, state = split_stream(message)
         shown: list[bytes] = []
         if self._again:
             self._again -= 1

@@ -23,6 +23,7 @@ from mesh.router.session_table import SessionTable
 from mesh.router.session_trace import traced
 from mesh.router.spill import Spill
 from mesh.router.target import Target
+from mesh.wire.grpc_framing import framed
 from mesh.wire.peek import Peeked
 from mesh.wire.transport import ABSENT, NOT_RUN_TRAILER, Call, Metadata
 
@@ -110,7 +111,7 @@ class Sessions:
             self._start(self._end_at_node(live))
         response = ModelInferResponse(model_name=target.model.name, model_version=target.model.version)
         answer = response.SerializeToString()
-        step.answer(final_message(answer) if carrier.pipelined else answer, b"")
+        step.answer(framed(final_message(answer)) if carrier.pipelined else answer, b"")
 
     def left(self, live: Live, entry: Entry[Step]) -> None:
         """Hear that nobody waits for a step any more."""
@@ -339,7 +340,7 @@ class Sessions:
             response, state = split_response(reply.message)
             owner: Any = send.entry.owner
             if owner.pipelined:
-                response = final_message(response)
+                response = framed(final_message(response))
             self.answered(live, send, response, state)
 
     def _lost(self, live: Live, error: RemoteError) -> None:
