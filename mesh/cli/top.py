@@ -143,7 +143,7 @@ def shown(told: dict[str, Any]) -> str:
             str(each["live"]),
             ",".join(f"{node}:{count}" for node, count in sorted(each["nodes"].items())) or "-",
             f"{each['steps']:.1f}",
-            size(each["kept_bytes"]),
+            size(each["kept_bytes"]) + (f" (+{each['kept_elsewhere']} elsewhere)" if each["kept_elsewhere"] else ""),
             str(each["generations"]),
             f"{each['responses']:.1f}",
             f"{each['failovers']} ({each['lost']} lost)",
