@@ -24,8 +24,9 @@ class GrpcioChannel:
             ("grpc.enable_retries", 0),
             # A node that comes back on its port is found within a second.
             ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000),
+            # How long one attempt to connect may take, despite its name; refusals are tried again as above says.
+            ("grpc.min_reconnect_backoff_ms", 10_000),
             # A peer that vanished without a FIN (power, network) is noticed within 30 s.
             ("grpc.keepalive_time_ms", 20_000),
             # grpcio 1.85 waits 60 s for a ping's answer unless both of these say less.
