@@ -21,7 +21,7 @@ from mesh.router.live import Live, Said, Step
 from mesh.router.sessions import Sessions
 from mesh.router.target import Target
 from mesh.wire.grpc_framing import PREFIX_BYTES, framed, pack_prefix
-from mesh.wire.peek import Peeked, peek
+from mesh.wire.peek import peek
 from mesh.wire.transport import Call
 
 if TYPE_CHECKING:
@@ -30,17 +30,19 @@ if TYPE_CHECKING:
 _ERROR = bytes((ERROR_TAG,))
 
 
-class StreamStep:
-    """A `sessions.Step`: a message of the caller's stream, in its turn."""
+class StreamStep(Turn):
+    """A `sessions.Step`: a message of the caller's stream, and its turn there."""
 
-    __slots__ = ("_carrier", "entry", "live", "resumes", "turn", "wants_state")
+    __slots__ = ("_carrier", "entry", "live", "resumes", "waits", "wants_state")
 
-    def __init__(self, carrier: SessionCarrier, turn: Turn, said: Said) -> None:
+    def __init__(self, carrier: SessionCarrier, message: bytes, started_s: float, said: Said) -> None:
+        super().__init__(message, started_s)
         self._carrier = carrier
         self.wants_state = said.wants_state
         self.resumes = said.resumes is not None
         """Whether the message may hold a state of the client's."""
-        self.turn = turn
+        self.waits = True
+        """Neither answered nor given up."""
         self.live: Live | None = None
         self.entry: Entry[Step] | None = None
 
@@ -48,11 +50,11 @@ class StreamStep:
         """Take the stream message, framed."""
         if self.wants_state and state:
             response = framed(tell_stream(response[PREFIX_BYTES:], state))
-        self._carrier.stepped(self.turn, response)
+        self._carrier.stepped(self, response)
 
     def fail(self, error: MeshError) -> None:
         """Answer what went wrong."""
-        self._carrier.step_failed(self.turn, error)
+        self._carrier.step_failed(self, error)
 
 
 Sent = tuple[Live, Send[Step]]
@@ -79,33 +81,32 @@ class SessionCarrier:
         """The caller's stream."""
         return self._hop.as_call()
 
-    def begin(self, turn: Turn, request: Peeked, said: Said, target: Target) -> None:
-        """Take a step."""
-        step = turn.step = StreamStep(self, turn, said)
+    def begin(self, step: StreamStep, version: str, said: Said, target: Target) -> None:
+        """Take a step; `version` is what its request names."""
         if not step.wants_state:
             self._all_keep = False
-        message = turn.message[PREFIX_BYTES:]
         try:
-            begun = self._sessions.begin(target, said, request.model_version, message, step, self)
+            begun = self._sessions.begin(target, said, version, step.message[PREFIX_BYTES:], step, self)
             if begun is not None:
                 step.live, step.entry = begun
         except MeshError as error:
             step.fail(error)
 
-    def stepped(self, turn: Turn, response: bytes) -> None:
+    def stepped(self, step: StreamStep, response: bytes) -> None:
         """Take the answer to a step, framed; the caller has it at the end of this turn of the loop."""
-        if turn.step is not None:
-            turn.step = None
-            turn.answer = response
-            self._hop.count(turn, Code.OK)
-            self._flush_soon()
+        if step.waits:
+            step.waits = False
+            step.reply = response
+            self._hop.count(step, Code.OK)
+            if not self._flushing:
+                self._flush_soon()
 
-    def step_failed(self, turn: Turn, error: MeshError) -> None:
+    def step_failed(self, step: StreamStep, error: MeshError) -> None:
         """Take what went wrong with a step."""
-        if turn.step is not None:
-            turn.step = None
-            self._hop.count(turn, code_of(error))
-            self._hop.failed(turn, error, peek(turn.message[PREFIX_BYTES:]).id)
+        if step.waits:
+            step.waits = False
+            self._hop.count(step, code_of(error))
+            self._hop.failed(step, error, peek(step.message[PREFIX_BYTES:]).id)
 
     def carry(self, live: Live, located: Located, send: Send[Step]) -> bool:
         """Send a step on the stream to its node; False when there is no connection at once."""
@@ -123,7 +124,7 @@ class SessionCarrier:
         up.waiting.append((live, send))
         entry = send.entry
         if send.restore is None and entry.step.__class__ is StreamStep and not entry.step.resumes:
-            up.outbox.append(entry.step.turn.message)
+            up.outbox.append(entry.step.message)
         else:
             up.outbox.append(framed(with_state(entry.message, send.restore)))
         self.balancer.picked(located.node.id)
@@ -170,10 +171,10 @@ class SessionCarrier:
         for up in self._ups.values():
             up.stop()
         self._ups.clear()
-        waiting = [turn for turn in turns if turn.step is not None]
-        for turn in waiting:
-            step, turn.step = turn.step, None
-            if step is not None and step.live is not None and step.entry is not None:
+        waiting = [turn for turn in turns if isinstance(turn, StreamStep) and turn.waits]
+        for step in waiting:
+            step.waits = False
+            if step.live is not None and step.entry is not None:
                 self._sessions.left(step.live, step.entry)
 
     def answered(self, turn: Sent, message: bytes) -> None:

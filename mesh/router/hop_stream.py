@@ -21,7 +21,7 @@ from mesh.core.traffic.balance import Balancer
 from mesh.core.types import NodeId
 from mesh.core.view import Located
 from mesh.router.dispatch import MARGIN_S
-from mesh.router.hop_sessions import SessionCarrier
+from mesh.router.hop_sessions import SessionCarrier, StreamStep
 from mesh.router.hop_up import Owner, Turn, Up, lost_turns
 from mesh.router.live import said_of
 from mesh.router.observe import UNSAMPLED_BLOCK
@@ -178,20 +178,8 @@ class HopStream(ServerCall):
     # -- a message -----------------------------------------------------------------------------------------------
 
     def _pass_on(self, message: bytes) -> None:
-        turn = Turn(message, time.monotonic())
+        started_s = time.monotonic()
         self._arrived += 1
-        target = self._look(turn)
-        if target is None:
-            return
-        turn.model = target.model
-        self._turns.append(turn)
-        self._bytes += len(message)
-        if not self._send(turn, target):
-            self.again(turn)
-
-    def _look(self, turn: Turn) -> Target | None:
-        """Return what a message is for; None when it went another way."""
-        message = turn.message
         request: Peeked | None = None
         try:
             fronts = self._streams.fronts
@@ -202,26 +190,32 @@ class HopStream(ServerCall):
             check_id(request, unordered=self._passed.unordered)
             target = self._targets.find(self._passed.name or request.model_name, request.model_version)
         except MeshError as error:
+            turn = Turn(message, started_s)
             self._turns.append(turn)
             self.failed(turn, error, request.id if request is not None else "")
-            return None
-        if target.model.decoupled:
+            return
+        model, said = target.model, said_of(request)
+        if model.decoupled:
             self._start(self._several(message[PREFIX_BYTES:], request, target))
-            return None
-        said = said_of(request)
+            return
+        self._bytes += len(message)
+        if said.id and model.sequence is not None:
+            sessions = self._sessions
+            if sessions is None:
+                sessions = self._sessions = SessionCarrier(self, self._streams.dispatch.sessions)
+            step = StreamStep(sessions, message, started_s, said)
+            step.model = model
+            self._turns.append(step)
+            sessions.begin(step, request.model_version, said, target)
+            return
+        turn = Turn(message, started_s)
+        turn.model = model
+        self._turns.append(turn)
         if said.name:
-            turn.model = target.model
-            self._turns.append(turn)
-            self._bytes += len(message)
-            if said.id and target.model.sequence is not None:
-                if self._sessions is None:
-                    self._sessions = SessionCarrier(self, self._streams.dispatch.sessions)
-                self._sessions.begin(turn, request, said, target)
-                return None
             one = self._streams.one(self.as_call(), message[PREFIX_BYTES:], request, strict=self._strict)
-            self._start(self._one(turn, in_turn(self._sequences, (target.model.name, said.name), one)))
-            return None
-        return target
+            self._start(self._one(turn, in_turn(self._sequences, (model.name, said.name), one)))
+        elif not self._send(turn, target):
+            self.again(turn)
 
     def _send(self, turn: Turn, target: Target) -> bool:
         """Send a message on a stream to a copy; False when there is none to send to at once."""
@@ -274,7 +268,7 @@ class HopStream(ServerCall):
             if error is not None:
                 self._refused(turn, error)
                 return
-        turn.answer = message
+        turn.reply = message
         self.count(turn, Code.OK)
 
     def _refused(self, turn: Turn, failure: Failure) -> None:
@@ -296,7 +290,7 @@ class HopStream(ServerCall):
         if self._strict:
             self._stop(error)
             return
-        turn.answer = framed(error_message(error, request_id))
+        turn.reply = framed(error_message(error, request_id))
         self.tell()
 
     def tell(self) -> None:
@@ -305,8 +299,8 @@ class HopStream(ServerCall):
         ready: list[bytes] = []
         if self._passed.unordered and len(turns) > 1:
             # What is answered goes to the front; among those and among the others the order stays.
-            turns = self._turns = deque(sorted(turns, key=lambda turn: turn.answer is None))
-        while turns and (answer := turns[0].answer) is not None:
+            turns = self._turns = deque(sorted(turns, key=lambda turn: turn.reply is None))
+        while turns and (answer := turns[0].reply) is not None:
             turn = turns.popleft()
             if turn.model is not None:
                 self._bytes -= len(turn.message)
@@ -350,7 +344,7 @@ class HopStream(ServerCall):
         task.add_done_callback(self._task_done)
 
     async def _one(self, turn: Turn, answer: Awaitable[bytes]) -> None:
-        turn.answer = framed(await answer)
+        turn.reply = framed(await answer)
 
     async def _several(self, message: bytes, request: Peeked, target: Target) -> None:
         responses = self._streams.several(self.as_call(), message, request, target, strict=self._strict)

@@ -19,7 +19,6 @@ from mesh.wire.streams import Stream
 
 if TYPE_CHECKING:
     from mesh.router.dispatch import Dispatch
-    from mesh.router.hop_sessions import StreamStep
 
 MAX_ANSWER: Final = (1 << 31) - 1
 """Answers are not bounded here: the node is ours, and protobuf ends at 2 GiB."""
@@ -28,19 +27,17 @@ MAX_ANSWER: Final = (1 << 31) - 1
 class Turn:
     """One message and its answer, waiting for those before it."""
 
-    __slots__ = ("answer", "attempts", "message", "model", "started_s", "step", "traced")
+    __slots__ = ("attempts", "message", "model", "reply", "started_s", "traced")
 
     def __init__(self, message: bytes, started_s: float) -> None:
         self.message = message
         """With its prefix, as it travels."""
         self.started_s = started_s
-        self.answer: bytes | None = None
+        self.reply: bytes | None = None
         """Framed; None while it is not there."""
         self.model: ModelVersion | None = None
         self.attempts = 0
         self.traced = False
-        self.step: StreamStep | None = None
-        """Of a sequence, while it waits."""
 
 
 class Owner(Protocol):
@@ -117,13 +114,13 @@ class Up:
             self._connection.reset(stream, ErrorCode.CANCEL)
             self.hop.lost(self, RemoteError(*status_of(error), transport_failed=True))
             return
-        balancer, node = self.hop.balancer, self.located.node
+        balancer, node, waiting, answered = self.hop.balancer, self.located.node, self.waiting, self.hop.answered
         for answer in answers:
-            if not self.waiting:
+            if not waiting:
                 break
-            turn = self.waiting.popleft()
+            turn = waiting.popleft()
             balancer.done(node.id, None)
-            self.hop.answered(turn, answer)
+            answered(turn, answer)
         balancer.answered(node)
         self.hop.tell()
         if end:

@@ -123,23 +123,21 @@ class StepFronts:
             found = self._whole.get(front)
             if found is None:
                 found = self._other_id(front)
-            if found is not None and self._tensors_alone(data, end):
-                return found
+            if found is not None:
+                tail = self._tails.get(len(data) - end)
+                if (tail is not None and data.startswith(tail, end)) or self._tensors_alone(data, end):
+                    return found
         return None
 
     def _tensors_alone(self, data: bytes, position: int) -> bool:
         """Tell whether the fields from here on are tensors alone, whole, to the end of `data`."""
-        size = len(data) - position
-        tail = self._tails.get(size)
-        if tail is not None and data.startswith(tail, position):
-            return True
         last = _last_tensor(data, position)
         if last is None:
             return False
         if last - position <= MOST_TAIL:
             if len(self._tails) >= MOST:
                 self._tails.clear()
-            self._tails[size] = data[position:last]
+            self._tails[len(data) - position] = data[position:last]
         return True
 
     def _other_id(self, front: bytes) -> Peeked | None:
