@@ -89,6 +89,12 @@ def split_request(message: bytes) -> tuple[bytes, bytes]:
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
+    first = data[position]
+    if first < 0x80:
+        return first, position + 1
+    second = data[position + 1]
+    if second < 0x80:
+        return first & 0x7F | second << 7, position + 2
     result = shift = 0
     while True:
         byte = data[position]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from google.protobuf.message import DecodeError
 
@@ -76,6 +76,9 @@ INFER_RESPONSE_TAG = b"\x12"
 """Field 2 of ModelStreamInferResponse, length-delimited."""
 
 
+_ONE: Final = tuple(bytes((number,)) for number in range(0x80))
+
+
 class Failure(NamedTuple):
     """What a node told a router of a request that failed."""
 
@@ -96,6 +99,8 @@ def final_message(response: bytes) -> bytes:
 
 def varint(number: int) -> bytes:
     """Return a protobuf varint. 0 <= number."""
+    if number < 0x80:
+        return _ONE[number]
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)

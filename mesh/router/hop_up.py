@@ -115,12 +115,14 @@ class Up:
             self.hop.lost(self, RemoteError(*status_of(error), transport_failed=True))
             return
         balancer, node, waiting, answered = self.hop.balancer, self.located.node, self.waiting, self.hop.answered
+        count = 0
         for answer in answers:
             if not waiting:
                 break
-            turn = waiting.popleft()
-            balancer.done(node.id, None)
-            answered(turn, answer)
+            count += 1
+            answered(waiting.popleft(), answer)
+        if count:
+            balancer.done(node.id, None, count)
         balancer.answered(node)
         self.hop.tell()
         if end:

@@ -61,11 +61,15 @@ class SessionTable:
         """Return the session of a model that began last: one that goes on stays with the version it began with."""
         return self._by_name.get((name, id_))
 
-    def touch(self, live: Live) -> None:
-        """Use a session for a step that comes now. O(1)."""
+    def again(self, target: Target, id_: int | str) -> Live | None:
+        """Return the session that began last of a model for a step that comes now, if nothing of it changed. O(1)."""
+        live = self._by_name.get((target.model.name, id_))
+        if live is None or live.target is not target:
+            return None
         self._live.move_to_end(live.key)
         live.last_s = time.monotonic()
         live.totals.steps += 1
+        return live
 
     def used(self, key: Key, target: Target, now_s: float) -> Live:
         """Return the session for a step that comes now, a new one where there is none. O(1)."""

@@ -57,14 +57,13 @@ class Sessions:
         `version` is what the request names, empty for whichever.
         Returns what `left` takes; None when it is answered already.
         """
-        live = self.table.begun(target.model.name, said.id)
         if said.forgets:
+            live = self.table.begun(target.model.name, said.id)
             ends = live is not None and version in {"", live.key[1]}
             self._let_go(live if ends else None, target, step, carrier)
             return None
-        if live is not None and live.target is target:
-            self.table.touch(live)
-        else:
+        live = self.table.again(target, said.id)
+        if live is None:
             if not version and not said.start:
                 target = self._begun_with(target, said.id)
             key = (str(target.model.name), str(target.model.version), said.id)

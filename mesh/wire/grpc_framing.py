@@ -72,7 +72,8 @@ class Deframer:
             flag, length = unpack_prefix(data, position)
             start = position + PREFIX_BYTES
             end = start + length
-            self._check(flag, length)
+            if flag or length > self._max_bytes:
+                self._check(flag, length)
             if end > size:
                 self._flag, self._left = flag, end - size
                 self._held = size - position

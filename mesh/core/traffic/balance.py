@@ -63,10 +63,10 @@ class Balancer:
             load = self._loads[node] = _Load()
         load.outstanding += 1
 
-    def done(self, node: NodeId, reported: int | None) -> None:
-        """Count its end; `reported` is the node's own count of outstanding requests, None when it never answered."""
+    def done(self, node: NodeId, reported: int | None, count: int = 1) -> None:
+        """Count the end of so many; `reported` is the node's own count of outstanding requests, None: it said none."""
         load = self._loads[node]
-        load.outstanding -= 1
+        load.outstanding -= count
         if reported is not None:
             load.reported = reported
 
