@@ -128,7 +128,8 @@ class SessionCarrier:
         else:
             up.outbox.append(framed(with_state(entry.message, send.restore)))
         self.balancer.picked(located.node.id)
-        self._flush_soon()
+        if not self._flushing:
+            self._flush_soon()
         return True
 
     def _up(self, live: Live, located: Located) -> Up | None:

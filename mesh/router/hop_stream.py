@@ -187,7 +187,8 @@ class HopStream(ServerCall):
             if request is None:
                 request = _peek(message)
                 fronts.learn(message, PREFIX_BYTES, request)
-            check_id(request, unordered=self._passed.unordered)
+            if self._passed.unordered:
+                check_id(request)
             target = self._targets.find(self._passed.name or request.model_name, request.model_version)
         except MeshError as error:
             turn = Turn(message, started_s)

@@ -45,7 +45,8 @@ class Streams:
             self.metrics.stream_message("request")
             try:
                 request = peek(message)
-                check_id(request, unordered=unordered)
+                if unordered:
+                    check_id(request)
                 target = self.dispatch.target(call, request)
             except MeshError as error:
                 return Ordered(_failed(error, _id(message), strict=strict))
@@ -129,9 +130,9 @@ async def _alone(one: Awaitable[bytes]) -> AsyncGenerator[bytes]:
     yield await one
 
 
-def check_id(request: Peeked, *, unordered: bool) -> None:
-    """Raise `InvalidRequest` for a request whose answer nobody could tell from others."""
-    if unordered and not request.id:
+def check_id(request: Peeked) -> None:
+    """Raise `InvalidRequest` for a request of an unordered stream whose answer nobody could tell from others."""
+    if not request.id:
         raise InvalidRequest(f"expected an id in each request of a stream with {UNORDERED_HEADER}, got none")
 
 
