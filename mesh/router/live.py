@@ -75,8 +75,13 @@ class Said:
         self.forgets = parameters.get(FORGETS) is True
 
 
+_NOTHING: Final = Said(Peeked("", "", "", {}))
+
+
 def said_of(request: Peeked) -> Said:
     """Return what a request says of its sequence, which is read once."""
+    if "sequence_id" not in request.parameters:
+        return _NOTHING
     said = request.notes
     if not isinstance(said, Said):
         said = request.notes = Said(request)

@@ -99,21 +99,19 @@ class SessionTable:
 
     def counted(self, live: Live) -> None:
         """Count what a session keeps now, and see to what is too much."""
-        kept = live.core.kept_bytes
-        self.kept_bytes += kept - live.counted
-        live.counted = kept
-        if live.kept is not None:
-            self._drop_old(live)
-        if kept > self._share and not live.spilling and len(live.core.snapshot or b"") > self._share:
+        self._count(live)
+        if live.counted > self._share and not live.spilling and len(live.core.snapshot or b"") > self._share:
             self._let_go(live)
         if self.kept_bytes - self._spill.pending_bytes > self._trim_at:
             self._trim()
 
     def spilled(self, live: Live, snapshot: bytes, kept: Keeping | None) -> None:
         """Hear that a snapshot is at another node, or (None) that none took it: the next is asked then."""
+        if self.get(live.key) is not live:
+            return  # It was forgotten meanwhile, and counts no more.
         if kept is None:
             self._trim_at = self._max_bytes * SPILLS
-        elif self._live.get(live.key) is live and live.core.put_away(snapshot):
+        elif live.core.put_away(snapshot):
             live.kept = kept
         self.counted(live)
 

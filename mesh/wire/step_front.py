@@ -181,7 +181,7 @@ class StepFronts:
 def _front_end(data: bytes, start: int) -> int:
     position = start
     while position < len(data) and data[position] in FRONT:
-        position = _skip(data, position)
+        _, position = _field(data, position)
     return position
 
 
@@ -194,25 +194,19 @@ def _last_tensor(data: bytes, position: int) -> int | None:
     while position < size:
         if data[position] not in _TENSORS:
             return None
-        last = _contents(data, position)
-        position = _skip(data, position)
+        last, position = _field(data, position)
     return last if position == size else None
-
-
-def _contents(data: bytes, position: int) -> int:
-    """Return where the contents of the field at `position` begin, whose length is whole."""
-    position += 1
-    while position < len(data) and data[position] >= 0x80:
-        position += 1
-    return position + 1
 
 
 _TENSORS: Final = frozenset({0x2A, 0x32, 0x3A})
 """The tags of inputs, outputs and raw_input_contents."""
 
 
-def _skip(data: bytes, position: int) -> int:
-    """Return where the length-delimited field at `position` ends; behind the data when it is cut off."""
+def _field(data: bytes, position: int) -> tuple[int, int]:
+    """Return where the contents of the length-delimited field at `position` begin and end.
+
+    They end behind the data when it is cut off.
+    """
     length = shift = 0
     position += 1
     while position < len(data):
@@ -220,6 +214,6 @@ def _skip(data: bytes, position: int) -> int:
         position += 1
         length |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return position + length
+            return position, position + length
         shift += 7
-    return len(data) + 1
+    return position, len(data) + 1

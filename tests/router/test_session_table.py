@@ -11,7 +11,7 @@ from mesh.core.traffic.balance import Balancer
 from mesh.core.types import ModelName, ModelVersion, NodeId, Sequencing, Version
 from mesh.core.view import ClusterView
 from mesh.router.channels import Channels
-from mesh.router.live import Live
+from mesh.router.live import Keeping, Live
 from mesh.router.session_table import SessionTable
 from mesh.router.spill import Spill
 from mesh.router.target import Target
@@ -69,6 +69,17 @@ async def test_what_is_forgotten_is_not_counted(table: SessionTable) -> None:
     assert table.begun("m", 1) is table.get(("m", "1", 1)) is None
     (group,) = table.messages()
     assert (group.live, group.steps) == (0, 1)
+
+
+async def test_what_is_forgotten_while_its_snapshot_travels_is_not_counted_again(table: SessionTable) -> None:
+    live = session(table, 1, b"state")
+    snapshot = live.core.snapshot
+    assert snapshot is not None
+    table.forget(live)
+    for kept in (None, Keeping((NodeId("n"), "1"), 1)):
+        table.spilled(live, snapshot, kept)
+        assert live.kept is None
+        assert table.kept_bytes == 0
 
 
 async def test_sessions_are_moved_when_their_versions_are_served_otherwise(table: SessionTable) -> None:

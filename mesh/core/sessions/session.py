@@ -196,11 +196,7 @@ class Session(Generic[T]):
         if failed:
             self._forget(entry)
         elif entry.end or state is not None:
-            if self.entries[0] is entry:
-                self.entries.popleft()
-                self.kept_bytes -= len(entry.message)
-            else:
-                self._up_to(entry)
+            self._up_to(entry)
             self._keep(None if entry.end else state)
             self.whole = True
         elif not self.whole:
