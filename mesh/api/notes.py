@@ -91,9 +91,9 @@ def read_ended(said: notes.StepEnded) -> dict[str, Carried] | None:
     return found
 
 
-def failed_note(run: int, step: str, code: Code, message: str, *, not_run: bool) -> bytes:
+def failed_note(run: int, step: str, code: Code, message: str, *, not_run: bool, died: bool = False) -> bytes:
     """Return the note that says that a step failed, or with an empty step the part before any ran."""
-    failed = notes.StepFailed(run=run, step=step, code=int(code), message=message, not_run=not_run)
+    failed = notes.StepFailed(run=run, step=step, code=int(code), message=message, not_run=not_run, died=died)
     return notes.Note(failed=failed).SerializeToString()
 
 

@@ -22,6 +22,10 @@ ABSENT_PARAMETER = "mesh_absent"
 """In a failed message from node to router: it does not hold the copy, or the sequence."""
 
 
+DIED_PARAMETER = "mesh_died"
+"""In a failed message from node to router: the process that ran the request ended in the course of it."""
+
+
 RESUMABLE_PARAMETER = "mesh_resumable"
 """In a failed message to a client: its sequence can go on from a state that the client keeps."""
 
@@ -41,6 +45,8 @@ def error_message(error: MeshError, request_id: str, *, code: int | None = None,
             response.parameters[NOT_RUN_PARAMETER].bool_param = True
             if error.absent:
                 response.parameters[ABSENT_PARAMETER].bool_param = True
+        if error.died:
+            response.parameters[DIED_PARAMETER].bool_param = True
         return ModelStreamInferResponse(error_message=error.message, infer_response=response).SerializeToString()
     known = f"[request id: {request_id}] " if request_id and "[request id:" not in error.message else ""
     text = f"{known}{error.message} ({code_of(error).name})"
@@ -64,7 +70,9 @@ def read_error(message: bytes) -> Failure | None:
     code = int(parameters[CODE_PARAMETER].int64_param)
     known = code if 0 < code <= max(Code) else Code.UNKNOWN
     error = RemoteError(known, decoded.error_message)
-    return Failure(error, NOT_RUN_PARAMETER in parameters, ABSENT_PARAMETER in parameters)
+    return Failure(
+        error, NOT_RUN_PARAMETER in parameters, ABSENT_PARAMETER in parameters, died=DIED_PARAMETER in parameters
+    )
 
 
 FINAL = ModelInferResponse(parameters={"triton_final_response": InferParameter(bool_param=True)}).SerializeToString()
@@ -87,6 +95,8 @@ class Failure(NamedTuple):
     """It was certainly not run: another copy may be asked."""
     absent: bool
     """The node does not hold what was asked for: the copy, or the sequence."""
+    died: bool = False
+    """The process that ran it ended in the course of it, and its node goes on."""
 
 
 def final_message(response: bytes) -> bytes:

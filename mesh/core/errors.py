@@ -42,6 +42,9 @@ class MeshError(Exception):
     absent: ClassVar[bool] = False
     """True when what was asked for is not where it was looked for, and may be elsewhere: a copy, or a sequence."""
 
+    died: ClassVar[bool] = False
+    """True when the process that ran the request ended in the course of it: asking another copy may end that too."""
+
     reason: ClassVar[str] = ""
     """The kind of failure for programs, in capitals (google.rpc.ErrorInfo); empty where the code says enough."""
 
@@ -163,6 +166,14 @@ class ModelFailed(MeshError):
     """The model ran and raised."""
 
     code = Code.INTERNAL
+
+
+class WorkerDied(MeshError):
+    """The process that ran the request ended in the course of it, and its node goes on."""
+
+    code = Code.UNAVAILABLE
+    reason = "WORKER_DIED"
+    died = True
 
 
 class RegistryUnavailable(MeshError):

@@ -20,7 +20,7 @@ from mesh.node.fused import FusedRunning
 from mesh.node.graph import GraphRunning
 from mesh.node.infer import WINDOW, Infer
 from mesh.node.plan import Part
-from mesh.node.running import Asked, Running, failed_message, not_run
+from mesh.node.running import Asked, Running, failed_message, fate_trailers
 from mesh.node.served import Pins, Served
 from mesh.wire.connection import Connection
 from mesh.wire.grpc_framing import Deframer, framed, pack_prefix
@@ -28,7 +28,7 @@ from mesh.wire.header_cache import encode
 from mesh.wire.heads import ANSWER, OK_TRAILERS, RequestHead
 from mesh.wire.server_call import STREAM_BUFFER, Origin, ServerCall, UnaryCall, status_of, stop_sending
 from mesh.wire.streams import Stream
-from mesh.wire.transport import LOAD_TRAILER, MODEL_HEADER, NOT_RUN_TRAILER, PIPELINE_HEADER, VERSION_HEADER, Direct
+from mesh.wire.transport import LOAD_TRAILER, MODEL_HEADER, PIPELINE_HEADER, VERSION_HEADER, Direct
 
 _MODEL: Final = MODEL_HEADER.encode()
 _VERSION: Final = VERSION_HEADER.encode()
@@ -115,8 +115,7 @@ class DirectUnary(UnaryCall):
     def fail(self, error: BaseException, metadata: tuple[tuple[str, str | bytes], ...] = ()) -> None:
         """Send the status with the load, and whether the request was run."""
         load = (LOAD_TRAILER, str(self._infer.outstanding - 1))
-        said = not_run(error)
-        super().fail(error, (*metadata, (NOT_RUN_TRAILER, said), load) if said else (*metadata, load))
+        super().fail(error, (*metadata, *fate_trailers(error), load))
 
 
 class DirectStream(ServerCall):

@@ -24,13 +24,13 @@ from mesh.node.generation import responses
 from mesh.node.graph import GraphRunning, PipelineRuns
 from mesh.node.observe import Observed
 from mesh.node.plan import Part
-from mesh.node.running import Asked, Beginner, Reply, Running, failed_message, not_run, read_request
+from mesh.node.running import Asked, Beginner, Reply, Running, failed_message, fate_trailers, read_request
 from mesh.node.served import Pins, Served
 from mesh.node.validate import read_inputs
 from mesh.telemetry.metrics import NodeMetrics
 from mesh.telemetry.tracing import Tracing
 from mesh.wire.stream_order import Answer, Interleaved, Ordered, answer_stream
-from mesh.wire.transport import LOAD_TRAILER, MODEL_HEADER, NOT_RUN_TRAILER, PIPELINE_HEADER, VERSION_HEADER, Call
+from mesh.wire.transport import LOAD_TRAILER, MODEL_HEADER, PIPELINE_HEADER, VERSION_HEADER, Call
 
 WINDOW = 64
 """Requests of one stream being answered at a time; beyond it the caller waits."""
@@ -80,8 +80,7 @@ class Infer:
         try:
             return await self._one(_asked(call), message)
         except MeshError as error:
-            if said := not_run(error):
-                call.trailers.append((NOT_RUN_TRAILER, said))
+            call.trailers.extend(fate_trailers(error))
             raise
         finally:
             call.trailers.append((LOAD_TRAILER, str(self.outstanding)))

@@ -234,8 +234,9 @@ class Parts:
         """Tell the router that a request failed with a step, an empty one: with what came from elsewhere."""
         self.over(router, run, given_up=True)
         not_run = isinstance(error, MeshError) and error.retry_safe
+        died = isinstance(error, MeshError) and error.died
         text = error.message if isinstance(error, MeshError) else f"{type(error).__name__}: {error}"
-        router.outbox.post(failed_note(run, step, code_of(error), text, not_run=not_run))
+        router.outbox.post(failed_note(run, step, code_of(error), text, not_run=not_run, died=died))
 
     def over(self, router: _RouterPeer, run: int, *, given_up: bool = False) -> None:
         """Forget a request that is done here. When it was given up, notes of other nodes may still come for it."""

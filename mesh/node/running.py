@@ -27,7 +27,7 @@ from mesh.node.served import Served
 from mesh.node.validate import read_inputs
 from mesh.telemetry.metrics import NodeMetrics
 from mesh.telemetry.tracing import OFF, Tracing
-from mesh.wire.transport import ABSENT, Metadata
+from mesh.wire.transport import ABSENT, DIED_TRAILER, NOT_RUN_TRAILER, Metadata
 
 
 class Reply(Protocol):
@@ -225,11 +225,13 @@ def queue_timeout_s(request: ModelInferRequest) -> float | None:
     return timeout_us / 1e6 if timeout_us > 0 else None
 
 
-def not_run(error: BaseException) -> str:
-    """Return what the trailer says when the request behind `error` certainly was not run; empty when it may have."""
-    if not isinstance(error, MeshError) or not error.retry_safe:
-        return ""
-    return ABSENT if error.absent else "1"
+def fate_trailers(error: BaseException) -> Metadata:
+    """Return what tells a router that a request certainly was not run, or that its process died of it; else nothing."""
+    if not isinstance(error, MeshError):
+        return ()
+    if error.died:
+        return ((DIED_TRAILER, "1"),)
+    return ((NOT_RUN_TRAILER, ABSENT if error.absent else "1"),) if error.retry_safe else ()
 
 
 def failed_message(error: MeshError, request_id: str, asked: Asked) -> bytes:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from mesh.api.carried import Carried
 from mesh.api.tensors import TensorError, decode_raw
-from mesh.core.errors import InvalidRequest, code_of
+from mesh.core.errors import InvalidRequest, MeshError, code_of
 from mesh.core.pipeline.run import NEVER_BETTER, Action, Call, End, Fail, Finish, Graph, Run, Share, compare
 from mesh.core.pipeline.spec import Condition, Literal
 from mesh.node.attempt import Attempt, Held, carried
@@ -101,7 +101,9 @@ class Steps:
         if not self.over:
             del self._attempts[step]
             late = self.asked.deadline_s is not None and time.monotonic() >= self.asked.deadline_s
-            again = code_of(error) not in NEVER_BETTER and not late
+            # What ended a process is not run again in the next one: the router may ask another node, once.
+            died = isinstance(error, MeshError) and error.died
+            again = code_of(error) not in NEVER_BETTER and not died and not late
             self.take(self._run.failed(step, error, again=again))
 
     def take(self, actions: Iterable[Action[Held]]) -> None:

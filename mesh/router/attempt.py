@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from mesh.api.carried import Carried, read_tensors, request_message, stacked
 from mesh.api.messages import ModelInferResponse
-from mesh.core.errors import DeadlineExceeded, MeshError, code_of
+from mesh.core.errors import DeadlineExceeded, MeshError, RemoteError, code_of
 from mesh.core.pipeline import run as graphs
 from mesh.core.pipeline.cut import ROUTER
 from mesh.core.pipeline.run import EACH_AT_ONCE, NEVER_BETTER, Action, Run, compare, count_of, of_step
 from mesh.core.pipeline.spec import Condition, Literal
+from mesh.core.traffic.retry import Fate, Tries
 from mesh.core.types import NodeId
+from mesh.router.ends import fate_told
 from mesh.router.plans import Plan
 from mesh.router.spread import Away, Broke, Ended, Event
 from mesh.telemetry.statistics import StepStatistics
@@ -45,10 +47,11 @@ def call_of_step(call: Call, trace: Mapping[str, str]) -> Call:
 class Elsewhere(Exception):
     """Another cut, without `node`, may end better than with `error`."""
 
-    def __init__(self, node: NodeId, error: MeshError) -> None:
+    def __init__(self, node: NodeId, error: MeshError, fate: Fate) -> None:
         super().__init__(error.message)
         self.node = node
         self.error = error
+        self.fate = fate
 
 
 class Attempt:
@@ -62,6 +65,7 @@ class Attempt:
         parameters: Mapping[str, Literal],
         trace: Mapping[str, str],
         steps: StepStatistics,
+        tries: Tries,
     ) -> None:
         self._dispatch = dispatch
         self._call = call
@@ -69,6 +73,7 @@ class Attempt:
         self._parameters = parameters
         self._steps = steps
         self._trace = trace
+        self._tries = tries
         self._events: asyncio.Queue[Event | asyncio.Task[dict[str, Carried]]] = asyncio.Queue()
         self._running: dict[asyncio.Task[dict[str, Carried]], graphs.Call[Carried]] = {}
 
@@ -122,20 +127,22 @@ class Attempt:
         match event:
             case Ended(step, outputs):
                 return run.heard(step, outputs)
-            case Broke(step, node, error, again):
+            case Broke(step, node, error, fate):
                 pipeline = run.pipeline.name
                 # Nodes name the step themselves.
                 told = of_step(pipeline, step, error) if step and f"step '{step}'" not in error.message else error
                 assert isinstance(told, MeshError)
-                if again:
-                    raise Elsewhere(node, told)
+                if fate is not Fate.ANSWERED:
+                    raise Elsewhere(node, told, fate)
                 raise told
         step = self._running.pop(event).step.name
         failed = event.exception()
         if failed is None:
             return run.done(step, event.result())
         alone = _alone(failed)
-        return run.failed(step, alone, again=code_of(alone) not in NEVER_BETTER and _has_time(self._call))
+        # What ended a process was asked of another one already, where that may be.
+        again = code_of(alone) not in NEVER_BETTER and not _died(alone) and _has_time(self._call)
+        return run.failed(step, alone, again=again)
 
     async def _step(self, action: graphs.Call[Carried]) -> dict[str, Carried]:
         """Run one attempt of a step. Raises a `MeshError`."""
@@ -145,7 +152,7 @@ class Attempt:
         async def ask(inputs: Mapping[str, Carried]) -> dict[str, Carried]:
             message = request_message(action.model, action.version, inputs, parameters)
             own = call_of_step(call, self._trace)
-            answer = await self._dispatch.infer(own, message.SerializeToString())
+            answer = await self._dispatch.infer(own, message.SerializeToString(), Tries(self._tries))
             return read_tensors(ModelInferResponse.FromString(answer))
 
         began_ns = time.monotonic_ns()
@@ -192,6 +199,10 @@ def _alone(error: BaseException) -> Exception:
     first = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
     assert isinstance(first, Exception), "a step that this request did not cancel was cancelled"
     return first
+
+
+def _died(error: Exception) -> bool:
+    return isinstance(error, RemoteError) and fate_told(error) is Fate.DIED
 
 
 def _has_time(call: Call) -> bool:

@@ -11,14 +11,15 @@ import random
 import time
 from typing import Self
 
-from mesh.core.errors import Code, DeadlineExceeded, MeshError, RemoteError, Unimplemented
+from mesh.core.errors import DeadlineExceeded, RemoteError, Unimplemented
 from mesh.core.traffic.balance import Balancer
-from mesh.core.traffic.retry import may_retry
+from mesh.core.traffic.retry import Tries
 from mesh.core.types import ModelVersion, NodeId
 from mesh.core.view import Host, Located
 from mesh.registry.mirror import Mirror
 from mesh.router.channels import Channels
 from mesh.router.cold import Cold, patience_s
+from mesh.router.ends import fate_told, named
 from mesh.router.live import said_of
 from mesh.router.observe import Observed
 from mesh.router.pipelines import Pipelines
@@ -74,14 +75,17 @@ class Dispatch:
         self.sessions = Sessions(mirror, self, max_bytes=session_bytes)
         self.max_attempts = max_attempts
 
-    async def infer(self, call: Call, message: bytes) -> bytes:
-        """Answer one ModelInfer. Raises a `MeshError`; cancelling it cancels the call at the node."""
-        with self.observe(call) as seen:
+    async def infer(self, call: Call, message: bytes, tries: Tries | None = None) -> bytes:
+        """Answer one ModelInfer. Raises a `MeshError`; cancelling it cancels the call at the node.
+
+        `tries` is what was tried for it already.
+        """
+        with self.observe(call, tries=tries) as seen:
             return await self.answer(call, message, peek(message), seen)
 
-    def observe(self, call: Call, *, traced: bool | None = None) -> Observed:
+    def observe(self, call: Call, *, traced: bool | None = None, tries: Tries | None = None) -> Observed:
         """Return the context that counts and traces one request of `call`; `traced` None: decided here."""
-        return Observed(self.metrics, self.tracing, call, traced=traced)
+        return Observed(self.metrics, self.tracing, call, traced=traced, tries=tries)
 
     async def answer(self, call: Call, message: bytes, request: Peeked, seen: Observed) -> bytes:
         """Answer one request whose fields were read already, on as many copies as it safely takes."""
@@ -95,15 +99,13 @@ class Dispatch:
         if model.sequence is not None and said.id:
             return await self.sessions.answer(call, message, request, target)
         metadata = self.metadata(call, model, seen)
-        tried: list[NodeId] = []
         while True:
-            located = await self.pick(call, model, said.name, tried)
+            located = await self.pick(call, model, said.name, seen.tries.tried)
             seen.asked(located.node.id)
             try:
                 reply = await self.send(call, located, message, metadata)
             except RemoteError as error:
                 self.refuse_or_retry(error, located, model, seen, in_sequence=bool(said.name))
-                tried.append(located.node.id)
             else:
                 return reply.message
 
@@ -112,14 +114,11 @@ class Dispatch:
     ) -> None:
         """Raise what the caller gets for `error`, or return when another copy may be asked."""
         self.metrics.attempt_failed(located.node.id, error.status.name)
-        said = next((value for key, value in error.trailers if key == NOT_RUN_TRAILER), None)
-        not_run = said is not None
-        if said == ABSENT and seen.lasted_s() < self.cold_wait_s:
-            # A copy that went while the request was on its way is nobody's failure: it does not count as an attempt.
-            seen.attempts -= 1
-        if not may_retry(
-            error, not_run=not_run, in_sequence=in_sequence, attempt=seen.attempts, max_attempts=self.max_attempts
-        ):
+        # A copy that went while the request was on its way is nobody's failure: it does not count as an attempt.
+        free = (NOT_RUN_TRAILER, ABSENT) in error.trailers and seen.lasted_s() < self.cold_wait_s
+        seen.attempts -= free
+        fate, most = fate_told(error), self.max_attempts
+        if not seen.tries.failed(located.node.id, fate, max_attempts=most, in_sequence=in_sequence, free=free):
             raise named(error, located, model) from error
 
     def target(self, call: Call, request: Peeked) -> Target:
@@ -237,14 +236,3 @@ def _reported(trailers: Metadata) -> int | None:
         if key == LOAD_TRAILER and isinstance(value, str) and value.isdecimal():
             return int(value)
     return None
-
-
-def named(error: RemoteError, located: Located, model: ModelVersion) -> MeshError:
-    """Say who failed, where the transport's own words would leave the caller guessing."""
-    if not error.transport_failed:
-        return error
-    return RemoteError(
-        Code.UNAVAILABLE,
-        f"node '{located.node.id}' went away while it ran model '{model.name}' ({error.message}); call again",
-        transport_failed=True,
-    )

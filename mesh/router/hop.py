@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import random
 import time
+from functools import partial
 from typing import Final
 
 from mesh.core.errors import Code, DeadlineExceeded, MeshError, RemoteError, TooLarge, Unimplemented
-from mesh.core.traffic.retry import may_retry
-from mesh.core.types import NodeId
+from mesh.core.traffic.retry import Tries, fate_of
 from mesh.core.view import Located
-from mesh.router.dispatch import MARGIN_S, Dispatch, named
-from mesh.router.ends import TRANSPORT_CODES, End, broken, end_of, given_up
+from mesh.router.dispatch import MARGIN_S, Dispatch
+from mesh.router.ends import TRANSPORT_CODES, End, broken, end_of, given_up, named
 from mesh.router.hop_parts import PartsUnary
 from mesh.router.observe import UNSAMPLED_BLOCK, HopSpan, hop_span
 from mesh.router.target import Passed, Target, passed
@@ -44,7 +44,7 @@ class Hop:
     __slots__ = (
         "_answered", "_attempts", "_bucket", "_deadline_s", "_dispatch", "_down", "_down_connection", "_ended",
         "_first", "_held", "_kept", "_located", "_looks", "_node", "_origin", "_over", "_owed_down", "_owed_up",
-        "_passed", "_picked_s", "_size", "_span", "_started_s", "_target", "_tried", "_up", "_up_connection",
+        "_passed", "_picked_s", "_size", "_span", "_started_s", "_target", "_tries", "_up", "_up_connection",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, stream: Stream, origin: Origin, dispatch: Dispatch) -> None:
@@ -75,7 +75,8 @@ class Hop:
         self._node = ""
         self._up_connection: Connection | None = None
         self._up: Stream | None = None
-        self._tried: list[NodeId] = []
+        self._tries: Tries | None = None
+        """What failed so far; None while nothing did."""
         self._attempts = 0
         self._picked_s = 0.0
         self._answered = False
@@ -176,8 +177,8 @@ class Hop:
         if request.parameters and request.parameters.get("sequence_id"):
             # Its state is with one copy, and a second attempt could change it twice: `Dispatch` looks after that.
             return False
-        now_s = time.monotonic()
-        located = dispatch.balancer.pick(target.candidates, tried=self._tried, now_s=now_s, u=random.random())  # noqa: S311
+        now_s, tried = time.monotonic(), self._tries.tried if self._tries is not None else ()
+        located = dispatch.balancer.pick(target.candidates, tried=tried, now_s=now_s, u=random.random())  # noqa: S311
         if located is None:
             return False
         channel = dispatch.channels.to(located.node.address)
@@ -311,12 +312,13 @@ class Hop:
         self._stop_up()
         self._done(end.load if end is not None else None)
         self._held = None
-        if end is not None and end.absent and now_s - self._started_s < dispatch.cold_wait_s:
-            self._attempts -= 1  # A copy that went while the request was on its way is nobody's failure.
-        not_run, most = end is not None and end.not_run, dispatch.max_attempts
-        again = may_retry(error, not_run=not_run, in_sequence=False, attempt=self._attempts, max_attempts=most)
+        # A copy that went while the request was on its way is nobody's failure.
+        free = end is not None and end.absent and now_s - self._started_s < dispatch.cold_wait_s
+        self._attempts -= free
+        fate = fate_of(error, not_run=end is not None and end.not_run, died=end is not None and end.died)
+        tries = self._tries = self._tries or Tries()
+        again = tries.failed(node.id, fate, max_attempts=dispatch.max_attempts, free=free)
         if again and not self._answered and self._kept is not None:
-            self._tried.append(node.id)
             self._again()
             return
         assert self._target is not None
@@ -342,11 +344,12 @@ class Hop:
         self._over = True
         if self._span is not None:
             self._span.end(Code.UNAVAILABLE, "", model="", version="", node="", picked_s=self._picked_s)
-        target, connection, stream = self._target, self._down_connection, self._down
+        target, connection, stream, tries = self._target, self._down_connection, self._down, self._tries
+        infer = self._dispatch.infer if tries is None else partial(self._dispatch.infer, tries=tries)
         task = (
-            PartsUnary(connection, stream, self._origin, self._dispatch, target)
+            PartsUnary(connection, stream, self._origin, self._dispatch, target, tries)
             if target is not None and target.pipeline is not None
-            else TaskUnary(connection, stream, self._origin, self._dispatch.infer)
+            else TaskUnary(connection, stream, self._origin, infer)
         )
         self._down.receiver = task
         task.data(self._down, data, self._ended)

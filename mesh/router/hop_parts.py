@@ -11,9 +11,10 @@ import time
 from mesh.api.carried import Carried
 from mesh.api.notes import begun
 from mesh.api.question import Question
-from mesh.core.errors import Code, MeshError, RemoteError
+from mesh.core.errors import Code, MeshError
 from mesh.core.pipeline.cut import ROUTER
 from mesh.core.pipeline.run import Finish, Run
+from mesh.core.traffic.retry import Fate, Tries
 from mesh.router.attempt import holds, trace_of
 from mesh.router.dispatch import Dispatch
 from mesh.router.pipelines import after, question
@@ -28,16 +29,28 @@ from mesh.wire.transport import Call
 class PartsUnary(TaskUnary):
     """One request. `TaskUnary` is the other way."""
 
-    __slots__ = ("_asked", "_away", "_course", "_dispatch", "_lost", "_parts_message", "_started_s", "_target")
+    __slots__ = (
+        "_asked", "_away", "_course", "_dispatch", "_ends", "_lost", "_parts_message", "_started_s", "_target",
+        "_tries",
+    )  # fmt: skip
 
-    def __init__(
-        self, connection: Connection, stream: Stream, origin: Origin, dispatch: Dispatch, target: Target
+    def __init__(  # noqa: PLR0917 - one call of it
+        self,
+        connection: Connection,
+        stream: Stream,
+        origin: Origin,
+        dispatch: Dispatch,
+        target: Target,
+        tries: Tries | None,
     ) -> None:
         super().__init__(connection, stream, origin, self._again)
         self._dispatch = dispatch
         self._target = target
+        self._tries = tries
         self._parts_message: bytes = b""
         self._lost: MeshError | None = None
+        self._ends = False
+        """Whether it ends with `_lost`: too many processes ended while they ran it."""
         self._asked: Question | None = None
         self._away: Away | None = None
         self._course: Run[Carried] | None = None
@@ -86,7 +99,10 @@ class PartsUnary(TaskUnary):
         if self.over or away is None or course is None or asked is None:
             return
         if not isinstance(event, Ended):
-            lost = event.error if isinstance(event.error, RemoteError) and event.error.transport_failed else None
+            lost = event.error if event.fate is Fate.DIED else None
+            if lost is not None:
+                tries = self._tries = self._tries or Tries()
+                self._ends = not tries.failed(event.node, event.fate, max_attempts=self._dispatch.max_attempts)
             self._otherwise(lost)
             return
         try:
@@ -117,7 +133,11 @@ class PartsUnary(TaskUnary):
         super().received(self._parts_message)
 
     async def _again(self, call: Call, message: bytes) -> bytes:
+        if self._ends and self._lost is not None:
+            with self._dispatch.observe(call, tries=self._tries) as seen:
+                seen.model = self._target.model
+                raise self._lost
         try:
-            return await self._dispatch.infer(call, message)
+            return await self._dispatch.infer(call, message, self._tries)
         except MeshError as error:
             raise after(self._lost, error) from error

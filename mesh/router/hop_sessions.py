@@ -14,6 +14,7 @@ from mesh.api.session import cut_state, tell_stream, with_state
 from mesh.api.stream import ERROR_TAG, INFER_RESPONSE_TAG, read_error, varint
 from mesh.core.errors import Code, MeshError, RemoteError, code_of
 from mesh.core.sessions.session import Entry, Send
+from mesh.core.traffic.retry import fate_of
 from mesh.core.types import NodeId
 from mesh.core.view import Located, VersionKey
 from mesh.router.hop_up import Turn, Up, lost_turns
@@ -184,7 +185,8 @@ class SessionCarrier:
         if message[PREFIX_BYTES : PREFIX_BYTES + 1] == _ERROR:
             failure = read_error(message[PREFIX_BYTES:])
             if failure is not None:
-                self._sessions.failed(live, send, failure.error, absent=failure.absent)
+                fate = fate_of(failure.error, not_run=failure.not_run, died=failure.died)
+                self._sessions.failed(live, send, failure.error, absent=failure.absent, fate=fate)
                 return
         cut = cut_state(message, PREFIX_BYTES)
         if cut is None:
@@ -205,4 +207,4 @@ class SessionCarrier:
         turns: list[Sent] = lost_turns(self._sessions.dispatch, up, error)
         gone = RemoteError(Code.UNAVAILABLE, error.message, transport_failed=True)
         for live, send in turns:
-            self._sessions.failed(live, send, gone)
+            self._sessions.failed(live, send, gone, fate=fate_of(error))

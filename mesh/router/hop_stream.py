@@ -16,13 +16,15 @@ from contextlib import aclosing
 from typing import Any, Final
 
 from mesh.api.stream import ERROR_TAG, Failure, error_message, read_error
-from mesh.core.errors import Code, MeshError, RemoteError
+from mesh.core.errors import Code, MeshError, RemoteError, code_of
 from mesh.core.traffic.balance import Balancer
+from mesh.core.traffic.retry import Fate, Tries, fate_of
 from mesh.core.types import NodeId
 from mesh.core.view import Located
 from mesh.router.dispatch import MARGIN_S
+from mesh.router.ends import named
 from mesh.router.hop_sessions import SessionCarrier, StreamStep
-from mesh.router.hop_up import Owner, Turn, Up, lost_turns
+from mesh.router.hop_up import Owner, Turn, Up, lost_turns, peek_framed
 from mesh.router.live import said_of
 from mesh.router.observe import UNSAMPLED_BLOCK
 from mesh.router.streams import WINDOW, Streams, check_id, in_turn
@@ -31,7 +33,7 @@ from mesh.wire.client import WireChannel
 from mesh.wire.connection import Connection
 from mesh.wire.grpc_framing import PREFIX_BYTES, Deframer, framed
 from mesh.wire.heads import ANSWER, OK_TRAILERS, timeout_field
-from mesh.wire.peek import Peeked, PeekError, peek, peek_front
+from mesh.wire.peek import Peeked
 from mesh.wire.server_call import STREAM_BUFFER, Origin, ServerCall, stop_sending
 from mesh.wire.streams import Stream
 from mesh.wire.transport import MODEL_STREAM_INFER, Call, Direct
@@ -185,7 +187,7 @@ class HopStream(ServerCall):
             fronts = self._streams.fronts
             request = fronts.find(message, PREFIX_BYTES)
             if request is None:
-                request = _peek(message)
+                request = peek_framed(message)
                 fronts.learn(message, PREFIX_BYTES, request)
             if self._passed.unordered:
                 check_id(request)
@@ -236,7 +238,7 @@ class HopStream(ServerCall):
             if up is None:
                 return False
             self._ups[key] = up
-        turn.attempts = 1
+        turn.node = located.node.id
         up.waiting.append(turn)
         up.outbox.append(turn.message)
         dispatch.balancer.picked(located.node.id)
@@ -274,16 +276,23 @@ class HopStream(ServerCall):
 
     def _refused(self, turn: Turn, failure: Failure) -> None:
         """Ask again where the request was not run, else tell the caller."""
-        if failure.not_run:
-            self.again(turn)
-            return
-        self.count(turn, failure.error.status)
-        self.failed(turn, failure.error, _peek(turn.message).id)
+        fate = fate_of(failure.error, not_run=failure.not_run, died=failure.died)
+        self._elsewhere(turn, failure.error, fate, free=failure.absent)
 
-    def again(self, turn: Turn) -> None:
-        """Send a message that a node did not answer another way: plain inferences may be repeated."""
-        request, message = _peek(turn.message), turn.message[PREFIX_BYTES:]
-        one = self._streams.one(self.as_call(), message, request, strict=self._strict, traced=turn.traced)
+    def _elsewhere(self, turn: Turn, error: MeshError, fate: Fate, *, free: bool = False) -> None:
+        """Send a message that a node failed to answer another way where that is safe, else tell the caller."""
+        assert turn.node is not None
+        tries = Tries()
+        if tries.failed(turn.node, fate, max_attempts=self._streams.dispatch.max_attempts, free=free):
+            self.again(turn, tries)
+            return
+        self.count(turn, code_of(error))
+        self.failed(turn, error, peek_framed(turn.message).id)
+
+    def again(self, turn: Turn, tries: Tries | None = None) -> None:
+        """Send a message that cannot go on a stream, or was not answered there, as a call of its own."""
+        request, message = peek_framed(turn.message), turn.message[PREFIX_BYTES:]
+        one = self._streams.one(self.as_call(), message, request, strict=self._strict, traced=turn.traced, tries=tries)
         self._start(self._one(turn, one))
 
     def failed(self, turn: Turn, error: MeshError, request_id: str) -> None:
@@ -329,7 +338,7 @@ class HopStream(ServerCall):
         model = turn.model
         assert model is not None
         total_s = time.monotonic() - turn.started_s
-        self._metrics.request_done(model.name, model.version, code, total_s, turn.attempts)
+        self._metrics.request_done(model.name, model.version, code, total_s, int(turn.node is not None))
 
     # -- the slower way ------------------------------------------------------------------------------------------
 
@@ -372,8 +381,11 @@ class HopStream(ServerCall):
         """Hear that the stream to a node ended: what it has not answered is sent another way."""
         dispatch = self._streams.dispatch
         self._ups = {key: each for key, each in self._ups.items() if each is not up}
+        # A node that ends its stream in order has begun nothing of what it leaves unanswered.
+        fate = fate_of(error, not_run=not error.transport_failed)
         for turn in lost_turns(dispatch, up, error):
-            self.again(turn)
+            if not self.over:
+                self._elsewhere(turn, named(error, up.located, turn.model), fate)
 
     @property
     def balancer(self) -> Balancer:
@@ -382,12 +394,3 @@ class HopStream(ServerCall):
 
 
 _ERROR: Final = bytes((ERROR_TAG,))
-
-
-def _peek(framed_message: bytes) -> Peeked:
-    """Return the routing fields of a message with its prefix. Raises `PeekError`."""
-    try:
-        found = peek_front(framed_message, PREFIX_BYTES, whole=True)
-    except PeekError:
-        found = None
-    return found if found is not None else peek(framed_message[PREFIX_BYTES:])

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from mesh.core.errors import Code, MeshError, RemoteError
 from mesh.core.traffic.balance import Balancer
-from mesh.core.types import ModelVersion
+from mesh.core.types import ModelVersion, NodeId
 from mesh.core.view import Located
 from mesh.wire.connection import Connection
 from mesh.wire.fields import Block
 from mesh.wire.frames import ErrorCode
-from mesh.wire.grpc_framing import Deframer
+from mesh.wire.grpc_framing import PREFIX_BYTES, Deframer
+from mesh.wire.peek import Peeked, PeekError, peek, peek_front
 from mesh.wire.server_call import status_of
 from mesh.wire.streams import Stream
 
@@ -27,7 +28,7 @@ MAX_ANSWER: Final = (1 << 31) - 1
 class Turn:
     """One message and its answer, waiting for those before it."""
 
-    __slots__ = ("attempts", "message", "model", "reply", "started_s", "traced")
+    __slots__ = ("message", "model", "node", "reply", "started_s", "traced")
 
     def __init__(self, message: bytes, started_s: float) -> None:
         self.message = message
@@ -36,7 +37,8 @@ class Turn:
         self.reply: bytes | None = None
         """Framed; None while it is not there."""
         self.model: ModelVersion | None = None
-        self.attempts = 0
+        self.node: NodeId | None = None
+        """Whom it was sent to, on a stream of several messages; None: nobody yet."""
         self.traced = False
 
 
@@ -148,3 +150,12 @@ def lost_turns(dispatch: Dispatch, up: Up, error: RemoteError) -> list[Any]:
         if error.transport_failed:
             dispatch.balancer.failed(up.located.node, time.monotonic())
     return up.take()
+
+
+def peek_framed(framed_message: bytes) -> Peeked:
+    """Return the routing fields of a message with its prefix. Raises `PeekError`."""
+    try:
+        found = peek_front(framed_message, PREFIX_BYTES, whole=True)
+    except PeekError:
+        found = None
+    return found if found is not None else peek(framed_message[PREFIX_BYTES:])

@@ -173,6 +173,18 @@ class Live:
         if self.trace is not None and self.located is not None:
             self.trace.failed_over(self.located.node.id)
 
+    def ended(self) -> bool:
+        """Hear that the process that it was with ended; tell whether a step of it must not be run again.
+
+        The callers of such steps hear so. A client that keeps states itself must not go on with them either.
+        """
+        fatal = self.core.ended()
+        for each in fatal:
+            if each.step is not None:
+                told = f"two processes ended in the course of a step of sequence {self.key[2]}, which is not run again"
+                each.step.fail(SessionLost(f"{told}: model '{self.model.name}' may be at fault; begin it anew"))
+        return bool(fatal)
+
     def lost(self, why: str = "") -> SessionLost:
         """Return what its caller hears when its state is gone; one that keeps states itself may go on."""
         kind: type[SessionLost] = StateLost

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from mesh.core.errors import Code, code_of
+from mesh.core.traffic.retry import Tries
 from mesh.core.types import ModelVersion, NodeId
 from mesh.telemetry.metrics import RouterMetrics
 from mesh.telemetry.tracing import MODEL, NODE, PICK_S, UNSAMPLED, VERSION, Tracing
@@ -18,9 +19,19 @@ from mesh.wire.transport import Call, Metadata
 class Observed:
     """A context around one request: counts it and ends its span, however it ends."""
 
-    __slots__ = ("_has_parent", "_metrics", "_span", "_started_s", "_tracing", "attempts", "model", "node", "picked_s")
+    __slots__ = (
+        "_has_parent", "_metrics", "_span", "_started_s", "_tracing", "attempts", "model", "node", "picked_s", "tries",
+    )  # fmt: skip
 
-    def __init__(self, metrics: RouterMetrics, tracing: Tracing, call: Call, *, traced: bool | None = None) -> None:
+    def __init__(
+        self,
+        metrics: RouterMetrics,
+        tracing: Tracing,
+        call: Call,
+        *,
+        traced: bool | None = None,
+        tries: Tries | None = None,
+    ) -> None:
         self._metrics = metrics
         self._tracing = tracing
         self._started_s = time.monotonic()
@@ -33,7 +44,9 @@ class Observed:
                 self._span = tracing.start(call.method, call.metadata, kind="server", decided=not parent)
         self.model: ModelVersion | None = None
         self.node: NodeId | None = None
-        self.attempts = 0
+        self.tries = Tries() if tries is None else tries
+        """What failed of it so far, on another path too."""
+        self.attempts = self.tries.failures
         self.picked_s = 0.0
         """Seconds spent until a copy was picked, waiting for a cold model included."""
 

@@ -17,16 +17,18 @@ from mesh.api.question import Question
 from mesh.core.errors import Code, MeshError, RemoteError, code_of
 from mesh.core.pipeline.run import Graph, Graphs
 from mesh.core.pipeline.spec import Literal, Pipeline
+from mesh.core.traffic.retry import Fate, Tries
 from mesh.core.types import NodeId
 from mesh.registry.mirror import Mirror
 from mesh.router.attempt import Attempt, Elsewhere, trace_of
 from mesh.router.describe import cut_message
+from mesh.router.ends import fate_told
 from mesh.router.observe import Observed
 from mesh.router.plans import Plan
 from mesh.router.spread import Spread
 from mesh.router.target import Target
 from mesh.telemetry.statistics import StepStatistics
-from mesh.wire.transport import NOT_RUN_TRAILER, PIPELINE_HEADER, Call
+from mesh.wire.transport import PIPELINE_HEADER, Call
 
 if TYPE_CHECKING:
     from mesh.router.dispatch import Dispatch
@@ -69,7 +71,8 @@ class Pipelines:
         Raises `Elsewhere` when it went away.
         """
         dispatch, u = self._dispatch, random.random()  # noqa: S311 - a choice of two
-        located = dispatch.balancer.pick(target.candidates, tried=(), now_s=time.monotonic(), u=u)
+        tried = seen.tries.tried
+        located = dispatch.balancer.pick(target.candidates, tried=tried, now_s=time.monotonic(), u=u)
         if located is None:
             return None
         node = located.node.id
@@ -79,37 +82,50 @@ class Pipelines:
             reply = await dispatch.send(call, located, message, metadata)
         except RemoteError as error:
             dispatch.metrics.attempt_failed(node, error.status.name)
+            fate = fate_told(error)
+            again = seen.tries.failed(node, fate, max_attempts=dispatch.max_attempts)
             if error.transport_failed:
                 told = (
                     f"node '{node}' went away while it ran pipeline '{target.model.name}' ({error.message}); call again"
                 )
-                raise Elsewhere(node, RemoteError(Code.UNAVAILABLE, told, transport_failed=True)) from error
-            if any(key == NOT_RUN_TRAILER for key, _ in error.trailers):
+                error = RemoteError(Code.UNAVAILABLE, told, transport_failed=True, trailers=error.trailers)
+            if not again:
+                raise error from None
+            if fate is Fate.NOT_RUN:
                 return None
-            raise
+            raise Elsewhere(node, error, fate) from None
         return reply.message
 
     async def _in_parts(self, call: Call, message: bytes, target: Target, seen: Observed) -> bytes:
         """Run the steps where their copies are; those that no node can run as asked are ordinary requests from here."""
         asked = question(message, target)
-        outputs = await self.outputs(call, self.graph(asked.pipeline), asked.given, asked.parameters, seen)
+        graph, tries = self.graph(asked.pipeline), seen.tries
+        outputs = await self.outputs(call, graph, asked.given, asked.parameters, seen, tries=tries)
         return asked.answer(outputs).SerializeToString()
 
     async def outputs(
-        self, call: Call, graph: Graph, given: Mapping[str, Carried], parameters: Mapping[str, Literal], seen: Observed
+        self,
+        call: Call,
+        graph: Graph,
+        given: Mapping[str, Carried],
+        parameters: Mapping[str, Literal],
+        seen: Observed,
+        *,
+        tries: Tries | None = None,
     ) -> Mapping[str, Carried]:
         """Return what a graph gives for its inputs.
 
         A request whose place went away, or did not run it, is cut anew without that node, within the attempts and the
-        deadline.
+        deadline. `tries` is what was tried for it already; without, it is one of several that answer a request.
         """
+        tries = Tries(seen.tries) if tries is None else tries
         trace = trace_of(seen.headers() or call.metadata)
         without: list[NodeId] = []
         lost: MeshError | None = None
         while True:
             plan = await self._plan(call, graph, without, parameters)
             seen.asked(plan.nodes[0] if plan.nodes else NodeId(""))
-            one = Attempt(self._dispatch, call, plan, parameters, trace, self.steps)
+            one = Attempt(self._dispatch, call, plan, parameters, trace, self.steps, tries)
             try:
                 away = self.spread.begin(plan, given, begun(call.deadline_s, trace, parameters))
                 return await one.answer(away, given)
@@ -118,8 +134,9 @@ class Pipelines:
                     lost = moved.error
                 without.append(moved.node)
                 late = call.deadline_s is not None and time.monotonic() >= call.deadline_s
-                if late or len(without) >= self._dispatch.max_attempts:
-                    raise moved.error from None
+                again = tries.failed(moved.node, moved.fate, max_attempts=self._dispatch.max_attempts)
+                if late or not again:
+                    raise after(lost, moved.error) from None
             except MeshError as error:
                 raise after(lost, error) from error
 

@@ -13,13 +13,14 @@ from contextlib import aclosing
 from mesh.api.session import split_request, split_stream, with_state
 from mesh.api.stream import read_error
 from mesh.core.errors import Code, RemoteError
-from mesh.core.types import NodeId
+from mesh.core.traffic.retry import Fate, fate_of
 from mesh.core.view import Located
-from mesh.router.dispatch import Dispatch, left_s, named
+from mesh.router.dispatch import Dispatch, left_s
+from mesh.router.ends import named
 from mesh.router.live import RESUMES, WANTS_STATE
 from mesh.router.observe import Observed
 from mesh.wire.peek import Peeked
-from mesh.wire.transport import ABSENT, MODEL_STREAM_INFER, NOT_RUN_TRAILER, Call, Metadata
+from mesh.wire.transport import ABSENT, DIED_TRAILER, MODEL_STREAM_INFER, NOT_RUN_TRAILER, Call, Metadata
 
 
 async def relay(
@@ -43,9 +44,8 @@ async def _from_copies(dispatch: Dispatch, call: Call, progress: _Progress, seen
     """Yield the responses of one copy after another."""
     model = seen.model
     assert model is not None
-    tried: list[NodeId] = []
     while True:
-        located = await dispatch.pick(call, model, progress.sequence, tried)
+        located = await dispatch.pick(call, model, progress.sequence, seen.tries.tried)
         seen.asked(located.node.id)
         try:
             metadata = dispatch.metadata(call, model, seen)
@@ -55,7 +55,6 @@ async def _from_copies(dispatch: Dispatch, call: Call, progress: _Progress, seen
                         yield each
         except RemoteError as error:
             _again_or_raise(dispatch, error, located, seen, progress)
-            tried.append(located.node.id)
         else:
             return
 
@@ -70,7 +69,8 @@ def _again_or_raise(
         dispatch.refuse_or_retry(error, located, model, seen, in_sequence=bool(progress.sequence))
         return
     dispatch.metrics.attempt_failed(located.node.id, error.status.name)
-    if not (error.transport_failed or progress.not_run):
+    fate = fate_of(error, not_run=progress.not_run, died=progress.died)
+    if fate is Fate.ANSWERED:
         raise error
     totals = dispatch.sessions.table.totals((model.name, model.version))
     totals.failovers += 1
@@ -80,7 +80,10 @@ def _again_or_raise(
             Code.UNAVAILABLE,
             f"node '{located.node.id}' went away after {progress.responses} responses ({error.message}); call again",
         )
-    if seen.attempts >= dispatch.max_attempts + progress.states:
+    if progress.went_on:
+        progress.went_on = False
+        seen.tries.went_on()
+    if not seen.tries.failed(located.node.id, fate, max_attempts=dispatch.max_attempts):
         raise named(error, located, model)
 
 
@@ -95,8 +98,10 @@ class _Progress:
         self._tells = request.parameters.get(WANTS_STATE) is True
         self.responses = 0
         """That the caller has."""
-        self.states = 0
+        self.went_on = False
+        """Whether a state was told since a copy failed."""
         self.not_run = False
+        self.died = False
         self._since = 0
         """Of them, behind the state."""
         self._again = 0
@@ -104,16 +109,17 @@ class _Progress:
 
     def request(self) -> bytes:
         """Return what the next copy is asked."""
-        self._again, self.not_run = self._since, False
+        self._again, self.not_run, self.died = self._since, False, False
         return with_state(self._message, self.state)
 
     def take(self, message: bytes) -> list[bytes]:
         """Take a node's message; return what the caller gets. Raises `RemoteError` when it tells of a failure."""
         failure = read_error(message)
         if failure is not None:
-            self.not_run = failure.not_run
-            said = ((NOT_RUN_TRAILER, ABSENT if failure.absent else "1"),) if failure.not_run else ()
-            raise RemoteError(failure.error.status, failure.error.message, trailers=said)
+            self.not_run, self.died = failure.not_run, failure.died
+            said = [(NOT_RUN_TRAILER, ABSENT if failure.absent else "1")] if failure.not_run else []
+            said += [(DIED_TRAILER, "1")] if failure.died else []
+            raise RemoteError(failure.error.status, failure.error.message, trailers=tuple(said))
         response, state = split_stream(message)
         shown: list[bytes] = []
         if self._again:
@@ -123,7 +129,7 @@ class _Progress:
             self.responses += 1
             shown = [message if self._tells else response]
         if state:
-            self.state, self.states, self._since = state, self.states + 1, self._again
+            self.state, self.went_on, self._since = state, True, self._again
         return shown
 
 

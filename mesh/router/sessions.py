@@ -16,8 +16,10 @@ from mesh.api.session import split_request, split_response, with_state
 from mesh.api.stream import final_message
 from mesh.core.errors import Code, MeshError, RemoteError, SessionLost, UnknownSequence
 from mesh.core.sessions.session import Entry, Place, Send
+from mesh.core.traffic.retry import Fate
 from mesh.core.view import Located
 from mesh.registry.mirror import Mirror
+from mesh.router.ends import fate_told
 from mesh.router.live import Carrier, Live, Said, Single, Step, said_of, take_request
 from mesh.router.session_table import SessionTable
 from mesh.router.session_trace import traced
@@ -130,13 +132,15 @@ class Sessions:
         if live.core.entries or live.core.snapshot is None or live.core.leaving:
             self._pump(live)
 
-    def failed(self, live: Live, send: Send[Step], error: RemoteError, *, absent: bool = False) -> None:
+    def failed(
+        self, live: Live, send: Send[Step], error: RemoteError, *, absent: bool = False, fate: Fate = Fate.ANSWERED
+    ) -> None:
         """Take a failure: of the node (`error.transport_failed`), of the copy (`absent`), or of the step."""
         core, entry = live.core, send.entry
         if send.epoch != core.epoch or not entry.awaited:
             return
-        if error.transport_failed or absent or entry.step is None:
-            if entry.attempts >= ATTEMPTS:
+        if error.transport_failed or fate is Fate.DIED or absent or entry.step is None:
+            if (fate is Fate.DIED and live.ended()) or entry.attempts >= ATTEMPTS:
                 self._give_up(live, error)
             elif error.unsent and core.whole:
                 if not core.fresh:
@@ -326,8 +330,7 @@ class Sessions:
         except RemoteError as error:
             live.alone = False
             dispatch.metrics.attempt_failed(located.node.id, error.status.name)
-            absent = (NOT_RUN_TRAILER, ABSENT) in error.trailers
-            self.failed(live, send, error, absent=absent)
+            self.failed(live, send, error, absent=(NOT_RUN_TRAILER, ABSENT) in error.trailers, fate=fate_told(error))
         except MeshError as error:
             live.alone = False
             self.failed(live, send, RemoteError(Code.DEADLINE_EXCEEDED, error.message))

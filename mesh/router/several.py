@@ -22,6 +22,7 @@ from mesh.core.pipeline.run import Call as Asks
 from mesh.core.pipeline.run import Fail, Graph, Run, of_step
 from mesh.core.pipeline.spec import Literal, Pipeline, Step
 from mesh.core.pipeline.split import Split, first_of, split
+from mesh.core.traffic.retry import Tries
 from mesh.router.attempt import call_of_step, holds, trace_of
 from mesh.router.observe import Observed
 from mesh.router.pipelines import question
@@ -167,7 +168,9 @@ class Several:
         statistics = self._dispatch.pipelines.steps.of(one.pipeline.name, step.name)
         counted = statistics.fail
         try:
-            async with aclosing(self._streams.responses(own, message, peek(message), target)) as responses:
+            async with aclosing(
+                self._streams.responses(own, message, peek(message), target, Tries(one.seen.tries))
+            ) as responses:
                 async for response in responses:
                     tensors = _read(response)
                     if tensors:

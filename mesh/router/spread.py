@@ -21,6 +21,7 @@ from mesh.core.errors import Code, MeshError, RemoteError
 from mesh.core.pipeline.cut import ROUTER
 from mesh.core.pipeline.run import Graph
 from mesh.core.traffic.balance import Balancer
+from mesh.core.traffic.retry import Fate, fate_of
 from mesh.core.types import NodeId
 from mesh.registry.mirror import Mirror
 from mesh.router.channels import Channels
@@ -50,8 +51,8 @@ class Broke:
     """Empty: the place as a whole."""
     node: NodeId
     error: MeshError
-    again: bool
-    """Whether another cut may end better: the node went away, or did not run it."""
+    fate: Fate
+    """Another cut may end better where the node went away or did not run it."""
 
 
 Event = Ended | Broke
@@ -174,7 +175,9 @@ class Spread:
                 if note.failed.not_run and not note.failed.step and node in self._peers:
                     # A plan that the node forgot, or a copy that went: the next request asks again.
                     self._peers[node].agreed.discard(away.plan.id)
-                away.heard(Broke(note.failed.step, node, read_failed(note.failed), note.failed.not_run))
+                error = read_failed(note.failed)
+                fate = fate_of(error, not_run=note.failed.not_run, died=note.failed.died)
+                away.heard(Broke(note.failed.step, node, error, fate))
         elif kind == "lost":
             why = f"node '{node}' lost its connection to node '{note.lost.node}' ({note.lost.why})"
             self._broken({node, NodeId(note.lost.node)}, NodeId(note.lost.node), why)
@@ -195,7 +198,7 @@ class Spread:
                 steps = [step for step, place in away.plan.places.items() if place == lost]
                 waiting = [step for step in steps if step not in away.ended]
                 told = RemoteError(Code.UNAVAILABLE, f"{why}; call again", transport_failed=True)
-                away.heard(Broke((waiting or steps)[0], lost, told, again=True))
+                away.heard(Broke((waiting or steps)[0], lost, told, Fate.DIED))
 
     async def close(self) -> None:
         """Give up every stream."""
@@ -291,7 +294,7 @@ class Away:
         """Send a note to a node of the plan; one whose stream is over is an event."""
         if not self.spread.post(node, note):
             error = RemoteError(Code.UNAVAILABLE, f"node '{node}' went away; call again", transport_failed=True)
-            self.heard(Broke("", node, error, again=True))
+            self.heard(Broke("", node, error, Fate.DIED))
 
     def tell(self, step: str, outputs: Mapping[str, Carried] | None) -> None:
         """Send to each node what it wants of a step that the router ran."""

@@ -13,6 +13,7 @@ from contextlib import aclosing
 
 from mesh.api.stream import error_message, final_message
 from mesh.core.errors import InvalidRequest, MeshError
+from mesh.core.traffic.retry import Tries
 from mesh.router.dispatch import Dispatch
 from mesh.router.relay import relay
 from mesh.router.several import Several
@@ -68,11 +69,18 @@ class Streams:
             self.metrics.stream_closed()
 
     async def one(
-        self, call: Call, message: bytes, request: Peeked, *, strict: bool, traced: bool | None = None
+        self,
+        call: Call,
+        message: bytes,
+        request: Peeked,
+        *,
+        strict: bool,
+        traced: bool | None = None,
+        tries: Tries | None = None,
     ) -> bytes:
-        """Return the message that answers one request; `traced` as in `Dispatch.observe`."""
+        """Return the message that answers one request; `traced` and `tries` as in `Dispatch.observe`."""
         try:
-            with self.dispatch.observe(call, traced=traced) as seen:
+            with self.dispatch.observe(call, traced=traced, tries=tries) as seen:
                 return final_message(await self.dispatch.answer(call, message, request, seen))
         except MeshError as error:
             return await _failed(error, request.id, strict=strict)
@@ -88,9 +96,11 @@ class Streams:
         except MeshError as error:
             yield await _failed(error, request.id, strict=strict)
 
-    async def responses(self, call: Call, message: bytes, request: Peeked, target: Target) -> AsyncGenerator[bytes]:
+    async def responses(
+        self, call: Call, message: bytes, request: Peeked, target: Target, tries: Tries | None = None
+    ) -> AsyncGenerator[bytes]:
         """Yield what `several` does, but raise a `MeshError` for a request that failed."""
-        with self.dispatch.observe(call) as seen:
+        with self.dispatch.observe(call, tries=tries) as seen:
             seen.model = target.model
             found = (
                 relay(self.dispatch, call, message, request, seen)

@@ -25,6 +25,10 @@ ABSENT = "absent"
 """On a failed answer of a node: the request was certainly not run (not held here, queue full, draining), so another
 copy may be asked. Set for every error whose class is `retry_safe`. The router strips it."""
 
+DIED_TRAILER = "mesh-died"
+"""On a failed answer of a node: the request was running when its process (a worker, not the node) ended. Set for every
+error whose class has `died`. The router strips it."""
+
 MODEL_HEADER = "mesh-model"
 VERSION_HEADER = "mesh-version"
 PIPELINE_HEADER = "mesh-pipeline"

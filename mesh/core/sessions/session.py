@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from mesh.core.traffic.retry import MOST_DEATHS
 from mesh.core.types import NodeId
 
 T = TypeVar("T")
@@ -53,6 +54,8 @@ class Entry(Generic[T]):
     awaited: bool = False
     """Sent, and not yet answered by that place."""
     attempts: int = 0
+    deaths: int = 0
+    """Places that went while they ran it, or may have."""
 
 
 @dataclass(slots=True, eq=False)
@@ -217,6 +220,15 @@ class Session(Generic[T]):
         if awaited:
             self._not_whole()
         self._go()
+
+    def ended(self) -> list[Entry[T]]:
+        """Hear, before `lost`, that the place went in the course of what is awaited; return what must not run again.
+
+        A step that ended two processes is no other's to run. O(kept).
+        """
+        for each in self.entries:
+            each.deaths += each.awaited
+        return [each for each in self.entries if each.deaths >= MOST_DEATHS]
 
     def lost(self) -> list[T]:
         """Hear that the place is gone; return the steps that cannot be answered any more, none if all can. O(kept)."""

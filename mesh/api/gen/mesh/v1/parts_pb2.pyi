@@ -113,18 +113,20 @@ class PartTensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., datatype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., raw: _Optional[bytes] = ...) -> None: ...
 
 class StepFailed(_message.Message):
-    __slots__ = ("run", "step", "code", "message", "not_run")
+    __slots__ = ("run", "step", "code", "message", "not_run", "died")
     RUN_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     NOT_RUN_FIELD_NUMBER: _ClassVar[int]
+    DIED_FIELD_NUMBER: _ClassVar[int]
     run: int
     step: str
     code: int
     message: str
     not_run: bool
-    def __init__(self, run: _Optional[int] = ..., step: _Optional[str] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., not_run: _Optional[bool] = ...) -> None: ...
+    died: bool
+    def __init__(self, run: _Optional[int] = ..., step: _Optional[str] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., not_run: _Optional[bool] = ..., died: _Optional[bool] = ...) -> None: ...
 
 class GiveUp(_message.Message):
     __slots__ = ("run",)
