@@ -176,6 +176,13 @@ class WorkerDied(MeshError):
     died = True
 
 
+class Quarantined(MeshError):
+    """The version ended too many processes: it is not run for a time, which is over by itself; it was not run."""
+
+    code = Code.UNAVAILABLE
+    reason = "QUARANTINED"
+
+
 class RegistryUnavailable(MeshError):
     """The registry does not answer."""
 

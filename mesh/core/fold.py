@@ -14,6 +14,7 @@ from immutables import Map, MapMutation
 
 from mesh.core.pipeline.spec import Pipeline
 from mesh.core.placement.forecast import SUPPOSED, Forecast
+from mesh.core.suspects import Suspect
 from mesh.core.types import Copy, ModelName, ModelVersion, Node, NodeId, Placement, Version
 from mesh.core.view import ClusterView, Host, Located, VersionKey, may_serve
 
@@ -71,7 +72,15 @@ class ForecastChange:
     forecast: Forecast | None
 
 
-Change = NodeChange | CopyChange | ModelChange | PlacementChange | PipelineChange | ForecastChange
+@dataclass(frozen=True, slots=True)
+class SuspectChange:
+    """What is known of a version that ended processes came, changed or (None) went."""
+
+    key: VersionKey
+    suspect: Suspect | None
+
+
+Change = NodeChange | CopyChange | ModelChange | PlacementChange | PipelineChange | ForecastChange | SuspectChange
 
 
 def fold(view: ClusterView, changes: Iterable[Change], revision: int) -> ClusterView:
@@ -83,6 +92,7 @@ def fold(view: ClusterView, changes: Iterable[Change], revision: int) -> Cluster
     models, placements = _Changing(view.models), _Changing(view.placements)
     placed: _Grouped[Placement] = _Grouped(view.placed)
     pipelines, used_in = _Changing(view.pipelines), _Changing(view.used_in)
+    suspects = _Changing(view.suspects)
     forecast = view.forecast
     for change in changes:
         match change:
@@ -100,6 +110,8 @@ def fold(view: ClusterView, changes: Iterable[Change], revision: int) -> Cluster
                 pipelines.set(called, pipeline)
             case ForecastChange(told):
                 forecast = told or SUPPOSED
+            case SuspectChange(key, suspect):
+                suspects.set(key, suspect)
     listed, serving = copies.indexes()
     return ClusterView(
         revision,
@@ -113,6 +125,7 @@ def fold(view: ClusterView, changes: Iterable[Change], revision: int) -> Cluster
         pipelines.finish(),
         used_in.finish(),
         forecast,
+        suspects.finish(),
     )
 
 

@@ -12,6 +12,7 @@ from immutables import Map
 
 from mesh.core.pipeline.spec import Pipeline
 from mesh.core.placement.forecast import SUPPOSED, Forecast
+from mesh.core.suspects import Suspect
 from mesh.core.types import Copy, CopyState, ModelName, ModelVersion, Node, NodeId, Placement, Version
 
 VersionKey = tuple[ModelName, Version]
@@ -62,6 +63,8 @@ class ClusterView:
     """By the name of a model: the pipelines that have it as a step. Index of `pipelines`."""
     forecast: Forecast = SUPPOSED
     """What the leader learned of the demand."""
+    suspects: Mapping[VersionKey, Suspect] = field(default_factory=Map)
+    """The versions that ended processes."""
 
     def versions(self, name: ModelName) -> tuple[Version, ...]:
         """Return the versions of `name`, the latest first; empty for an unknown model. O(versions)."""

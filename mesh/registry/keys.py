@@ -22,6 +22,7 @@ COPIES = ROOT + "copies/"
 MODELS = ROOT + "models/"
 PLACEMENTS = ROOT + "placements/"
 PIPELINES = ROOT + "pipelines/"
+SUSPECTS = ROOT + "suspects/"
 FORECAST = ROOT + "forecast"
 LEADER = ROOT + "leader/placement"
 
@@ -51,6 +52,11 @@ def placement_key(name: ModelName, version: Version) -> str:
     return f"{PLACEMENTS}{_quote(name)}/{_quote(version)}"
 
 
+def suspect_key(name: ModelName, version: Version) -> str:
+    """Return the key of what is known of a version that ended processes."""
+    return f"{SUSPECTS}{_quote(name)}/{_quote(version)}"
+
+
 def pipeline_key(name: str) -> str:
     """Return the key of a pipeline."""
     return f"{PIPELINES}{_quote(name)}"
@@ -75,7 +81,7 @@ def split_copy_key(key: str) -> tuple[NodeId, VersionKey]:
 
 
 def split_model_key(key: str, prefix: str = MODELS) -> tuple[ModelName, Version]:
-    """Return (name, version) of a key under MODELS or PLACEMENTS. Raises ValueError for any other key."""
+    """Return (name, version) of a key under MODELS, PLACEMENTS or SUSPECTS. Raises ValueError for any other key."""
     name, version = _parts(key, prefix, 2)
     return ModelName(name), Version(version)
 

@@ -23,6 +23,7 @@ from mesh.core.fold import (
     NodeChange,
     PipelineChange,
     PlacementChange,
+    SuspectChange,
     fold,
 )
 from mesh.core.grace import Grace
@@ -35,6 +36,7 @@ from mesh.registry.keys import (
     PIPELINES,
     PLACEMENTS,
     ROOT,
+    SUSPECTS,
     copy_key,
     model_key,
     node_key,
@@ -44,6 +46,7 @@ from mesh.registry.keys import (
     split_model_key,
     split_node_key,
     split_pipeline_key,
+    suspect_key,
 )
 from mesh.registry.records import (
     BadRecord,
@@ -53,6 +56,7 @@ from mesh.registry.records import (
     decode_node,
     decode_pipeline,
     decode_placement,
+    decode_suspect,
 )
 from mesh.registry.store import Batch, Event, Store
 
@@ -237,6 +241,13 @@ def _pipeline(key: str, value: bytes | None) -> Change:
     return PipelineChange(name, pipeline)
 
 
+def _suspect(key: str, value: bytes | None) -> Change:
+    suspect = decode_suspect(value) if value is not None else None
+    named = split_model_key(key, SUSPECTS)
+    _agree(key, suspect_key(*(named if suspect is None else (suspect.model, suspect.version))))
+    return SuspectChange(named, suspect)
+
+
 def _forecast(key: str, value: bytes | None) -> Change:
     _agree(key, FORECAST)
     return ForecastChange(decode_forecast(value) if value is not None else None)
@@ -249,6 +260,7 @@ _KINDS: Final[tuple[tuple[str, Callable[[str, bytes | None], Change]], ...]] = (
     (NODES, _node),
     (PIPELINES, _pipeline),
     (FORECAST, _forecast),
+    (SUSPECTS, _suspect),
 )
 
 
@@ -274,5 +286,6 @@ def _absent(view: ClusterView, events: Iterable[Event]) -> list[Change]:
         if model_key(name, version) not in present
     )
     changes.extend(PipelineChange(name, None) for name in view.pipelines if pipeline_key(name) not in present)
+    changes.extend(SuspectChange(key, None) for key in view.suspects if suspect_key(*key) not in present)
     changes.extend(PlacementChange(key, None) for key in view.placements if placement_key(*key) not in present)
     return changes

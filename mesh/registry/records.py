@@ -13,9 +13,10 @@ import msgspec
 
 from mesh.core.pipeline.spec import Pipeline
 from mesh.core.placement.forecast import AGES, LEVELS, Forecast
+from mesh.core.suspects import Suspect
 from mesh.core.types import Copy, ModelVersion, Node, Placement
 
-Record = Node | Copy | ModelVersion | Placement | Pipeline | Forecast
+Record = Node | Copy | ModelVersion | Placement | Pipeline | Forecast | Suspect
 
 _NODE: Final = msgspec.json.Decoder(Node)
 _COPY: Final = msgspec.json.Decoder(Copy)
@@ -23,6 +24,7 @@ _MODEL: Final = msgspec.json.Decoder(ModelVersion)
 _PLACEMENT: Final = msgspec.json.Decoder(Placement)
 _PIPELINE: Final = msgspec.json.Decoder(Pipeline)
 _FORECAST: Final = msgspec.json.Decoder(Forecast)
+_SUSPECT: Final = msgspec.json.Decoder(Suspect)
 
 
 _NOTHING: Final[Mapping[str, str]] = {}
@@ -63,6 +65,11 @@ def decode_placement(value: bytes) -> Placement:
 def decode_pipeline(value: bytes) -> Pipeline:
     """Return the pipeline record in `value`. Raises `BadRecord`."""
     return _decoded(_PIPELINE, "a pipeline", value)
+
+
+def decode_suspect(value: bytes) -> Suspect:
+    """Return the record in `value` of a version that ended processes. Raises `BadRecord`."""
+    return _decoded(_SUSPECT, "a suspect", value)
 
 
 def decode_forecast(value: bytes) -> Forecast:

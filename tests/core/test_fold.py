@@ -13,10 +13,12 @@ from mesh.core.fold import (
     NodeChange,
     PipelineChange,
     PlacementChange,
+    SuspectChange,
     fold,
 )
 from mesh.core.pipeline.spec import Pipeline, Step
 from mesh.core.placement.forecast import Forecast
+from mesh.core.suspects import Suspect
 from mesh.core.types import Copy, CopyState, ModelName, ModelVersion, Node, NodeId, Placement, Version
 from mesh.core.view import ClusterView
 from tests.fixtures.registered import registered
@@ -28,8 +30,8 @@ copies = st.builds(Copy, model=names, version=versions, state=st.sampled_from(Co
 
 
 @st.composite
-def changes(draw: st.DrawFn) -> Change:
-    kind = draw(st.integers(0, 5))
+def changes(draw: st.DrawFn) -> Change:  # noqa: PLR0911 - one for each kind
+    kind = draw(st.integers(0, 6))
     present = draw(st.booleans())
     id_ = NodeId(draw(st.sampled_from("xyz")))
     if kind == 0:
@@ -49,6 +51,9 @@ def changes(draw: st.DrawFn) -> Change:
         return ModelChange(
             key, ModelVersion(*key, runtime="onnx", source="s", digest="d", size_bytes=1) if present else None
         )
+    if kind == 6:
+        deaths = draw(st.integers(1, 2))
+        return SuspectChange(key, Suspect(*key, deaths=deaths) if present else None)
     nodes = tuple(NodeId(each) for each in draw(st.lists(st.sampled_from("xyz"), unique=True)))
     return PlacementChange(key, Placement(*key, nodes, off=draw(st.booleans())) if present else None)
 
