@@ -12,7 +12,7 @@ from immutables import Map
 
 from mesh.core.pipeline.spec import Pipeline
 from mesh.core.placement.forecast import SUPPOSED, Forecast
-from mesh.core.suspects import Suspect
+from mesh.core.suspects import Suspect, quarantined_s
 from mesh.core.types import Copy, CopyState, ModelName, ModelVersion, Node, NodeId, Placement, Version
 
 VersionKey = tuple[ModelName, Version]
@@ -85,6 +85,20 @@ class ClusterView:
             if placement is None or not placement.off:
                 return held[candidate]
         return None
+
+    def suspect(self, model: ModelVersion) -> Suspect | None:
+        """Return what is known of a version that ended processes; None for nearly all. O(1)."""
+        suspect = self.suspects.get((model.name, model.version)) if self.suspects else None
+        return suspect if suspect is not None and suspect.digest == model.digest else None
+
+    def quarantined(self, now_s: float) -> list[VersionKey]:
+        """Return the versions whose callers are refused. O(versions that ended processes)."""
+        found = []
+        for key, suspect in self.suspects.items():
+            model = self.models.get(key[0], {}).get(key[1])
+            if model is not None and quarantined_s(suspect, model.digest, now_s):
+                found.append(key)
+        return found
 
     def is_off(self, key: VersionKey) -> bool:
         """Tell whether an operator unloaded this version."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from mesh.core.errors import LoadFailed, MeshError
+from mesh.core.errors import MeshError
 from mesh.core.placement.failing import Failing
 from mesh.core.placement.forecast import History
 from mesh.core.placement.ledger import predicted_bytes
@@ -28,6 +28,7 @@ from mesh.node.memory import Memory, NoRoom
 from mesh.node.publish import Publisher
 from mesh.node.repository import labels_of
 from mesh.node.runtimes.base import Loaded, LoadSpec, Runtime
+from mesh.node.runtimes.choice import Runtimes
 from mesh.node.runtimes.onnx import has_cuda
 from mesh.node.runtimes.python import STREAMS
 from mesh.node.sequences import SequenceBatcher
@@ -60,7 +61,7 @@ class Loader:
         mirror: Mirror,
         store: Store,
         publisher: Publisher,
-        runtimes: Mapping[str, Runtime],
+        runtimes: Runtimes,
         accounts: Sequence[Account],
         metrics: NodeMetrics,
         executor: Executor,
@@ -72,6 +73,7 @@ class Loader:
         self._store = store
         self._publisher = publisher
         self._runtimes = runtimes
+        self._suspects = runtimes.suspects
         self.memory = Memory(node, accounts, mirror, evictable=self._evictable, evict=self._evict)
         self._metrics = metrics
         self._executor = executor
@@ -93,6 +95,7 @@ class Loader:
         """A load's seconds, averaged over the last few."""
         self.on_change: Callable[[], None] = lambda: None
         """Called after any copy changed its state."""
+        self._suspects.on_change = self._wake.set
 
     def find(self, name: str, version: str) -> Served | None:
         """Return the copy that answers for `version` of `name`, the latest held when `version` is empty; else None."""
@@ -154,20 +157,31 @@ class Loader:
             self._wake.clear()
             for action in reconcile(desired_of(view, self._node), self._copies):
                 match action:
-                    case Load(model, requested_s) if self._is_free((model.name, model.version)):
+                    case Load(model, requested_s) if self._may_begin(model):
                         self._start((model.name, model.version), self._load(model, requested_s))
                     case Unload(key) if self._is_free(key):
                         self._start(key, self._unload(key))
                     case _:
                         pass  # Busy with this version: looked at again when that ends.
             for key, served in self._served.items():
-                if self._is_free(key) and lacks(view, served.model):
+                if self._is_free(key) and served.in_process and self._suspects.must_isolate(served.model):
+                    # It ended a node's process somewhere: it is loaded again where it harms no other.
+                    self._start(key, self._unload(key))
+                elif self._is_free(key) and lacks(view, served.model):
                     self._start(key, self._describe(served.model, served.loaded))
             await self._news(view)
 
     def _asks_the_same(self, seen: ClusterView, view: ClusterView) -> bool:
         """Tell whether two views ask the same of this node. O(1): what did not change is the same object."""
-        return seen.models is view.models and seen.placed.get(self._node) is view.placed.get(self._node)
+        same = seen.models is view.models and seen.suspects is view.suspects
+        return same and seen.placed.get(self._node) is view.placed.get(self._node)
+
+    def _may_begin(self, model: ModelVersion) -> bool:
+        """Tell whether a load may begin; the loop looks again when it may."""
+        pause_s = self._suspects.pause_s(model, time.time())
+        if pause_s:
+            asyncio.get_running_loop().call_later(pause_s, self._wake.set)
+        return not pause_s and self._is_free((model.name, model.version))
 
     async def _news(self, view: ClusterView) -> None:
         """Return at the next view, or when something ended here."""
@@ -219,8 +233,8 @@ class Loader:
                 account = choose(model, self.memory.accounts, gpu_runs=model.runtime == "onnx" and has_cuda())
                 labels = await asyncio.to_thread(labels_of, _folder(model))
                 copy = replace(copy, device=account.name)
-                loading_s = time.monotonic()
-                loaded, measured = await self._load_into(model, account)
+                loading_s, runtime = time.monotonic(), self._runtimes.of(model)
+                loaded, measured = await self._load_into(model, account, runtime)
                 load_s = time.monotonic() - loading_s
         except NoRoom as error:
             log.warning("gave a load up", model=model.name, version=model.version, why=error.message)
@@ -253,6 +267,7 @@ class Loader:
             load_s=load_s,
             history=self._remembered(key) if old is None else old.history,
             labels=labels,
+            in_process=runtime.in_process,
         )
         self._set(replace(copy, state=CopyState.READY, bytes=measured))
         log.info("loaded", model=model.name, version=model.version, bytes=measured, seconds=round(seconds, 3))
@@ -260,12 +275,9 @@ class Loader:
             old.gone = True
             await self._close(old)
 
-    async def _load_into(self, model: ModelVersion, account: Account) -> tuple[Loaded, int]:
+    async def _load_into(self, model: ModelVersion, account: Account, runtime: Runtime) -> tuple[Loaded, int]:
         """Reserve, load, measure. Raises `LoadFailed`; the reservation is given back then."""
         key = (model.name, model.version)
-        runtime = self._runtimes.get(model.runtime)
-        if runtime is None:
-            raise LoadFailed(f"failed to load '{model.name}', this node has no runtime '{model.runtime}'")
         await self.memory.reserve(model, account, predicted_bytes(model, self._mirror.view.forecast.factors))
         committed = False
         try:

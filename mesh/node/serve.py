@@ -24,9 +24,12 @@ from mesh.node.parts import Parts
 from mesh.node.publish import Publisher
 from mesh.node.report import Report
 from mesh.node.repository import Scanner
+from mesh.node.runtimes.base import Runtime
+from mesh.node.runtimes.choice import Runtimes
 from mesh.node.runtimes.onnx import OnnxRuntime
 from mesh.node.runtimes.python import PythonRuntime
 from mesh.node.runtimes.remote import RemoteRuntime
+from mesh.node.suspects import Suspects
 from mesh.registry.etcd_client import EtcdClient
 from mesh.registry.keys import copies_prefix, node_key
 from mesh.registry.lease import Presence
@@ -74,6 +77,7 @@ class _Parts:
     mirror: Mirror
     publisher: Publisher
     loader: Loader
+    suspects: Suspects
     report: Report
     presence: Presence
     health: NodeHealth
@@ -91,12 +95,14 @@ def _build(
     accounts = capacity.accounts(config.memory_bytes)
     scanner = Scanner(config.repositories)
     publisher = Publisher(scanner, store, mirror)
+    suspects = Suspects(node, mirror=mirror, store=store, metrics=metrics)
+    by_kind: dict[str, Runtime] = {"onnx": OnnxRuntime(), "python": PythonRuntime(), "remote": RemoteRuntime()}
     loader = Loader(
         node,
         mirror=mirror,
         store=store,
         publisher=publisher,
-        runtimes={"onnx": OnnxRuntime(), "python": PythonRuntime(), "remote": RemoteRuntime()},
+        runtimes=Runtimes(by_kind, suspects),
         accounts=accounts,
         metrics=metrics,
         executor=executor,
@@ -141,7 +147,7 @@ def _build(
     http = None
     if config.http_port is not None:
         http = HttpServer(config.host, config.http_port, metrics.registry, lambda: report.ready)
-    return _Parts(mirror, publisher, loader, report, presence, health, shared, server, http)
+    return _Parts(mirror, publisher, loader, suspects, report, presence, health, shared, server, http)
 
 
 async def _serve(
@@ -169,6 +175,7 @@ async def _serve(
             await presence.registered()
             await parts.publisher.scan()
             work.append(tasks.create_task(parts.publisher.run(config.repository_poll_s)))
+            work.append(tasks.create_task(parts.suspects.run()))
             work.append(tasks.create_task(loader.run()))
             work.append(tasks.create_task(report.run()))
             log.info("node serving", id=config.id, grpc=parts.server.address, http=http_address)

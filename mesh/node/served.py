@@ -56,6 +56,7 @@ class Served:
         load_s: float = 0.0,
         history: History | None = None,
         labels: tuple[str, ...] = (),
+        in_process: bool = True,
     ) -> None:
         self.model = model
         self.loaded = loaded
@@ -64,6 +65,8 @@ class Served:
         self.load_s = load_s
         """Seconds that its load took."""
         self.labels = labels
+        self.in_process = in_process
+        """Whether it runs in this process, and takes it along when it ends."""
         self.statistics = Statistics()
         queue = Batcher if loaded.steps is None else SequenceBatcher
         self.batcher: Batcher | SequenceBatcher = queue(

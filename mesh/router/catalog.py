@@ -17,6 +17,7 @@ from mesh.core.view import ClusterView, VersionKey
 from mesh.registry.mirror import Mirror
 from mesh.router.channels import Channels
 from mesh.router.cold import Cold
+from mesh.router.target import quarantined
 from mesh.telemetry.metrics import RouterMetrics
 from mesh.telemetry.statistics import StepStatistics
 
@@ -161,8 +162,10 @@ class Catalog:
 
 
 def may_answer(view: ClusterView, model: ModelVersion) -> bool:
-    """Tell whether a request for `model` would be served or loaded: not unloaded, and no node says it is broken."""
+    """Tell whether a request for `model` would be served or loaded: not unloaded, quarantined or broken."""
     key = (model.name, model.version)
+    if quarantined(view, model):
+        return False
     if view.serving.get(key):
         return True
     broken = any(each.copy.error and each.copy.digest in ("", model.digest) for each in view.copies.get(key, ()))

@@ -23,6 +23,7 @@ from mesh.router.ends import fate_told, named
 from mesh.router.live import said_of
 from mesh.router.observe import Observed
 from mesh.router.pipelines import Pipelines
+from mesh.router.retries import Retries
 from mesh.router.sessions import Sessions
 from mesh.router.target import Target, Targets
 from mesh.telemetry.metrics import RouterMetrics
@@ -73,7 +74,7 @@ class Dispatch:
         self.targets = Targets(mirror)
         self.pipelines = Pipelines(mirror, self)
         self.sessions = Sessions(mirror, self, max_bytes=session_bytes)
-        self.max_attempts = max_attempts
+        self.retries = Retries(mirror, max_attempts)
 
     async def infer(self, call: Call, message: bytes, tries: Tries | None = None) -> bytes:
         """Answer one ModelInfer. Raises a `MeshError`; cancelling it cancels the call at the node.
@@ -117,8 +118,8 @@ class Dispatch:
         # A copy that went while the request was on its way is nobody's failure: it does not count as an attempt.
         free = (NOT_RUN_TRAILER, ABSENT) in error.trailers and seen.lasted_s() < self.cold_wait_s
         seen.attempts -= free
-        fate, most = fate_told(error), self.max_attempts
-        if not seen.tries.failed(located.node.id, fate, max_attempts=most, in_sequence=in_sequence, free=free):
+        node, fate = located.node.id, fate_told(error)
+        if not self.retries.may_follow(seen.tries, node, fate, model, in_sequence=in_sequence, free=free):
             raise named(error, located, model) from error
 
     def target(self, call: Call, request: Peeked) -> Target:

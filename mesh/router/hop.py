@@ -12,6 +12,7 @@ import time
 from functools import partial
 from typing import Final
 
+from mesh.api.details import trailers_of
 from mesh.core.errors import Code, DeadlineExceeded, MeshError, RemoteError, TooLarge, Unimplemented
 from mesh.core.traffic.retry import Tries, fate_of
 from mesh.core.view import Located
@@ -81,8 +82,7 @@ class Hop:
         self._picked_s = 0.0
         self._answered = False
         self._over = False
-        self._owed_down = 0
-        self._owed_up = 0
+        self._owed_down = self._owed_up = 0
         self._span: HopSpan | None = None
 
     # -- `Receiver` ----------------------------------------------------------------------------------------------
@@ -303,8 +303,9 @@ class Hop:
 
     def _failed(self, error: RemoteError, end: End | None) -> None:
         """Try another copy, or tell the caller."""
-        dispatch, located, now_s = self._dispatch, self._located, time.monotonic()
+        dispatch, located, target, now_s = self._dispatch, self._located, self._target, time.monotonic()
         assert located is not None
+        assert target is not None
         node = located.node
         if error.transport_failed:
             dispatch.balancer.failed(node, now_s)
@@ -317,12 +318,11 @@ class Hop:
         self._attempts -= free
         fate = fate_of(error, not_run=end is not None and end.not_run, died=end is not None and end.died)
         tries = self._tries = self._tries or Tries()
-        again = tries.failed(node.id, fate, max_attempts=dispatch.max_attempts, free=free)
+        again = dispatch.retries.may_follow(tries, node.id, fate, target.model, target.pipeline, free=free)
         if again and not self._answered and self._kept is not None:
             self._again()
             return
-        assert self._target is not None
-        told = named(error, located, self._target.model)
+        told = named(error, located, target.model)
         self._close(told)
         if end is not None and not self._answered and told is error:
             self._down_connection.send_headers(self._down, ANSWER + end.block, end=True)
@@ -392,7 +392,7 @@ class Hop:
             self._down_connection.send_headers(self._down, trailers(code, text), end=True)
             stop_sending(self._down_connection, self._down)
         else:
-            refuse(self._down_connection, self._down, code, text)
+            refuse(self._down_connection, self._down, code, text, trailers_of(error))
 
 
 def unary(dispatch: Dispatch) -> Direct:

@@ -102,7 +102,9 @@ class PartsUnary(TaskUnary):
             lost = event.error if event.fate is Fate.DIED else None
             if lost is not None:
                 tries = self._tries = self._tries or Tries()
-                self._ends = not tries.failed(event.node, event.fate, max_attempts=self._dispatch.max_attempts)
+                target = self._target
+                again = self._dispatch.retries.may_follow(tries, event.node, event.fate, target.model, target.pipeline)
+                self._ends = not again
             self._otherwise(lost)
             return
         try:

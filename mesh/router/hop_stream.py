@@ -282,8 +282,9 @@ class HopStream(ServerCall):
     def _elsewhere(self, turn: Turn, error: MeshError, fate: Fate, *, free: bool = False) -> None:
         """Send a message that a node failed to answer another way where that is safe, else tell the caller."""
         assert turn.node is not None
-        tries = Tries()
-        if tries.failed(turn.node, fate, max_attempts=self._streams.dispatch.max_attempts, free=free):
+        assert turn.model is not None
+        tries, dispatch = Tries(), self._streams.dispatch
+        if dispatch.retries.may_follow(tries, turn.node, fate, turn.model, free=free):
             self.again(turn, tries)
             return
         self.count(turn, code_of(error))

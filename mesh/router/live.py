@@ -10,8 +10,10 @@ from mesh.api.messages import node_control
 from mesh.api.session import with_state
 from mesh.core.errors import MeshError, SessionLost, StateLost
 from mesh.core.sessions.session import Place, Send, Session
+from mesh.core.traffic.retry import MOST_DEATHS
 from mesh.core.types import ModelVersion, NodeId
 from mesh.core.view import Located, VersionKey
+from mesh.router.retries import Retries
 from mesh.router.target import Target
 from mesh.wire.peek import Peeked
 from mesh.wire.transport import Call
@@ -173,16 +175,17 @@ class Live:
         if self.trace is not None and self.located is not None:
             self.trace.failed_over(self.located.node.id)
 
-    def ended(self) -> bool:
+    def ended(self, retries: Retries) -> bool:
         """Hear that the process that it was with ended; tell whether a step of it must not be run again.
 
-        The callers of such steps hear so. A client that keeps states itself must not go on with them either.
+        One death is enough when the model is suspect. The callers of such steps hear so. A client that keeps states
+        itself must not go on with them either.
         """
-        fatal = self.core.ended()
+        fatal = self.core.ended(1 if retries.is_suspect(self.model) else MOST_DEATHS)
         for each in fatal:
             if each.step is not None:
-                told = f"two processes ended in the course of a step of sequence {self.key[2]}, which is not run again"
-                each.step.fail(SessionLost(f"{told}: model '{self.model.name}' may be at fault; begin it anew"))
+                told = f"a step of sequence {self.key[2]} of model '{self.model.name}' is not run again"
+                each.step.fail(SessionLost(f"{told}: {each.deaths} processes ended in the course of it; begin it anew"))
         return bool(fatal)
 
     def lost(self, why: str = "") -> SessionLost:

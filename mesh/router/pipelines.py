@@ -83,7 +83,7 @@ class Pipelines:
         except RemoteError as error:
             dispatch.metrics.attempt_failed(node, error.status.name)
             fate = fate_told(error)
-            again = seen.tries.failed(node, fate, max_attempts=dispatch.max_attempts)
+            again = dispatch.retries.may_follow(seen.tries, node, fate, target.model, target.pipeline)
             if error.transport_failed:
                 told = (
                     f"node '{node}' went away while it ran pipeline '{target.model.name}' ({error.message}); call again"
@@ -134,7 +134,8 @@ class Pipelines:
                     lost = moved.error
                 without.append(moved.node)
                 late = call.deadline_s is not None and time.monotonic() >= call.deadline_s
-                again = tries.failed(moved.node, moved.fate, max_attempts=self._dispatch.max_attempts)
+                assert seen.model is not None
+                again = self._dispatch.retries.may_follow(tries, moved.node, moved.fate, seen.model, graph.pipeline)
                 if late or not again:
                     raise after(lost, moved.error) from None
             except MeshError as error:

@@ -19,6 +19,7 @@ from mesh.core.traffic.route import resolve
 from mesh.core.types import ITEM_BYTES, NodeId
 from mesh.core.view import ClusterView, Host
 from mesh.registry.mirror import Mirror
+from mesh.router.target import quarantined
 
 MAX_PLANS: Final = 1024
 """Plans known at a time; beyond it all are forgotten and made again."""
@@ -126,7 +127,7 @@ def _holders(view: ClusterView, step: Step, usable: Callable[[Host], bool]) -> f
             model = resolve(view, name, version)
         except MeshError:
             return frozenset()
-        if model.decoupled:
+        if model.decoupled or quarantined(view, model):
             return frozenset()
         serving = view.serving.get((model.name, model.version), ())
         nodes = frozenset(each.node.id for each in serving if usable(each.node))

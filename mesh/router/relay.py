@@ -83,7 +83,7 @@ def _again_or_raise(
     if progress.went_on:
         progress.went_on = False
         seen.tries.went_on()
-    if not seen.tries.failed(located.node.id, fate, max_attempts=dispatch.max_attempts):
+    if not dispatch.retries.may_follow(seen.tries, located.node.id, fate, model):
         raise named(error, located, model)
 
 

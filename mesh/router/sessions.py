@@ -140,7 +140,7 @@ class Sessions:
         if send.epoch != core.epoch or not entry.awaited:
             return
         if error.transport_failed or fate is Fate.DIED or absent or entry.step is None:
-            if (fate is Fate.DIED and live.ended()) or entry.attempts >= ATTEMPTS:
+            if (fate is Fate.DIED and live.ended(self.dispatch.retries)) or entry.attempts >= ATTEMPTS:
                 self._give_up(live, error)
             elif error.unsent and core.whole:
                 if not core.fresh:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 from mesh.core.errors import MeshError, NamesPipeline
 from mesh.core.pipeline.signatures import pipeline_model
 from mesh.core.pipeline.spec import Pipeline
+from mesh.core.suspects import quarantined_s, refusal
 from mesh.core.traffic.route import resolve
 from mesh.core.types import ModelVersion, NodeId
 from mesh.core.view import ClusterView, Located
@@ -61,7 +63,7 @@ class Targets:
     def find(self, name: str, version: str) -> Target:
         """Return what answers `name`: the same object as long as nothing of it changes.
 
-        Raises as `resolve` does. O(1) after the first time in a view.
+        Raises as `resolve` does, and `Quarantined`. O(1) after the first time in a view.
         """
         view = self._mirror.view
         if view is not self._view:
@@ -84,6 +86,10 @@ def _target(view: ClusterView, name: str, version: str) -> Target:
     except NamesPipeline:
         model = pipeline_model(view, name, version)
         return Target(model, together(view, view.pipelines[name]), view.pipelines[name])
+    # Nobody keeps a target while its version is quarantined: when that ends, no view tells of it.
+    refused = refusal(view.suspect(model), model, time.time())
+    if refused is not None:
+        raise refused
     return Target(model, view.serving.get((model.name, model.version), ()))
 
 
@@ -98,11 +104,19 @@ def together(view: ClusterView, pipeline: Pipeline) -> tuple[Located, ...]:
             model = resolve(view, name, version)
         except MeshError:
             return ()
+        if quarantined(view, model):
+            return ()
         serving = {each.node.id: each for each in view.serving.get((model.name, model.version), ())}
         found = serving if found is None else {id_: each for id_, each in found.items() if id_ in serving}
         if not found or model.decoupled:
             return ()
     return tuple(found.values()) if found else ()
+
+
+def quarantined(view: ClusterView, model: ModelVersion) -> bool:
+    """Tell whether callers of a version are refused now, because it ended processes."""
+    suspect = view.suspect(model)
+    return suspect is not None and quarantined_s(suspect, model.digest, time.time()) > 0
 
 
 class Passed:

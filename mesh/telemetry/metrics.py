@@ -6,6 +6,7 @@ called from the event loop's thread; scrapes may come from any thread. Triton's 
 
 from __future__ import annotations
 
+import time
 from collections import ChainMap, Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, cast
@@ -149,6 +150,8 @@ class RouterMetrics:
         yield GaugeMetricFamily("mesh_router_view_revision", "Registry revision of the view.", view.revision)
         yield GaugeMetricFamily("mesh_router_nodes", "Nodes in the view.", len(view.nodes))
         yield GaugeMetricFamily("mesh_router_models", "Model names in the view.", len(view.models))
+        quarantined = len(view.quarantined(time.time()))
+        yield GaugeMetricFamily("mesh_router_quarantined_models", "Versions whose callers are refused.", quarantined)
 
 
 class NodeMetrics:
@@ -164,6 +167,7 @@ class NodeMetrics:
         self._served: Callable[[], Sequence[Any]] = list
         self._kept_bytes: Callable[[], int] = int
         self._outstanding: Callable[[], int] = lambda: 0
+        self._deaths: Counter[tuple[str, ...]] = Counter()
         self.registry.register(_Scrape(self._collect))
         self.registry.register(TritonCollector(self._table))
 
@@ -218,6 +222,10 @@ class NodeMetrics:
         row.loads[0 if ok else 1] += 1
         row.load_s += seconds
 
+    def model_died(self, model: str, version: str, process: str) -> None:
+        """Count a process that a version ended; `process` is one of a few fixed words."""
+        _count(self._deaths, (model, version, process))
+
     def _collect(self) -> Iterator[Metric]:
         family = Family(self._table)
         yield family.codes("mesh_node_requests", "Requests answered, by gRPC code.", lambda row: row.codes)
@@ -233,6 +241,8 @@ class NodeMetrics:
         yield family.histogram("mesh_node_batch_rows", "Rows per execution.", lambda row: row.batches)
         yield family.counter("mesh_node_run_seconds", "Time the runtime ran, each run once.", lambda row: row.run_s)
         yield self._loads()
+        told = "Processes that models ended, a node's own when it is here again."
+        yield _labelled("mesh_node_model_deaths", told, ("model", "version", "process"), self._deaths)
         yield family.counter("mesh_node_load_seconds", "Time spent on loads.", lambda row: row.load_s)
         yield GaugeMetricFamily("mesh_node_outstanding", "Requests in flight.", self._outstanding())
         yield from _sequences(self._served())

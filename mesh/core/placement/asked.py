@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from mesh.core.placement.ledger import predicted_bytes
+from mesh.core.suspects import Suspect
 from mesh.core.types import Copy, Device, ModelName, ModelVersion, Node, NodeId, Version
 from mesh.core.view import ClusterView
 
@@ -79,6 +80,8 @@ class Asked:
     """Bytes in memory per byte of files, by runtime."""
     neighbours: Mapping[NodeId, int] = field(default_factory=dict)
     """How many models of the same pipelines are on each node."""
+    suspect: Suspect | None = None
+    """What is known of it when it ended processes."""
 
     needs: int = field(init=False)
     """Bytes it is expected to take."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from mesh.core.errors import Churn, LoadFailed, MeshError, NoCapacity
+from mesh.core.errors import Churn, LoadFailed, Loading, MeshError, NoCapacity
 from mesh.core.placement.asked import Asked, neighbours_of
 from mesh.core.placement.choose import Choice, choose
-from mesh.core.placement.filters import retry_after_s
+from mesh.core.placement.filters import SHORT_PAUSE_S, retry_after_s
+from mesh.core.suspects import pause_s, refusal
 from mesh.core.types import Copy, CopyState, ModelVersion, Node, NodeId, Placement
-from mesh.core.view import ClusterView
+from mesh.core.view import ClusterView, VersionKey
 
 CHURN_AFTER_S = 3.0
 """How long requests wait for a copy in use to become idle. A mesh whose every copy is in use has no room for more;
@@ -69,8 +70,9 @@ def cold_step(
     `forced` (an operator's load) tries a load again that failed, at once. O(nodes x copies per node).
     """
     key = (model.name, model.version)
-    if not forced and any(each.node.id not in avoid for each in view.serving.get(key, ())):
-        return Serving()
+    held_back = _held_back(view, model, now_s)
+    if held_back is not None or (not forced and _serves(view, key, avoid)):
+        return Serving() if held_back is None else Refused(held_back)
     held = placement or Placement(model.name, model.version)
     failed = {} if forced else _failures(view, model, held)
     present = [node for node in held.nodes if node in view.nodes and not view.nodes[node].draining]
@@ -95,6 +97,28 @@ def cold_step(
         facts = {"model": model.name, "version": model.version}
         return Refused(LoadFailed(_told(copy), retry_after_s=left_s, facts=facts))
     return _without_a_node(model, choice, waited_s=now_s - since_s)
+
+
+def _serves(view: ClusterView, key: VersionKey, avoid: Collection[NodeId]) -> bool:
+    return any(each.node.id not in avoid for each in view.serving.get(key, ()))
+
+
+def _held_back(view: ClusterView, model: ModelVersion, now_s: float) -> MeshError | None:
+    """Return why a version that ended processes is not loaded now and waiting for it makes no sense; else None."""
+    suspect = view.suspect(model)
+    if suspect is None:
+        return None
+    refused = refusal(suspect, model, now_s)
+    left_s = pause_s(suspect, model.digest, now_s)
+    if refused is not None or left_s <= SHORT_PAUSE_S or view.serving.get((model.name, model.version)):
+        return refused
+    facts = {"model": model.name, "version": model.version, "deaths": str(suspect.deaths), "last": suspect.text}
+    return Loading(
+        f"model '{model.name}' version {model.version} ended a process ({suspect.text}) and is loaded again in "
+        f"{left_s:.0f} s",
+        retry_after_s=left_s,
+        facts=facts,
+    )
 
 
 def _at_it_already(view: ClusterView, held: Placement, nodes: tuple[NodeId, ...], now_s: float) -> Step:
@@ -131,6 +155,7 @@ def where(
         forced_s=forced_s,
         factors=view.forecast.factors,
         neighbours=neighbours_of(view, model),
+        suspect=view.suspect(model),
     )
     return choose(asked, roster(view), max(1, model.scaling.min_copies))
 

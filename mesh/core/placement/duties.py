@@ -229,7 +229,8 @@ class Pass:
         zones = zones_of(self._view, [each.node.id for each in located if each.node.id in self._staying])
         copies = {each.node.id: each.copy for each in located}
         near, factors = neighbours_of(self._view, model), self._view.forecast.factors
-        return Asked(model, self._now_s, copies, zones=zones, factors=factors, neighbours=near)
+        suspect = self._view.suspect(model)
+        return Asked(model, self._now_s, copies, zones=zones, factors=factors, neighbours=near, suspect=suspect)
 
 
 def _failed(copy: Copy | None) -> bool:

@@ -57,5 +57,6 @@ def _decide(
     located = [each for each in view.copies.get((model.name, model.version), ()) if each.node.id != without]
     copies = {each.node.id: each.copy for each in located}
     near, factors = neighbours_of(view, model), view.forecast.factors
-    asked = Asked(model, now_s, copies, zones=zones_of(view, copies), factors=factors, neighbours=near)
+    zones, suspect = zones_of(view, copies), view.suspect(model)
+    asked = Asked(model, now_s, copies, zones=zones, factors=factors, neighbours=near, suspect=suspect)
     return Explained(asked, choose(asked, nodes, 1, enough=max(1, len(nodes))))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mesh.core.placement.asked import Asked
+from mesh.core.suspects import pause_s, quarantined_s, told
 from mesh.core.types import CopyState, Node
 
 MAX_LOADING: Final = 64
@@ -20,6 +21,9 @@ RETRY_FAILED_S: Final = 10.0
 """How long a node is not asked again to load what it failed to load; twice that after the second failure, and so on."""
 
 RETRY_FAILED_MAX_S: Final = 600.0
+
+SHORT_PAUSE_S: Final = 5.0
+"""A pause after a version ended a process that callers are made to wait for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,20 @@ def did_not_fail(asked: Asked, on: Node) -> Verdict:
     return _PASS
 
 
+def did_not_end_processes(asked: Asked, _: Node) -> Verdict:
+    """Refuse every node while a version that ended processes is not to be loaded."""
+    suspect = asked.suspect
+    left_s = pause_s(suspect, asked.model.digest, asked.now_s) if suspect is not None else 0.0
+    if suspect is None or not left_s:
+        return _PASS
+    if quarantined := quarantined_s(suspect, asked.model.digest, asked.now_s):
+        return Refuse(f"it is {told(suspect, quarantined)}")
+    return Refuse(
+        f"it ended a process, the last on node '{suspect.node}' ({suspect.text}), and is not loaded for {left_s:.0f} s",
+        passing=left_s <= SHORT_PAUSE_S,
+    )
+
+
 def few_loads(_: Asked, on: Node) -> Verdict:
     """Refuse a node with a long queue of loads."""
     if on.loading < MAX_LOADING:
@@ -141,6 +159,7 @@ FILTERS: Final[tuple[tuple[str, Callable[[Asked, Node], Verdict]], ...]] = (
     ("total memory", fits_in_total),
     ("copy", has_no_copy),
     ("failed load", did_not_fail),
+    ("suspect", did_not_end_processes),
     ("load queue", few_loads),
 )
 """(name, function). The room that is needed comes after them, as it is a number as well: `Asked.room_on`."""

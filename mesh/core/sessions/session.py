@@ -26,7 +26,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from mesh.core.traffic.retry import MOST_DEATHS
 from mesh.core.types import NodeId
 
 T = TypeVar("T")
@@ -221,14 +220,14 @@ class Session(Generic[T]):
             self._not_whole()
         self._go()
 
-    def ended(self) -> list[Entry[T]]:
+    def ended(self, most: int) -> list[Entry[T]]:
         """Hear, before `lost`, that the place went in the course of what is awaited; return what must not run again.
 
-        A step that ended two processes is no other's to run. O(kept).
+        That is a step in the course of which `most` places went. O(kept).
         """
         for each in self.entries:
             each.deaths += each.awaited
-        return [each for each in self.entries if each.deaths >= MOST_DEATHS]
+        return [each for each in self.entries if each.deaths >= most]
 
     def lost(self) -> list[T]:
         """Hear that the place is gone; return the steps that cannot be answered any more, none if all can. O(kept)."""

@@ -120,5 +120,8 @@ class Loaded(Protocol):
 class Runtime(Protocol):
     """Loads versions."""
 
+    in_process: bool
+    """Whether they run in this process, which then ends with them."""
+
     def load(self, spec: LoadSpec) -> Loaded:
         """Load, in a thread. Raises `LoadFailed` with a sentence."""

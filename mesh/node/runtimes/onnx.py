@@ -61,6 +61,8 @@ class OnnxRuntime:
     are not counted as the first model's.
     """
 
+    in_process = True
+
     def __init__(self) -> None:
         ort.InferenceSession(_IDENTITY, _options(), providers=["CPUExecutionProvider"])
 

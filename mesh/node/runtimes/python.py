@@ -49,6 +49,8 @@ class Context:
 class PythonRuntime:
     """A `Runtime`."""
 
+    in_process = True
+
     def load(self, spec: LoadSpec) -> Loaded:
         """Import model.py under a private name and construct its Model. Raises `LoadFailed`."""
         model = spec.model

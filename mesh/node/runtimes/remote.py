@@ -44,6 +44,8 @@ _OPTIONS: Final = [("grpc.max_receive_message_length", -1), ("grpc.max_send_mess
 class RemoteRuntime:
     """A `Runtime`."""
 
+    in_process = False
+
     def load(self, spec: LoadSpec) -> Loaded:
         """Connect, and ask whether the model is ready and what it takes. Raises `LoadFailed`."""
         model = spec.model

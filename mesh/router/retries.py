@@ -1,0 +1,48 @@
+"""Whether a call of this router may be sent again: the rule of `mesh.core.traffic.retry`, with what the view knows."""
+
+from __future__ import annotations
+
+import time
+
+from mesh.core.pipeline.spec import Pipeline
+from mesh.core.suspects import is_suspect
+from mesh.core.traffic.retry import Fate, Tries
+from mesh.core.types import ModelName, ModelVersion, NodeId, Version
+from mesh.registry.mirror import Mirror
+
+
+class Retries:
+    """One per router. `max_attempts` is how often a call is sent at most."""
+
+    def __init__(self, mirror: Mirror, max_attempts: int) -> None:
+        self._mirror = mirror
+        self.max_attempts = max_attempts
+
+    def may_follow(
+        self,
+        tries: Tries,
+        node: NodeId,
+        fate: Fate,
+        model: ModelVersion,
+        pipeline: Pipeline | None = None,
+        *,
+        in_sequence: bool = False,
+        free: bool = False,
+    ) -> bool:
+        """Note an attempt that failed; tell whether another copy may be asked. See `Tries.failed`."""
+        suspect = fate is Fate.DIED and self.is_suspect(model, pipeline)
+        most = self.max_attempts
+        return tries.failed(node, fate, max_attempts=most, in_sequence=in_sequence, suspect=suspect, free=free)
+
+    def is_suspect(self, model: ModelVersion, pipeline: Pipeline | None = None) -> bool:
+        """Tell whether what a process died of may be a version, or one of the models of a pipeline. O(models)."""
+        view, now_s = self._mirror.view, time.time()
+        models = [model]
+        for name, version in pipeline.models() if pipeline is not None and view.suspects else ():
+            found = view.resolve(ModelName(name), Version(version))
+            models += [found] if found is not None else []
+        return any(is_suspect(view.suspect(each), each.digest, now_s) for each in models)
+
+    def __repr__(self) -> str:
+        """Show how often."""
+        return f"<Retries max_attempts={self.max_attempts}>"
