@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mesh_client import Client
 
 DEFAULT: Final = "127.0.0.1:8001"
+RELEASE: Final = "release"
 
 Address = Annotated[str, typer.Option(metavar="HOST:PORT", envvar="MESH_ADDRESS", help="A router.")]
 Timeout = Annotated[float, typer.Option("--timeout", min=0.001, help="Seconds to wait for the answer.")]
@@ -103,13 +104,22 @@ def show_result(result: Any, dtypes: dict[str, str], seconds: float, as_json: bo
     print(f"{result.model_name} version {result.model_version}, {milliseconds(seconds)}")
 
 
-def models(
+def models(  # noqa: PLR0917 - typer calls it by name
     name: Annotated[str, typer.Argument(help="Only this model, with its copies.")] = "",
+    released: Annotated[
+        str, typer.Argument(metavar="[MODEL]", help="With `release` before it: forget that it ended processes.")
+    ] = "",
+    version: Annotated[str, typer.Option(help="With `release`: only this version.")] = "",
     address: Address = DEFAULT,
     timeout: Timeout = 10.0,
     as_json: AsJson = False,
 ) -> None:
-    """List models, their state and where they are."""
+    """List models, their state and where they are; `mesh models release MODEL` lifts a quarantine."""
+    if released or version:
+        if name != RELEASE or not released:
+            fail(f"expected `mesh models {RELEASE} MODEL`, or at most one name", code=2)
+        release(released, version, address, timeout, as_json=as_json)
+        return
     with connected(address) as client:
         found = client.models(name, timeout_s=timeout)
     if as_json:
@@ -137,6 +147,18 @@ def models(
         if copies:
             print()
             print(table(("node", "version", "state", "memory", "device", "why"), copies))
+
+
+def release(name: str, version: str, address: str, timeout: float, *, as_json: bool) -> None:
+    """Forget that a model ended processes, and say of which versions something was forgotten."""
+    with connected(address) as client:
+        found = client.release(name, version=version, timeout_s=timeout)
+    if as_json:
+        print(json.dumps({"model": name, "released": found}))
+    elif found:
+        print(f"released {name} version {', '.join(found)}: it is loaded and called like any other")
+    else:
+        print(f"nothing is held against {name}")
 
 
 def nodes(address: Address = DEFAULT, timeout: Timeout = 10.0, as_json: AsJson = False) -> None:

@@ -50,6 +50,7 @@ def told(found: Any) -> str:
     """Return a decision as a table, the nodes that can hold it first."""
     where = f"it would go to node {found.node}" if found.node else f"no node can take it now: {found.why_none}"
     lines = [f"{found.name} version {found.version} is {found.state} and needs {size(found.needs_bytes)}; {where}"]
+    lines += [f"it is under suspicion: {found.suspected}"] if found.suspected else []
     names = next(([score.name for score in each.scores] for each in found.verdicts if each.scores), [])
     rows = []
     for each in found.verdicts:
@@ -96,7 +97,7 @@ def moves(found: list[Any], gone: str) -> str:
 
 def record(found: Any) -> dict[str, Any]:
     """Return a decision as JSON can hold it."""
-    names = ("name", "version", "state", "needs_bytes", "node", "why_none")
+    names = ("name", "version", "state", "needs_bytes", "node", "why_none", "suspected")
     verdict = ("node", "copy", "refused_by", "reason", "device", "evicts_bytes", "loss", "total")
     return {name: getattr(found, name) for name in names} | {
         "verdicts": [

@@ -177,9 +177,12 @@ class WorkerDied(MeshError):
 
 
 class Quarantined(MeshError):
-    """The version ended too many processes: it is not run for a time, which is over by itself; it was not run."""
+    """The version ended too many processes: it is not run for a time, which is over by itself; it was not run.
 
-    code = Code.UNAVAILABLE
+    Not UNAVAILABLE: many clients repeat that at once, and balancers count it against the router, which is well.
+    """
+
+    code = Code.FAILED_PRECONDITION
     reason = "QUARANTINED"
 
 

@@ -169,11 +169,13 @@ def refusal(suspect: Suspect | None, model: ModelVersion, now_s: float) -> Quara
 
 def told(suspect: Suspect, left_s: float) -> str:
     """Return the state of a quarantined version in words."""
+    return f"quarantined for {left_s:.0f} s more: {history(suspect)}; 'mesh models release {suspect.model}' lifts it"
+
+
+def history(suspect: Suspect) -> str:
+    """Return what a version did in words."""
     processes = "1 process" if suspect.deaths == 1 else f"{suspect.deaths} processes"
-    return (
-        f"quarantined for {left_s:.0f} s more: it ended {processes}, the last on node '{suspect.node}' "
-        f"({suspect.text}); 'mesh models release {suspect.model}' lifts it"
-    )
+    return f"it ended {processes}, the last on node '{suspect.node}' ({suspect.text})"
 
 
 def _doubled(first_s: float, count: int) -> float:

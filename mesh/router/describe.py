@@ -13,21 +13,27 @@ from mesh.core.pipeline.spec import Step
 from mesh.core.placement.explain import Explained
 from mesh.core.placement.progress import progress
 from mesh.core.placement.scores import SCORES
+from mesh.core.suspects import history, quarantined_s, told
 from mesh.core.types import CopyState, ModelVersion, NodeId
 from mesh.core.view import ClusterView, VersionKey
 from mesh.router.plans import Plans
 
 
 def state_of(view: ClusterView, key: VersionKey) -> tuple[str, str]:
-    """Return "ready", "loading", "cold", "unloaded" or "failed", and why it failed or how far its load is."""
+    """Return "ready", "loading", "cold", "unloaded", "failed" or "quarantined", and why, or how far its load is."""
     copies = view.copies.get(key, ())
     states = {each.copy.state for each in copies}
     if view.is_off(key):
         return "unloaded", ""
+    suspect, now_s = view.suspects.get(key), time.time()
+    model = view.models.get(key[0], {}).get(key[1])
+    left_s = quarantined_s(suspect, model.digest, now_s) if model is not None else 0.0
+    if suspect is not None and left_s:
+        return "quarantined", told(suspect, left_s).removeprefix("quarantined ")
     if view.serving.get(key):
         return "ready", ""
     if CopyState.LOADING in states:
-        return "loading", "; ".join(each.told for each in progress(view, key, time.time()))
+        return "loading", "; ".join(each.told for each in progress(view, key, now_s))
     if CopyState.FAILED in states:
         return "failed", "; ".join(sorted({each.copy.error for each in copies if each.copy.error}))
     return "cold", ""
@@ -85,6 +91,7 @@ def explanation(view: ClusterView, explained: Explained) -> control.Explanation:
         node=choice.nodes[0] if choice.nodes else "",
         why_none="" if choice.nodes else choice.why_none(),
         verdicts=verdicts,
+        suspected=history(asked.suspect) if asked.suspect is not None else "",
     )
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection
+from dataclasses import replace
 
 from mesh.api import messages as m
 from mesh.api.messages import control
 from mesh.core.errors import Conflict, DeadlineExceeded, LoadFailed, UnknownModel
-from mesh.core.types import CopyState, ModelName, ModelVersion, Placement
+from mesh.core.types import CopyState, ModelName, ModelVersion, Placement, Version
 from mesh.core.view import ClusterView, VersionKey
 from mesh.registry import records
-from mesh.registry.keys import model_key, placement_key
+from mesh.registry.keys import model_key, placement_key, suspect_key
 from mesh.registry.mirror import Mirror
 from mesh.registry.store import Store
 from mesh.router.cold import Cold
@@ -113,6 +114,32 @@ class Repository:
         except TimeoutError:
             raise DeadlineExceeded(f"model '{name}' is being unloaded; requests in flight still finish") from None
 
+    async def release(self, name: str, version: str) -> tuple[str, ...]:
+        """Forget that `version` of `name`, or any when it is empty, ended processes; return those of which it was so.
+
+        Raises `UnknownModel`. A node that could not load such a version tries again at once.
+        """
+        held = self._mirror.view.versions(ModelName(name))
+        if not held or (version and Version(version) not in held):
+            named = f"'{name}' version {version}" if version else f"'{name}'"
+            raise UnknownModel(f"Request for unknown model: {named} is not found")
+        wanted = [Version(version)] if version else held
+        released = [each for each in wanted if await self._forget((ModelName(name), each))]
+        return tuple(released)
+
+    async def _forget(self, key: VersionKey) -> bool:
+        if not await self._store.delete(suspect_key(*key)):
+            return False
+        path = placement_key(*key)
+        for _ in range(WRITE_TRIES):
+            entry = await self._store.get(path)
+            if entry is None:
+                return True
+            again = replace(records.decode_placement(entry.value), requested_s=time.time())
+            if await self._store.replace(path, records.encode(again), expected=entry.mod_revision) is not None:
+                return True
+        raise Conflict(f"the placement of model '{key[0]}' keeps changing under this release; call again")
+
     async def _turn_off(self, key: VersionKey) -> None:
         path = placement_key(*key)
         off = records.encode(Placement(*key, nodes=(), off=True, requested_s=time.time()))
@@ -142,4 +169,5 @@ _TRITON_STATE = {
     "cold": ("UNAVAILABLE", "not loaded yet: the first request loads it"),
     "unloaded": ("UNAVAILABLE", "unloaded"),
     "failed": ("UNAVAILABLE", ""),
+    "quarantined": ("UNAVAILABLE", "quarantined"),
 }

@@ -163,6 +163,12 @@ class ControlService:
     async def _models(self, name: str) -> control.ListModelsResponse:
         return control.ListModelsResponse(models=await self._repository.list(name))
 
+    async def ReleaseModel(self, request: control.ReleaseModelRequest, context: Any) -> Any:
+        return await told(context, self._release(request))
+
+    async def _release(self, request: control.ReleaseModelRequest) -> control.ReleaseModelResponse:
+        return control.ReleaseModelResponse(versions=await self._repository.release(request.name, request.version))
+
     async def ApplyPipeline(self, request: control.ApplyPipelineRequest, context: Any) -> Any:
         left_s = context.time_remaining()
         deadline_s = time.monotonic() + (self._default_wait_s if left_s is None else left_s)

@@ -2,211 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
-from mesh.api.messages import InferParameter, ModelInferRequest, ModelStreamInferResponse
-from mesh.api.stream import error_message
-from mesh.core.errors import Code, MeshError, NotReady, RemoteError, WorkerDied
-from mesh.core.pipeline.spec import Pipeline, Ref, Step
-from mesh.core.traffic.balance import Balancer
-from mesh.core.types import Copy, CopyState, ModelName, ModelVersion, Node, NodeId, Sequencing, Version
+from mesh.api.details import read_details
+from mesh.api.messages import InferParameter
+from mesh.core import suspects
+from mesh.core.errors import Code, NotReady, RemoteError, WorkerDied
+from mesh.core.suspects import Death
+from mesh.core.types import NodeId
 from mesh.registry import records
-from mesh.registry.config import RegistryConfig
-from mesh.registry.embedded import EmbeddedRegistry
-from mesh.registry.etcd_client import EtcdClient
-from mesh.registry.keys import copy_key, model_key, node_key, pipeline_key
-from mesh.registry.mirror import Mirror
-from mesh.router import hop, hop_stream
-from mesh.router.channels import Channels
-from mesh.router.cold import Cold
-from mesh.router.dispatch import Dispatch
-from mesh.router.serve import PASSING
-from mesh.router.streams import Streams
-from mesh.telemetry.metrics import RouterMetrics
-from mesh.telemetry.tracing import OFF
+from mesh.registry.keys import suspect_key
 from mesh.wire.client import WireChannel
-from mesh.wire.server import WireServer
-from mesh.wire.transport import (
-    DIED_TRAILER,
-    LOAD_TRAILER,
-    MODEL_INFER,
-    MODEL_STREAM_INFER,
-    NOT_RUN_TRAILER,
-    Call,
-    HotMethods,
-    Limits,
-)
-
-MOST = 3
-"""The router's max_attempts."""
-NODES = 6
-
-
-def version(name: str, **more: Any) -> ModelVersion:
-    return ModelVersion(ModelName(name), Version("1"), "python", f"file:///r/{name}/1", "d", 1, **more)
-
-
-MODELS = (version("m"), version("several", decoupled=True), version("steps", sequence=Sequencing()))
-PIPELINE = Pipeline("p", (Step("only", "m", "", {"x": (Ref("", "x"),)}),), {"y": (Ref("only", "y"),)})
-
-
-class Culprit:
-    """A node whose every request ends as `ends` says: "dies" with its process, or with an error."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.ends: str | MeshError = "dies"
-        self.asked = 0
-        self.dead = False
-        hot = HotMethods({MODEL_INFER: self._infer}, {MODEL_STREAM_INFER: self._stream})
-        self.server = WireServer("127.0.0.1", 0, hot, [], limits=Limits())
-
-    async def _infer(self, call: Call, message: bytes) -> bytes:
-        self.asked += 1
-        call.trailers.append((LOAD_TRAILER, "1"))
-        if isinstance(self.ends, str):
-            await self._die()
-        else:
-            call.trailers.extend([(NOT_RUN_TRAILER, "1")] if self.ends.retry_safe else [])
-            call.trailers.extend([(DIED_TRAILER, "1")] if self.ends.died else [])
-            raise self.ends
-        raise AssertionError(message)
-
-    async def _stream(self, call: Call, messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        async for message in messages:
-            request = ModelInferRequest.FromString(message)
-            self.asked += 1
-            if isinstance(self.ends, str):
-                await self._die()
-            else:
-                code, safe = int(self.ends.code), self.ends.retry_safe
-                yield error_message(self.ends, request.id, code=code, not_run=safe)
-
-    async def _die(self) -> None:
-        """End as a process does that is killed: no word on any call."""
-        self.dead = True
-        assert self.server._listener is not None
-        self.server._listener.close()
-        for endpoint in list(self.server._open.values()):
-            endpoint.abort()
-        await asyncio.get_running_loop().create_future()
-
-    async def register(self, store: EtcdClient) -> None:
-        await store.put(node_key(NodeId(self.name)), records.encode(Node(NodeId(self.name), self.server.address, "i")))
-        for model in MODELS:
-            copy = Copy(model.name, model.version, CopyState.READY, digest="d")
-            await store.put(copy_key(NodeId(self.name), (model.name, model.version)), records.encode(copy))
-
-
-class Bench:
-    """A router over many nodes that all end alike, and a client of it."""
-
-    def __init__(self, nodes: list[Culprit], channels: Channels, client: WireChannel) -> None:
-        self.nodes = nodes
-        self.channels = channels
-        self.client = client
-
-    async def warm(self) -> None:
-        """Connect to every node, so that calls go by the wire's own path."""
-        for node in self.nodes:
-            channel = self.channels.to(node.server.address)
-            assert isinstance(channel, WireChannel)
-            await channel.links.connection()
-
-    def all_end(self, ends: str | MeshError) -> None:
-        for node in self.nodes:
-            node.ends = ends
-
-    @property
-    def asked(self) -> int:
-        return sum(node.asked for node in self.nodes)
-
-    @property
-    def dead(self) -> int:
-        return sum(node.dead for node in self.nodes)
-
-    async def unary(self, model: str = "m", **parameters: InferParameter) -> MeshError:
-        """Return what a single call ends with."""
-        request = ModelInferRequest(model_name=model, parameters=parameters)
-        with pytest.raises(RemoteError) as caught:
-            await self.client.unary(MODEL_INFER, request.SerializeToString(), metadata=(), timeout_s=60)
-        return caught.value
-
-    async def streamed(self, model: str = "m", **parameters: InferParameter) -> str:
-        """Return the error that a message of a stream is answered with."""
-        duplex = self.client.stream(MODEL_STREAM_INFER, metadata=(), timeout_s=60)
-        await duplex.send(ModelInferRequest(model_name=model, id="1", parameters=parameters).SerializeToString())
-        answer = await duplex.receive()
-        assert answer is not None
-        await duplex.half_close()
-        assert await duplex.receive() is None
-        return ModelStreamInferResponse.FromString(answer).error_message
-
-
-async def until(condition: Callable[[], Any], what: str) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(f"still not so after ten seconds: {what}")
+from tests.fixtures.culprits import MODELS, MOST, NODES, Bench, benched
 
 
 @pytest.fixture
 async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
-    registry = EmbeddedRegistry()
-    await registry.start()
-    store = EtcdClient(RegistryConfig(endpoints=(registry.address,)))
-    nodes = [Culprit(f"n{place}") for place in range(getattr(request, "param", NODES))]
-    for node in nodes:
-        await node.server.start()
-        await node.register(store)
-    for model in MODELS:
-        await store.put(model_key(model.name, model.version), records.encode(model))
-    await store.put(pipeline_key("p"), records.encode(PIPELINE))
-    mirror = Mirror(store)
-    following = asyncio.create_task(mirror.run())
-    await mirror.wait_synced()
-    metrics = RouterMetrics()
-    channels = Channels(lambda address: WireChannel(address, limits=Limits(), bounds=PASSING))
-    cold = Cold(mirror, store, avoided=lambda _: (), max_waiting=2)
-    dispatch = Dispatch(
-        mirror=mirror,
-        balancer=Balancer(),
-        channels=channels,
-        cold=cold,
-        metrics=metrics,
-        tracing=OFF,
-        cold_wait_s=60,
-        max_attempts=MOST,
-        session_bytes=1_000_000,
-    )
-    streams = Streams(dispatch, metrics)
-    hot = HotMethods(
-        {MODEL_INFER: dispatch.infer},
-        {MODEL_STREAM_INFER: streams.stream},
-        {MODEL_INFER: hop.unary(dispatch), MODEL_STREAM_INFER: hop_stream.stream(streams)},
-    )
-    router = WireServer("127.0.0.1", 0, hot, [], limits=Limits(), bounds=PASSING)
-    await router.start()
-    client = WireChannel(router.address, limits=Limits())
-    yield Bench(nodes, channels, client)
-    await client.close(0)
-    await until(lambda: not router.streams, "no call is left in the router")
-    await router.stop(0)
-    await dispatch.sessions.close()
-    await dispatch.pipelines.close()
-    await cold.close()
-    following.cancel()
-    await asyncio.gather(following, return_exceptions=True)
-    await channels.close()
-    for node in nodes:
-        await node.server.stop(0)
-    await store.close()
-    await registry.stop()
+    async with benched(getattr(request, "param", NODES)) as found:
+        yield found
 
 
 SEQUENCE = {
@@ -299,4 +116,74 @@ async def test_a_message_of_a_stream_that_is_refused_is_sent_as_often_as_the_rou
     await bench.warm()
     bench.all_end(NotReady("not now"))
     await bench.streamed()
+    assert bench.asked == MOST
+
+
+async def accuse(bench: Bench, deaths: int) -> None:
+    """Let every model have ended so many processes, a moment ago."""
+    for model in MODELS:
+        suspect = None
+        for _ in range(deaths):
+            suspect = suspects.died(suspect, model, Death.WORKER, "segmentation fault", NodeId("n0"), time.time())
+        assert suspect is not None
+        await bench.store.put(suspect_key(model.name, model.version), records.encode(suspect))
+    await bench.mirror.wait_for(lambda view: len(view.suspects) == len(MODELS))
+
+
+@pytest.mark.parametrize("model", ["m", "steps", "p"])
+async def test_a_call_for_a_suspect_that_its_process_died_of_is_sent_nowhere_else(bench: Bench, model: str) -> None:
+    await bench.warm()
+    await accuse(bench, 1)
+    await bench.unary(model, **(SEQUENCE if model == "steps" else {}))
+    assert (bench.asked, bench.dead) == (1, 1)
+
+
+@pytest.mark.parametrize("model", ["m", "several", "steps"])
+async def test_a_message_for_a_suspect_that_its_process_died_of_is_sent_nowhere_else(bench: Bench, model: str) -> None:
+    await bench.warm()
+    await accuse(bench, 1)
+    assert await bench.streamed(model, **(SEQUENCE if model == "steps" else {}))
+    assert (bench.asked, bench.dead) == (1, 1)
+
+
+@pytest.mark.parametrize("warm", [True, False], ids=["hop", "handed over"])
+@pytest.mark.parametrize("model", ["m", "steps", "p"])
+async def test_a_call_for_a_quarantined_model_asks_no_node_and_says_why(bench: Bench, model: str, warm: bool) -> None:
+    if warm:
+        await bench.warm()
+    await accuse(bench, 3)
+    error = await bench.unary(model, **(SEQUENCE if model == "steps" else {}))
+    assert isinstance(error, RemoteError)
+    assert error.status is Code.FAILED_PRECONDITION
+    assert "segmentation fault" in error.message
+    told = read_details(error.trailers)
+    assert (told.reason, told.facts["deaths"], told.facts["last"]) == ("QUARANTINED", "3", "segmentation fault")
+    assert told.retry_after_s is not None
+    assert 0 < told.retry_after_s <= suspects.FIRST_QUARANTINE_S
+    assert float(told.facts["until"]) > time.time()
+    assert bench.asked == 0
+
+
+@pytest.mark.parametrize("model", ["m", "several", "steps"])
+async def test_a_message_for_a_quarantined_model_asks_no_node(bench: Bench, model: str) -> None:
+    await bench.warm()
+    await accuse(bench, 3)
+    assert "quarantined" in await bench.streamed(model, **(SEQUENCE if model == "steps" else {}))
+    assert bench.asked == 0
+
+
+async def test_callers_come_through_again_when_a_quarantine_is_over_though_no_view_tells_of_it(bench: Bench) -> None:
+    await bench.warm()
+    bench.all_end(NotReady("asked"))
+    await accuse(bench, 3)
+    model = MODELS[0]
+    known = bench.mirror.view.suspects[model.name, model.version]
+    await bench.store.put(
+        suspect_key(model.name, model.version), records.encode(replace(known, until_s=time.time() + 0.5))
+    )
+    await bench.mirror.wait_for(lambda view: view.suspects[model.name, model.version].until_s != known.until_s)
+    assert "quarantined" in (await bench.unary()).message
+    end_s = time.monotonic() + 30
+    while "quarantined" in (await bench.unary()).message:
+        assert time.monotonic() < end_s
     assert bench.asked == MOST

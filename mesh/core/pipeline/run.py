@@ -186,7 +186,9 @@ def of_step(pipeline: str, step: str, error: Exception) -> Exception:
     return told
 
 
-NEVER_BETTER = frozenset({Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.UNIMPLEMENTED, Code.PERMISSION_DENIED})
+NEVER_BETTER = frozenset(
+    {Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.UNIMPLEMENTED, Code.PERMISSION_DENIED, Code.FAILED_PRECONDITION}
+)
 """Codes that another attempt at a step ends with again."""
 
 

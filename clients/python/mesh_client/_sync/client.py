@@ -183,6 +183,11 @@ class Client:
         answer = self._call(c.LIST_MODELS, m.control.ListModelsRequest(name=name), timeout_s)
         return list(answer.models)
 
+    def release(self, model: str, *, version: str = "", timeout_s: float | None = None) -> list[str]:
+        """Forget that a model ended processes; return the versions of which something was forgotten."""
+        request = m.control.ReleaseModelRequest(name=model, version=version)
+        return list((self._call(c.RELEASE_MODEL, request, timeout_s)).versions)
+
     def nodes(self, *, timeout_s: float | None = None) -> list[m.control.Node]:
         """Return every node with its devices and copies."""
         answer = self._call(c.LIST_NODES, m.control.ListNodesRequest(), timeout_s)

@@ -289,6 +289,20 @@ class Model(_message.Message):
     reason: str
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., runtime: _Optional[str] = ..., state: _Optional[str] = ..., size_bytes: _Optional[int] = ..., copies: _Optional[_Iterable[_Union[Copy, _Mapping[str, _Any]]]] = ..., digest: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
+class ReleaseModelRequest(_message.Message):
+    __slots__ = ("name", "version")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+
+class ReleaseModelResponse(_message.Message):
+    __slots__ = ("versions",)
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    versions: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, versions: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class ExplainRequest(_message.Message):
     __slots__ = ("name", "version", "remove_node")
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -348,7 +362,7 @@ class Journey(_message.Message):
     def __init__(self, tensor: _Optional[str] = ..., origin: _Optional[str] = ..., to: _Optional[str] = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class Explanation(_message.Message):
-    __slots__ = ("name", "version", "state", "needs_bytes", "node", "why_none", "verdicts")
+    __slots__ = ("name", "version", "state", "needs_bytes", "node", "why_none", "verdicts", "suspected")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -356,6 +370,7 @@ class Explanation(_message.Message):
     NODE_FIELD_NUMBER: _ClassVar[int]
     WHY_NONE_FIELD_NUMBER: _ClassVar[int]
     VERDICTS_FIELD_NUMBER: _ClassVar[int]
+    SUSPECTED_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     state: str
@@ -363,7 +378,8 @@ class Explanation(_message.Message):
     node: str
     why_none: str
     verdicts: _containers.RepeatedCompositeFieldContainer[Verdict]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[str] = ..., needs_bytes: _Optional[int] = ..., node: _Optional[str] = ..., why_none: _Optional[str] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping[str, _Any]]]] = ...) -> None: ...
+    suspected: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[str] = ..., needs_bytes: _Optional[int] = ..., node: _Optional[str] = ..., why_none: _Optional[str] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping[str, _Any]]]] = ..., suspected: _Optional[str] = ...) -> None: ...
 
 class Verdict(_message.Message):
     __slots__ = ("node", "refused_by", "reason", "device", "evicts_bytes", "loss", "scores", "total", "copy")
