@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import typer
 
@@ -45,6 +45,15 @@ Settle = Annotated[
 ]
 
 
+Isolation = Annotated[
+    str,
+    typer.Option(
+        help="Where Python models run that do not say: process (workers of their own) or none (in the node). "
+        "all: in workers whatever they say."
+    ),
+]
+
+
 def node(  # noqa: PLR0917 - typer calls it by name
     id: Id,  # noqa: A002 - the flag is --id
     models: Models,
@@ -71,6 +80,7 @@ def node(  # noqa: PLR0917 - typer calls it by name
     repository_poll_s: RepositoryPoll = DEFAULT.repository_poll_s,
     default_queue_size: QueueSize = DEFAULT.default_queue_size,
     kept_bytes: KeptBytes = DEFAULT.kept_bytes,
+    isolation: Isolation = DEFAULT.isolation,
     drain_s: flags.Drain = DEFAULT.drain_s,
     move_s: Move = DEFAULT.move_s,
     settle_s: Settle = DEFAULT.settle_s,
@@ -101,6 +111,7 @@ def node(  # noqa: PLR0917 - typer calls it by name
         repository_poll_s=repository_poll_s,
         default_queue_size=default_queue_size,
         kept_bytes=kept_bytes,
+        isolation=isolated(isolation),
         drain_s=drain_s,
         move_s=move_s,
         settle_s=settle_s,
@@ -130,6 +141,14 @@ def named(name: str) -> str:
     if not name:
         raise typer.BadParameter("expected a name, got an empty text", param_hint="--id")
     return name
+
+
+def isolated(said: str) -> Literal["process", "none", "all"]:
+    """Return where Python models run. Raises `typer.BadParameter`."""
+    match said:
+        case "process" | "none" | "all":
+            return said
+    raise typer.BadParameter(f"expected process, none or all, got {said!r}", param_hint="--isolation")
 
 
 def folders(paths: list[Path]) -> tuple[Path, ...]:

@@ -9,7 +9,8 @@ Level-triggered: asked after every change of either side, it needs no memory of 
 | yes | ready with other files (digest) | load beside it, then swap |
 | yes | loading, ready, failed for this request | none |
 | no | ready, failed | unload |
-| no | loading, draining | none: looked at again when it ends |
+| no | loading | abandon: a load may never end |
+| no | draining | none: looked at again when it ends |
 """
 
 from __future__ import annotations
@@ -36,7 +37,14 @@ class Unload:
     key: VersionKey
 
 
-Action = Load | Unload
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """Give up a load that goes on."""
+
+    key: VersionKey
+
+
+Action = Load | Unload | Abandon
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +72,7 @@ def reconcile(desired: Mapping[VersionKey, Desired], held: Mapping[VersionKey, C
         for key in sorted(held.keys() - desired.keys())
         if held[key].state in (CopyState.READY, CopyState.FAILED)
     ]
+    unloads += [Abandon(key) for key in sorted(held.keys() - desired.keys()) if held[key].state is CopyState.LOADING]
     loads: list[Action] = [
         Load(want.model, want.requested_s)
         for key, want in sorted(desired.items(), key=lambda item: item[0])

@@ -280,6 +280,30 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
+class Isolation:
+    """Where a version runs: in processes of its own, and what these may take."""
+
+    mode: str = ""
+    """"process": in worker processes; "none": in the node's own, with all others that do; "": as is usual for its
+    runtime (Python models in workers)."""
+    instances: int = 1
+    """Worker processes of one copy, each with the model loaded."""
+    streams: int = 0
+    """Requests of one instance of a decoupled Python model that go on at once; 0: as the node finds right."""
+    python: str = ""
+    """The Python interpreter of its workers; empty: the node's own."""
+    memory_limit_bytes: int = 0
+    """What a copy may hold at most; 0: what the node's device has."""
+    max_load_s: float = 600.0
+    """A load that takes longer is ended."""
+    max_run_s: float = 0.0
+    """A run that takes longer is ended with its worker; 0: none does."""
+
+
+PLAIN_ISOLATION = Isolation()
+
+
+@dataclass(frozen=True, slots=True)
 class ModelVersion:
     """What one immutable version of a model is.
 
@@ -326,8 +350,15 @@ class ModelVersion:
     """Its requests are steps of sequences, with state; None: each stands for itself."""
     generation: Generation | None = None
     """It makes text step by step; None: it does not."""
+    isolation: Isolation | None = None
+    """Where it runs, if model.yaml says anything about it."""
     original: Tuning | None = None
     """What the files say, while a load request overrides it; None when nothing is overridden."""
+
+    @property
+    def process(self) -> Isolation:
+        """Return where it runs."""
+        return self.isolation or PLAIN_ISOLATION
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,6 +102,7 @@ class Batcher:
     ) -> None:
         self._name = model.name
         self._loaded = loaded
+        self._apart = loaded.apart
         self._executor = executor
         self._statistics = statistics
         self._max_rows = model.max_batch_size if loaded.batches and model.max_batch_size else 1
@@ -116,6 +117,8 @@ class Batcher:
         self._gauge = Gauge(steady=loaded.steady)
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
+        if self._apart is not None:
+            self._apart.on_free = self._freed
 
     async def run(
         self, inputs: Tensors, request: Request, rows: int, *, deadline_s: float | None, queue_timeout_s: float | None
@@ -150,6 +153,8 @@ class Batcher:
         """
         if len(self._queue) >= self._max_queue:
             raise Overloaded(f"Exceeds maximum queue size: {self._max_queue} requests wait for model '{self._name}'")
+        if self._apart is not None and (refused := self._apart.refused) is not None:
+            raise refused
         now_s = time.monotonic()
         kind = kind_of(inputs) if self._joins else None
         give_up_s = None if queue_timeout_s is None else now_s + queue_timeout_s
@@ -207,7 +212,9 @@ class Batcher:
                 count = step.count
             batch = [self._queue.popleft() for _ in range(count)]
             self.running += 1
-            if self._gauge.predicted_s(_bytes(batch)) < ON_LOOP_S:
+            if self._apart is not None:
+                self._run_apart(batch, now_s)
+            elif self._gauge.predicted_s(_bytes(batch)) < ON_LOOP_S:
                 self._run_now(batch, now_s)
             else:
                 task = loop.create_task(self._run_in_thread(batch, now_s))
@@ -222,6 +229,44 @@ class Batcher:
             if item.deadline_s is not None and item.deadline_s <= now_s and item.end():
                 item.waiter.failed(DeadlineExceeded(f"the deadline passed in the queue of model '{self._name}'"))
             self._give_up(item)
+
+    def _freed(self) -> None:
+        """Begin what can begin since a worker is there, or answer all who wait that none is."""
+        assert self._apart is not None
+        if (refused := self._apart.refused) is not None:
+            waiting, self._queue = list(self._queue), deque()
+            self._fail(waiting, refused)
+        elif not self._soon:
+            self._look()
+
+    def _run_apart(self, batch: list[Item], began_s: float) -> None:
+        """Begin a run in another process."""
+        assert self._apart is not None
+
+        def finished(outputs: Tensors, run_s: float, error: MeshError | None) -> None:
+            self.running -= 1
+            if error is not None:
+                self._fail(batch, error)
+            else:
+                self._try_to_finish(batch, began_s, outputs, run_s)
+            if not self._soon:
+                self._look()
+
+        def waited() -> bool:
+            return not all(item.over for item in batch)
+
+        try:
+            inputs = _joined(batch)
+        except ValueError as error:
+            self._loop.call_soon(finished, {}, 0.0, model_failed(self._name, error))
+            return
+        self._apart.begin(inputs, batch[0].request, waited=waited, finished=finished)
+
+    def _try_to_finish(self, batch: list[Item], began_s: float, outputs: Tensors, run_s: float) -> None:
+        try:
+            self._finish(batch, began_s, outputs, run_s, -1.0)
+        except Exception as error:  # noqa: BLE001 - what a model answers can be anything
+            self._fail(batch, error)
 
     def _run_now(self, batch: list[Item], began_s: float) -> None:
         try:
@@ -265,11 +310,7 @@ class Batcher:
 
     def _call(self, batch: list[Item]) -> tuple[Tensors, float, float]:
         """Return the outputs, the seconds the run took, and the CPU seconds of them (below 0: not asked for)."""
-        first = batch[0]
-        inputs = first.inputs
-        if len(batch) > 1:
-            inputs = {name: np.concatenate([item.inputs[name] for item in batch]) for name in first.inputs}
-        return self._run(inputs, first.request)
+        return self._run(_joined(batch), batch[0].request)
 
     def _run(self, inputs: Tensors, request: Request) -> tuple[Tensors, float, float]:
         return self._gauge.run(lambda: self._loaded.run(inputs, request))
@@ -314,6 +355,14 @@ def _late(item: Item, now_s: float) -> bool:
         or (item.deadline_s is not None and item.deadline_s <= now_s)
         or (item.give_up_s is not None and item.give_up_s <= now_s)
     )
+
+
+def _joined(batch: list[Item]) -> Tensors:
+    """Return the inputs of a batch as those of one run."""
+    inputs = batch[0].inputs
+    if len(batch) == 1:
+        return inputs
+    return {name: np.concatenate([item.inputs[name] for item in batch]) for name in inputs}
 
 
 def _bytes(batch: list[Item]) -> int:

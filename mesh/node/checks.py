@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from mesh.core.errors import LoadFailed
 from mesh.core.types import ModelVersion
 from mesh.core.view import ClusterView
@@ -13,13 +11,12 @@ FAR_OFF_BYTES = 8 * 1024 * 1024
 """A record of a size in memory may be this far off, or by half, before it is written again."""
 
 
-async def check_batch_axis(model: ModelVersion, loaded: Loaded) -> None:
-    """Close `loaded` and raise `LoadFailed` when requests could not be joined as model.yaml says they can."""
+def check_batch_axis(model: ModelVersion, loaded: Loaded) -> None:
+    """Raise `LoadFailed` when requests could not be joined as model.yaml says they can."""
     if not model.max_batch_size:
         return
     fixed = next((spec for spec in loaded.inputs if spec.shape[:1] != (-1,)), None)
     if fixed is not None:
-        await asyncio.to_thread(loaded.close)
         raise LoadFailed(
             f"failed to load '{model.name}', it has max_batch_size {model.max_batch_size}, so input '{fixed.name}' "
             f"must begin with an axis of any size; it is {list(fixed.shape)}: export it so, or set max_batch_size to 0"

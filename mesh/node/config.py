@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from mesh.registry.config import RegistryConfig
 from mesh.wire.transport import Engine, Limits, TlsConfig
@@ -39,6 +40,9 @@ class NodeConfig:
     """Requests that may wait per copy when model.yaml says nothing: at 1 ms a request, about a second of work."""
     kept_bytes: int = 256 * 1024 * 1024
     """Snapshots of sessions on other nodes that may be kept for routers without room, beside `memory_bytes`."""
+    isolation: Literal["process", "none", "all"] = "process"
+    """Where Python models run whose model.yaml does not say: in worker processes, or in the node's own. "all": every
+    one in worker processes, whatever it says."""
     drain_s: float = 30.0
     """How long a stopping node waits for calls in flight."""
     move_s: float = 20.0

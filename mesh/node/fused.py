@@ -84,6 +84,8 @@ class Counters:
 class Chain:
     """The steps in an order in which each has what it needs: a `runtimes.base.Loaded`."""
 
+    apart = None
+    executor = None
     parallel = 1
     steady = True
     steps = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Final
 
 from mesh.core.errors import MeshError
@@ -27,16 +28,19 @@ async def responses(
     """Yield the responses. Closing it stops the model at its next step. Raises `MeshError`."""
     queue = served.sequences
     if queue is None:
-        async for outputs in _by_generator(served, inputs, request):
-            yield outputs, b""
+        apart = served.loaded.apart
+        found = _by_generator(served, inputs, request) if apart is None else apart.responses(inputs, request)
+        async with aclosing(found) as made:
+            async for outputs in made:
+                yield outputs, b""
         return
-    made = _Made(queue)
-    made.item = queue.submit(inputs, request, 1, made, deadline_s=deadline_s, queue_timeout_s=None)
+    steps = _Made(queue)
+    steps.item = queue.submit(inputs, request, 1, steps, deadline_s=deadline_s, queue_timeout_s=None)
     try:
-        while (response := await made.next()) is not None:
+        while (response := await steps.next()) is not None:
             yield response
     finally:
-        queue.withdraw(made.item)
+        queue.withdraw(steps.item)
 
 
 class _Made:

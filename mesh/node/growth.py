@@ -23,13 +23,13 @@ class Growth:
         """Return the bytes that the load of `model` took, as far as can be told.
 
         Other work may hide a small load: never less than the files themselves, or what a session takes. With another
-        load at the same time, what was measured before counts if it is less. And never more than the device has: the
-        copy is on it.
+        load at the same time, what was measured before counts if it is less, and never more than the device has.
         """
         taken = self.after - self.before
         if self.overlapped and model.loaded_bytes:
             taken = min(taken, model.loaded_bytes)
-        return min(max(taken, model.size_bytes, MIN_BYTES), self._capacity)
+        found = max(taken, model.size_bytes, MIN_BYTES)
+        return min(found, self._capacity) if self.overlapped else found
 
     def __repr__(self) -> str:
         """Show the measurement."""

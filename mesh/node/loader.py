@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -17,24 +17,22 @@ from urllib.parse import unquote, urlsplit
 from mesh.core.errors import MeshError
 from mesh.core.placement.failing import Failing
 from mesh.core.placement.forecast import History
-from mesh.core.placement.ledger import predicted_bytes
-from mesh.core.reconcile import Load, Unload, desired_of, reconcile
+from mesh.core.reconcile import Abandon, Load, Unload, desired_of, reconcile
 from mesh.core.types import Copy, CopyState, ModelName, ModelVersion, NodeId, Version
 from mesh.core.view import ClusterView, VersionKey, version_order
 from mesh.node.capacity import Account, choose
-from mesh.node.checks import check_batch_axis, lacks
-from mesh.node.growth import Growths
+from mesh.node.checks import lacks
+from mesh.node.closing import close
+from mesh.node.leave import leave
+from mesh.node.loading import LOADS_AT_ONCE, Loads
 from mesh.node.memory import Memory, NoRoom
 from mesh.node.publish import Publisher
 from mesh.node.repository import labels_of
-from mesh.node.runtimes.base import Loaded, LoadSpec, Runtime
+from mesh.node.runtimes.base import Loaded, LoadSpec
 from mesh.node.runtimes.choice import Runtimes
 from mesh.node.runtimes.onnx import has_cuda
-from mesh.node.runtimes.python import STREAMS
 from mesh.node.sequences import SequenceBatcher
 from mesh.node.served import Served
-from mesh.registry import records
-from mesh.registry.keys import placement_key
 from mesh.registry.mirror import Mirror
 from mesh.registry.store import Store
 from mesh.telemetry import logs
@@ -42,10 +40,8 @@ from mesh.telemetry.metrics import NodeMetrics
 
 log = logs.get(__name__)
 
-LOADS_AT_ONCE = 2
-"""Loads read disks and allocate memory: more at once make each slower and their measured bytes wrong."""
-
-EVICT_TRIES = 5
+ENDING_S = 1.0
+"""How long a node that ends waits for runs: its server has answered, or given up, the calls they are for."""
 
 DESCRIBE_AGAIN_S = 0.2
 """How long to wait for the view to show a signature that was written, before writing it again."""
@@ -79,8 +75,8 @@ class Loader:
         self._executor = executor
         self._default_queue_size = default_queue_size
         self._drain_s = drain_s
-        self._loading = asyncio.Semaphore(LOADS_AT_ONCE)
-        self._growth = Growths()
+        self._loads = Loads(self.memory, publisher)
+        self._loading: set[VersionKey] = set()
         self._wake = asyncio.Event()
         self._copies: dict[VersionKey, Copy] = {}
         self._served: dict[VersionKey, Served] = {}
@@ -139,6 +135,23 @@ class Loader:
         waiting = self.loading - LOADS_AT_ONCE + 1
         return max(0, waiting) * self._load_s / LOADS_AT_ONCE
 
+    def held(self) -> list[tuple[VersionKey, Served]]:
+        """Return the copies that answer, with their keys."""
+        return list(self._served.items())
+
+    def device_of(self, key: VersionKey) -> str:
+        """Return the device of a copy, empty when there is none."""
+        copy = self._copies.get(key)
+        return copy.device if copy is not None else ""
+
+    def resized(self, key: VersionKey, held: int) -> None:
+        """Take that a copy holds more, or less, than before."""
+        served = self._served.get(key)
+        if served is not None:
+            served.bytes = held
+            served.model = replace(served.model, loaded_bytes=held)
+            self._set(replace(self._copies[key], bytes=held))
+
     def served(self) -> list[Served]:
         """Return the copies that answer."""
         return [served for _, served in sorted(self._served.items())]
@@ -158,9 +171,12 @@ class Loader:
             for action in reconcile(desired_of(view, self._node), self._copies):
                 match action:
                     case Load(model, requested_s) if self._may_begin(model):
-                        self._start((model.name, model.version), self._load(model, requested_s))
+                        self._start((model.name, model.version), self._load(model, requested_s), loads=True)
                     case Unload(key) if self._is_free(key):
                         self._start(key, self._unload(key))
+                    case Unload(key) | Abandon(key) if key in self._loading:
+                        # Nobody wants it any more: a load that never ends must not keep what it holds.
+                        self._tasks[key].cancel()
                     case _:
                         pass  # Busy with this version: looked at again when that ends.
             for key, served in self._served.items():
@@ -202,19 +218,35 @@ class Loader:
         for each in served:
             each.gone = True
         self._served.clear()
-        await asyncio.gather(*(self._close(each) for each in served))
+        await asyncio.gather(*(self._close(each, ENDING_S) for each in served))
 
     def _is_free(self, key: VersionKey) -> bool:
         """Tell whether nothing is being done with a version; if something is, the loop looks again when that ends."""
         return key not in self._tasks and key not in self._evicting
 
-    def _start(self, key: VersionKey, work: object) -> None:
+    def _start(self, key: VersionKey, work: object, *, loads: bool = False) -> None:
         task: asyncio.Task[None] = asyncio.create_task(work)  # type: ignore[arg-type] # a coroutine of ours
         self._tasks[key] = task
+        if loads:
+            self._loading.add(key)
         task.add_done_callback(lambda _: self._ended(key))
 
     def _ended(self, key: VersionKey) -> None:
         del self._tasks[key]
+        self._loading.discard(key)
+        self._wake.set()
+
+    def _lost(self, key: VersionKey, served: Served, why: str) -> None:
+        """Take a copy out whose processes cannot be started again."""
+        if self._served.get(key) is not served:
+            return
+        del self._served[key]
+        self._latest.clear()
+        served.gone = True
+        self.memory.release(key)
+        copy = self._copies[key]
+        self._set(replace(copy, state=CopyState.FAILED, error=why, bytes=0, failures=copy.failures + 1))
+        log.warning("a copy was lost", model=key[0], version=key[1], why=why)
         self._wake.set()
 
     def _set(self, copy: Copy) -> None:
@@ -229,68 +261,56 @@ class Loader:
             self._set(copy)
         started_s = time.monotonic()
         try:
-            async with self._loading:
+            async with self._loads.turn():
                 account = choose(model, self.memory.accounts, gpu_runs=model.runtime == "onnx" and has_cuda())
                 labels = await asyncio.to_thread(labels_of, _folder(model))
                 copy = replace(copy, device=account.name)
-                loading_s, runtime = time.monotonic(), self._runtimes.of(model)
-                loaded, measured = await self._load_into(model, account, runtime)
-                load_s = time.monotonic() - loading_s
+                runtime = self._runtimes.of(model)
+                spec, factors = LoadSpec(model, _folder(model), account.now()), self._mirror.view.forecast.factors
+                held = await self._loads.load(spec, account, runtime, factors)
         except NoRoom as error:
             log.warning("gave a load up", model=model.name, version=model.version, why=error.message)
             await self._give_up(key, kept=old is not None)
             return
+        except asyncio.CancelledError:
+            if old is None:
+                self._copies.pop(key, None)
+                self.on_change()
+            raise
         except Exception as error:  # noqa: BLE001 - whatever goes wrong, the copy must not stay "loading"
             self._metrics.load_done(model.name, model.version, False, time.monotonic() - started_s)  # noqa: FBT003 - a fact
             text = error.message if isinstance(error, MeshError) else f"failed to load '{model.name}', {error!r}"
             log.warning("load failed", model=model.name, version=model.version, error=text)
             # While older files serve, they go on serving; the record says what went wrong with the new ones.
             state = CopyState.FAILED if old is None else CopyState.READY
-            held = 0 if old is None else old.bytes
             others = self._mirror.view.serving.get(key, ())
             self._failing.failed(key, text, time.time(), elsewhere=any(each.node.id != self._node for each in others))
             failures = 1 if before is None or before.digest != model.digest else before.failures + 1
-            self._set(replace(copy, state=state, error=text, bytes=held, failures=failures))
+            self._set(replace(copy, state=state, error=text, bytes=0 if old is None else old.bytes, failures=failures))
             return
         seconds = time.monotonic() - started_s
         self._failing.loaded()
-        self._load_s += (load_s - self._load_s) / 8
+        self._load_s += (held.load_s - self._load_s) / 8
         self._metrics.load_done(model.name, model.version, True, seconds)  # noqa: FBT003 - a fact
-        executor = ThreadPoolExecutor(STREAMS) if model.decoupled else self._executor
+        if held.loaded.apart is not None:
+            held.loaded.apart.on_lost = lambda why: self._lost(key, served, why)
         self._latest.clear()
-        self._served[key] = Served(
-            replace(model, loaded_bytes=measured, load_s=round(load_s, 4)),
-            loaded,
-            executor,
-            bytes_held=measured,
+        self._served[key] = served = Served(
+            replace(model, loaded_bytes=held.bytes, load_s=round(held.load_s, 4)),
+            held.loaded,
+            held.loaded.executor or self._executor,
+            bytes_held=held.bytes,
             default_queue_size=self._default_queue_size,
-            load_s=load_s,
+            load_s=held.load_s,
             history=self._remembered(key) if old is None else old.history,
             labels=labels,
             in_process=runtime.in_process,
         )
-        self._set(replace(copy, state=CopyState.READY, bytes=measured))
-        log.info("loaded", model=model.name, version=model.version, bytes=measured, seconds=round(seconds, 3))
+        self._set(replace(copy, state=CopyState.READY, bytes=held.bytes))
+        log.info("loaded", model=model.name, version=model.version, bytes=held.bytes, seconds=round(seconds, 3))
         if old is not None:
             old.gone = True
             await self._close(old)
-
-    async def _load_into(self, model: ModelVersion, account: Account, runtime: Runtime) -> tuple[Loaded, int]:
-        """Reserve, load, measure. Raises `LoadFailed`; the reservation is given back then."""
-        key = (model.name, model.version)
-        await self.memory.reserve(model, account, predicted_bytes(model, self._mirror.view.forecast.factors))
-        committed = False
-        try:
-            with self._growth.of(account) as growth:
-                loaded = await asyncio.to_thread(runtime.load, LoadSpec(model, _folder(model), account.now()))
-            await check_batch_axis(model, loaded)
-            measured = growth.of_load(model)
-            account.ledger.commit(key, measured)
-            committed = True
-            return loaded, measured
-        finally:
-            if not committed:
-                account.ledger.cancel(key)
 
     def _evictable(self, device: str) -> Iterator[tuple[VersionKey, Served]]:
         for key, served in self._served.items():
@@ -307,7 +327,7 @@ class Loader:
     async def _give_up(self, key: VersionKey, *, kept: bool) -> None:
         """Leave a load that finds no room here to other nodes."""
         try:
-            await self._leave(key)
+            await leave(self._store, self._node, key, None)
         except MeshError as error:
             log.warning("could not give a load up", model=key[0], error=error.message)
         if not kept:
@@ -319,27 +339,13 @@ class Loader:
         # The loop sees the placement change before this is done with it, and must not unload the copy as well.
         self._evicting.add(key)
         try:
-            await self._leave(key)
+            served = self._served.get(key)
+            await leave(self._store, self._node, key, served.history if served is not None else None)
             log.info("evicted", model=key[0], version=key[1])
             await self._unload(key)
         finally:
             self._evicting.discard(key)
             self._wake.set()
-
-    async def _leave(self, key: VersionKey) -> None:
-        """Take this node out of a version's placement, with what is known of its requests."""
-        path, served = placement_key(*key), self._served.get(key)
-        for _ in range(EVICT_TRIES):
-            entry = await self._store.get(path)
-            if entry is None:
-                return
-            placement = records.decode_placement(entry.value)
-            nodes = tuple(node for node in placement.nodes if node != self._node)
-            left = replace(placement, nodes=nodes)
-            if served is not None:
-                left = replace(left, heat=round(served.history.heat, 3), last_s=round(served.history.last_s, 3))
-            if await self._store.replace(path, records.encode(left), expected=entry.mod_revision) is not None:
-                return
 
     async def _unload(self, key: VersionKey) -> None:
         served = self._served.pop(key, None)
@@ -359,21 +365,17 @@ class Loader:
         del self._copies[key]
         self.on_change()
 
-    async def _close(self, served: Served) -> None:
+    async def _close(self, served: Served, within_s: float | None = None) -> None:
         """Wait for what is in flight, then close."""
         try:
-            async with asyncio.timeout(self._drain_s):
+            async with asyncio.timeout(self._drain_s if within_s is None else within_s):
                 await served.drained()
         except TimeoutError:
             log.warning("closing a model that is still at work", model=served.model.name, in_flight=served.in_flight)
         if served.sequences is not None:
             served.sequences.close()
-        try:
-            await asyncio.to_thread(served.loaded.close)
-        except Exception as error:  # noqa: BLE001 - a user's close can raise anything
-            log.warning("a model's close raised", model=served.model.name, error=str(error))
-        if served.executor is not self._executor:
-            served.executor.shutdown(wait=False, cancel_futures=True)
+        if raised := await close(served.loaded):
+            log.warning("a model's close failed", model=served.model.name, error=raised)
 
     async def _describe(self, model: ModelVersion, loaded: Loaded) -> None:
         try:

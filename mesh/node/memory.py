@@ -79,6 +79,23 @@ class Memory:
                 )
             await asyncio.sleep(LOOK_S)
 
+    async def settle(self, key: VersionKey, account: Account) -> None:
+        """Make room for what a copy turned out to take, from idle copies that are worth less than others.
+
+        Raises `NoRoom` when too much of the rest is in use.
+        """
+        ledger = account.ledger
+        if not ledger.over:
+            return
+        async with self._making_room:
+            for each in victims(ledger.over, [each for each in self._order(account) if each.key != key]) or ():
+                await self._evict(each.key)
+            if ledger.over:
+                raise NoRoom(
+                    f"it takes {ledger.bytes_of(key)} bytes on {account.name} of node '{self._node}', which has "
+                    f"{ledger.capacity} in all; the other copies there are in use"
+                )
+
     def devices(self) -> tuple[Device, ...]:
         """Return the devices with what is free on each, and what more room would cost there. O(copies log copies)."""
         return tuple(replace(account.now(), curve=_rounded(curve(self._order(account)))) for account in self.accounts)

@@ -55,6 +55,8 @@ class Publisher:
         self._mirror = mirror
         self._scanning = asyncio.Lock()
         self._refused: Mapping[str, str] = {}
+        self.kinds: frozenset[str] = frozenset()
+        """The runtimes of what the repositories hold."""
 
     async def run(self, poll_s: float) -> None:
         """Scan every `poll_s` seconds, for ever; with 0 once."""
@@ -90,6 +92,7 @@ class Publisher:
     def _look(self) -> _Found:
         """Scan, and compare with what the registry holds. Runs in a thread: with very many models it takes a while."""
         scan = self._scanner.scan()
+        self.kinds = frozenset(model.runtime for model in scan.models.values())
         view = self._mirror.view
         found = _Found(refused=scan.refused)
         for key, model in scan.models.items():

@@ -6,6 +6,7 @@ This file reads; `mesh.node.publish` writes the registry. docs/model-repository.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -15,8 +16,10 @@ import msgspec
 
 from mesh.core.placement.window import MAX_SPAN_S
 from mesh.core.types import (
+    PLAIN_ISOLATION,
     Dtype,
     Generation,
+    Isolation,
     ModelName,
     ModelVersion,
     ScaleToZero,
@@ -33,6 +36,12 @@ CONFIG = "model.yaml"
 
 LABELS = "labels.txt"
 """In the model's folder: the names of its classes, one a line."""
+
+MOST_INSTANCES = 64
+"""Processes of one copy: each has the model in memory, and more than cores run no faster."""
+
+MOST_STREAMS = 1024
+"""Threads of one process."""
 
 RUNTIME_FILES = {"onnx": onnx.FILE, "python": python.FILE}
 
@@ -68,6 +77,13 @@ class ModelYaml(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device: Literal["auto", "cpu", "gpu"] = "auto"
     node_labels: dict[str, str] = {}
     parameters: dict[str, str] = {}
+    isolation: Literal["process", "none", ""] = ""
+    instances: int = 1
+    streams: int = 0
+    python: str = ""
+    memory_limit_bytes: int = 0
+    max_load_s: float = 600.0
+    max_run_s: float = 0.0
 
 
 class BadFolder(Exception):
@@ -183,6 +199,7 @@ class Scanner:
             node_labels=config.node_labels,
             device=config.device,
             parameters=config.parameters,
+            isolation=_isolation(config),
         )
 
     def _file_digest(self, file: Path, seen: dict[tuple[str, int, int], bytes]) -> bytes:
@@ -220,9 +237,40 @@ def _config(data: bytes) -> ModelYaml:
             raise BadFolder(
                 f"{CONFIG}: '{each.name}' has shape {list(each.shape)}; with max_batch_size it starts with -1"
             )
+    _isolation(config)
     _scaling(config)
     _sequencing(config)
     return config
+
+
+def _isolation(config: ModelYaml) -> Isolation | None:
+    """Return where the model runs, None where nothing is said. Raises `BadFolder` for what cannot be meant."""
+    checks = (
+        (1 <= config.instances <= MOST_INSTANCES, "instances", f"from 1 to {MOST_INSTANCES}", config.instances),
+        (0 <= config.streams <= MOST_STREAMS, "streams", f"from 0 to {MOST_STREAMS}", config.streams),
+        (config.memory_limit_bytes >= 0, "memory_limit_bytes", "0 (none) or more", config.memory_limit_bytes),
+        (0 < config.max_load_s < math.inf, "max_load_s", "more than 0", config.max_load_s),
+        (0 <= config.max_run_s < math.inf, "max_run_s", "0 (none) or more", config.max_run_s),
+    )
+    for right, name, expected, came in checks:
+        if not right:
+            raise BadFolder(f"{CONFIG}: {name} must be {expected}, got {came}")
+    own_process = config.instances > 1 or config.streams or config.python or config.memory_limit_bytes
+    if own_process and config.isolation == "none":
+        raise BadFolder(
+            f"{CONFIG}: instances, streams, python and memory_limit_bytes are about worker processes; leave them out, "
+            "or isolation: none"
+        )
+    found = Isolation(
+        config.isolation,
+        config.instances,
+        config.streams,
+        config.python,
+        config.memory_limit_bytes,
+        config.max_load_s,
+        config.max_run_s,
+    )
+    return None if found == PLAIN_ISOLATION else found
 
 
 def _generation(config: ModelYaml, runtime: str) -> Generation | None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections.abc import Coroutine
 from concurrent.futures import Executor
 from contextlib import suppress
-from typing import cast
+from typing import Any, cast
 
 from mesh.api.snapshot import encode_snapshot
 from mesh.core.batching import Waiting, WaitUntil
@@ -24,6 +25,7 @@ from mesh.node.gauge import ON_LOOP_S, Gauge
 from mesh.node.runtimes.base import Loaded, Request, Tensors, Turn
 from mesh.node.sequence_item import Generating, SequenceItem
 from mesh.node.sequence_request import Flags, flags_of, restored
+from mesh.node.turns import in_worker, together
 from mesh.telemetry.statistics import Statistics
 
 TAKEN_S = 2.0
@@ -54,7 +56,8 @@ class SequenceBatcher:
         self._name = model.name
         self._digest = model.digest
         self._sequencing = model.sequence or GENERATING
-        self._parallel = loaded.parallel if not steps.generates else 1
+        self._loaded = loaded
+        self._apart = loaded.apart
         self._executor = executor
         self._statistics = statistics
         sized = all(-1 not in spec.shape[1:] for spec in loaded.inputs)
@@ -80,6 +83,13 @@ class SequenceBatcher:
         self._sweeper: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
+        if self._apart is not None:
+            self._apart.on_free = self._look_soon
+
+    @property
+    def _parallel(self) -> int:
+        """Runs that may go on at once."""
+        return min(1, self._loaded.parallel) if self._steps.generates else self._loaded.parallel
 
     def submit(
         self,
@@ -98,6 +108,8 @@ class SequenceBatcher:
         sequence that is not here, `SessionLost` for a state of other files, and `Overloaded`. The rest is as with
         `Batcher.submit`.
         """
+        if self._apart is not None and (refused := self._apart.refused) is not None:
+            raise refused
         now_s = time.monotonic()
         size = size or sum([array.nbytes for array in inputs.values()]) or 1
         waiting = Waiting(1, kind_of(inputs) if self._mixed else None, now_s)
@@ -200,12 +212,17 @@ class SequenceBatcher:
             self.running += 1
             size = sum([each.steps[0].what.size for each in batch])
             turns = [_turn(each) for each in batch]
-            if self._gauge.predicted_s(size) < ON_LOOP_S:
-                self._finish(batch, turns, *self._gauge.run(lambda turns=turns: self._call(turns)), size)  # type: ignore[misc] # a default keeps this batch's
+            if self._apart is not None and self._apart.takes_turns:
+                self._keep(self._in_worker(batch, turns, size))
+            elif self._gauge.predicted_s(size) < ON_LOOP_S:
+                self._finish(batch, turns, *self._gauge.run(lambda turns=turns: together(self._steps, turns)), size)  # type: ignore[misc] # a default keeps this batch's
             else:
-                task = self._loop.create_task(self._in_thread(batch, turns, size))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._keep(self._in_thread(batch, turns, size))
+
+    def _keep(self, run: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(run)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _may_run(self, sequence: Sequence[Item], now_s: float) -> bool:
         """Tell whether the turn of a sequence may begin; else its step was answered, and the next takes its place."""
@@ -227,30 +244,17 @@ class SequenceBatcher:
         return False
 
     async def _in_thread(self, batch: list[Sequence[Item]], turns: list[Turn], size: int) -> None:
-        ran = await self._loop.run_in_executor(self._executor, self._gauge.run, lambda: self._call(turns))
+        ran = await self._loop.run_in_executor(self._executor, self._gauge.run, lambda: together(self._steps, turns))
         self._finish(batch, turns, *ran, size)
         if not self._soon:
             self._look()
 
-    def _call(self, turns: list[Turn]) -> list[Exception | None]:
-        """Run together; where that fails, one by one, so that a step that cannot be run fails no other."""
-        states = [turn.state for turn in turns]
-        try:
-            self._steps.step(turns)
-        except Exception as error:  # noqa: BLE001 - what a model raises can be anything
-            if len(turns) == 1:
-                return [error]
-        else:
-            return [None] * len(turns)
-        found: list[Exception | None] = []
-        for turn, state in zip(turns, states, strict=True):
-            turn.state, turn.outputs, turn.done = state, [], False
-            try:
-                self._steps.step([turn])
-                found.append(None)
-            except Exception as error:  # noqa: BLE001 - what a model raises can be anything
-                found.append(error)
-        return found
+    async def _in_worker(self, batch: list[Sequence[Item]], turns: list[Turn], size: int) -> None:
+        assert self._apart is not None
+        errors, run_s = await in_worker(self._apart, turns)
+        self._finish(batch, turns, errors, run_s, -1.0, size)
+        if not self._soon:
+            self._look()
 
     def _finish(  # noqa: PLR0917 - what a run gives
         self,

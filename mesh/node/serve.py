@@ -30,6 +30,8 @@ from mesh.node.runtimes.onnx import OnnxRuntime
 from mesh.node.runtimes.python import PythonRuntime
 from mesh.node.runtimes.remote import RemoteRuntime
 from mesh.node.suspects import Suspects
+from mesh.node.upkeep import Upkeep
+from mesh.node.workers.runtime import WorkerRuntime
 from mesh.registry.etcd_client import EtcdClient
 from mesh.registry.keys import copies_prefix, node_key
 from mesh.registry.lease import Presence
@@ -78,6 +80,8 @@ class _Parts:
     publisher: Publisher
     loader: Loader
     suspects: Suspects
+    workers: WorkerRuntime
+    upkeep: Upkeep
     report: Report
     presence: Presence
     health: NodeHealth
@@ -97,18 +101,20 @@ def _build(
     publisher = Publisher(scanner, store, mirror)
     suspects = Suspects(node, mirror=mirror, store=store, metrics=metrics)
     by_kind: dict[str, Runtime] = {"onnx": OnnxRuntime(), "python": PythonRuntime(), "remote": RemoteRuntime()}
+    workers = WorkerRuntime(suspects.worker_died)
     loader = Loader(
         node,
         mirror=mirror,
         store=store,
         publisher=publisher,
-        runtimes=Runtimes(by_kind, suspects),
+        runtimes=Runtimes(by_kind, suspects, workers, isolation=config.isolation),
         accounts=accounts,
         metrics=metrics,
         executor=executor,
         default_queue_size=config.default_queue_size,
         drain_s=config.drain_s,
     )
+    upkeep = Upkeep(loader.memory, workers, served=loader.held, device_of=loader.device_of, resized=loader.resized)
     report = Report(
         node,
         labels=config.labels,
@@ -137,17 +143,20 @@ def _build(
     ]
     carrier = Carrier(config.wire, config.limits, asyncio.get_running_loop())
     shared = Parts(node, mirror=mirror, runs=infer.pipelines, connect=carrier.connector(config.node_tls))
+    server = carrier.server(config.host, config.grpc_port, _hot(infer, shared), services, tls=config.tls)
+    http = None
+    if config.http_port is not None:
+        http = HttpServer(config.host, config.http_port, metrics.registry, lambda: report.ready)
+    return _Parts(mirror, publisher, loader, suspects, workers, upkeep, report, presence, health, shared, server, http)
+
+
+def _hot(infer: Infer, shared: Parts) -> HotMethods:
     unary, stream = direct.methods(infer)
-    hot = HotMethods(
+    return HotMethods(
         unary={MODEL_INFER: infer.infer},
         stream={MODEL_STREAM_INFER: infer.stream, PARTS_EXCHANGE: shared.exchange},
         direct={MODEL_INFER: unary, MODEL_STREAM_INFER: stream},
     )
-    server = carrier.server(config.host, config.grpc_port, hot, services, tls=config.tls)
-    http = None
-    if config.http_port is not None:
-        http = HttpServer(config.host, config.http_port, metrics.registry, lambda: report.ready)
-    return _Parts(mirror, publisher, loader, suspects, report, presence, health, shared, server, http)
 
 
 async def _serve(
@@ -174,10 +183,13 @@ async def _serve(
             work.append(registration)
             await presence.registered()
             await parts.publisher.scan()
+            if "python" in parts.publisher.kinds and config.isolation != "none":
+                work.append(tasks.create_task(parts.workers.warm()))
             work.append(tasks.create_task(parts.publisher.run(config.repository_poll_s)))
             work.append(tasks.create_task(parts.suspects.run()))
             work.append(tasks.create_task(loader.run()))
             work.append(tasks.create_task(report.run()))
+            work.append(tasks.create_task(parts.upkeep.run()))
             log.info("node serving", id=config.id, grpc=parts.server.address, http=http_address)
             on_started(parts.server.address, http_address)
             await stop.wait()
@@ -196,6 +208,7 @@ async def _serve(
             if parts.http is not None:
                 await parts.http.stop()
             await loader.close()
+            parts.workers.close()
     log.info("node stopped", id=config.id)
 
 

@@ -82,6 +82,11 @@ class Suspects:
         )  # fmt: skip
         self.on_change()
 
+    def worker_died(self, model: ModelVersion, text: str) -> float:
+        """Take that `model` ended a worker; return the seconds until it may be started again."""
+        self.died(model, Death.WORKER, text)
+        return self.pause_s(model, time.time())
+
     def of(self, model: ModelVersion) -> Suspect | None:
         """Return what is known of a version; None: nothing that counts for these files."""
         key = (model.name, model.version)

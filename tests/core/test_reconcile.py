@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.core.fold import ModelChange, PlacementChange, fold
-from mesh.core.reconcile import Desired, Load, Unload, desired_of, reconcile
+from mesh.core.reconcile import Abandon, Desired, Load, Unload, desired_of, reconcile
 from mesh.core.types import Copy, CopyState, ModelName, ModelVersion, NodeId, Placement, Version
 from mesh.core.view import ClusterView
 
@@ -42,10 +42,10 @@ def test_a_failure_is_tried_again_for_other_files() -> None:
     assert reconcile(wanted(digest="new"), {KEY: failed}) == [Load(replace(MODEL, digest="new"), 5.0)]
 
 
-def test_what_is_not_desired_is_unloaded_unless_it_is_on_its_way() -> None:
+def test_what_is_not_desired_is_unloaded_and_its_load_given_up() -> None:
     assert reconcile({}, {KEY: READY}) == [Unload(KEY)]
     assert reconcile({}, {KEY: replace(READY, state=CopyState.FAILED)}) == [Unload(KEY)]
-    assert reconcile({}, {KEY: replace(READY, state=CopyState.LOADING)}) == []
+    assert reconcile({}, {KEY: replace(READY, state=CopyState.LOADING)}) == [Abandon(KEY)]
     assert reconcile({}, {KEY: replace(READY, state=CopyState.DRAINING)}) == []
 
 

@@ -24,6 +24,8 @@ VALUES: Tensors = {"p": np.array([[0.25, 0.5, 0.125], [0.75, 0.0, 0.25]], np.flo
 class Fixed:
     """A version whose outputs a test gives to `encode` itself."""
 
+    apart = None
+    executor = None
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = OUTPUTS
     parallel = 1

@@ -21,6 +21,8 @@ from mesh.telemetry.statistics import Statistics
 class Doubling:
     """A version that doubles its rows and remembers how many came in each run. It can be held, and can raise."""
 
+    apart = None
+    executor = None
     inputs: tuple[TensorSpec, ...] = (TensorSpec("x", Dtype.FP32, (-1, 1)),)
     outputs: tuple[TensorSpec, ...] = (TensorSpec("y", Dtype.FP32, (-1, 1)),)
     parallel = 1

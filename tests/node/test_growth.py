@@ -34,13 +34,18 @@ def test_a_load_takes_what_the_device_grew_by() -> None:
     assert growth.of_load(model()) == 40 * MIB
 
 
-def test_it_is_never_less_than_the_files_or_a_session_and_never_more_than_the_device() -> None:
+def test_it_is_never_less_than_the_files_or_a_session() -> None:
     with growths(100, 90).of(account()) as growth:
         pass
     assert growth.of_load(model(size=30)) == 30 * MIB
     assert growth.of_load(model(size=0)) == MIN_BYTES
+
+
+def test_what_overlapped_is_never_more_than_the_device_and_what_did_not_is_what_it_is() -> None:
     with growths(100, 109).of(account(capacity=5)) as growth:
         pass
+    assert growth.of_load(model()) == 9 * MIB
+    growth.overlapped = True
     assert growth.of_load(model()) == 5 * MIB
 
 

@@ -24,9 +24,14 @@ from tests.fixtures.mesh import Process, start_node, start_router, until
 from tests.fixtures.tools import need
 
 PYTHON = """\
+import pathlib
 import time
 
 class Model:
+    def load(self, context):
+        ballast = context.path / "ballast"
+        self.held = ballast.read_bytes() if ballast.exists() else b""
+
     def infer(self, inputs, request):
         time.sleep(float(request.parameters.get("sleep_s", 0)))
         return {"y": inputs["x"] + VALUE}

@@ -6,17 +6,20 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 
 from mesh.core.errors import LoadFailed
 from mesh.core.suspects import Death
-from mesh.core.types import ModelName, ModelVersion, NodeId, Version
+from mesh.core.types import Isolation, ModelName, ModelVersion, NodeId, Version
 from mesh.node.runtimes.base import Runtime
 from mesh.node.runtimes.choice import Runtimes
+from mesh.node.runtimes.onnx import OnnxRuntime
 from mesh.node.runtimes.python import PythonRuntime
 from mesh.node.runtimes.remote import RemoteRuntime
 from mesh.node.suspects import Suspects
+from mesh.node.workers.runtime import WorkerRuntime
 from mesh.registry.config import RegistryConfig
 from mesh.registry.embedded import EmbeddedRegistry
 from mesh.registry.etcd_client import EtcdClient
@@ -122,15 +125,28 @@ async def test_a_death_is_written_when_the_registry_answers_again() -> None:
 
 
 async def test_what_ended_a_node_is_not_loaded_into_one_again(place: Place) -> None:
-    python, remote, apart = PythonRuntime(), RemoteRuntime(), PythonRuntime()
-    by_kind: dict[str, Runtime] = {"python": python, "remote": remote}
-    alone, isolating = Runtimes(by_kind, place.a), Runtimes(by_kind, place.a, apart)
-    assert alone.of(MODEL) is isolating.of(MODEL) is python
+    python, remote = PythonRuntime(), RemoteRuntime()
+    workers = WorkerRuntime(place.a.worker_died)
+    runtimes = Runtimes({"python": python, "remote": remote}, place.a, workers, isolation="none")
+    assert runtimes.of(MODEL) is python
+    assert runtimes.of(replace(MODEL, isolation=Isolation("process"))) is workers
     place.a.died(MODEL, Death.NODE, "segmentation fault")
-    with pytest.raises(LoadFailed, match="mesh models release m"):
-        alone.of(MODEL)
-    assert isolating.of(MODEL) is apart
-    elsewhere = replace(MODEL, runtime="remote")
-    assert alone.of(elsewhere) is isolating.of(elsewhere) is remote
+    assert runtimes.of(MODEL) is workers
+    assert runtimes.of(replace(MODEL, runtime="remote")) is remote
     with pytest.raises(LoadFailed, match="no runtime 'fortran'"):
-        alone.of(replace(MODEL, runtime="fortran"))
+        runtimes.of(replace(MODEL, runtime="fortran"))
+
+
+async def test_python_models_run_in_workers_unless_they_or_the_operator_say_otherwise(place: Place) -> None:
+    python, onnx = PythonRuntime(), OnnxRuntime()
+    workers = WorkerRuntime(place.a.worker_died)
+    trusted, other = replace(MODEL, isolation=Isolation("none")), replace(MODEL, runtime="onnx")
+
+    def chosen(isolation: Literal["process", "none", "all"], model: ModelVersion) -> bool:
+        kinds: dict[str, Runtime] = {"python": python, "onnx": onnx}
+        return Runtimes(kinds, place.a, workers, isolation=isolation).of(model) is workers
+
+    assert [chosen("process", each) for each in (MODEL, trusted, other)] == [True, False, False]
+    assert [chosen("none", each) for each in (MODEL, trusted, other)] == [False, False, False]
+    assert [chosen("all", each) for each in (MODEL, trusted, other)] == [True, True, False]
+    assert chosen("none", replace(other, isolation=Isolation("process")))

@@ -96,6 +96,16 @@ class Ledger:
         """Give the reservation of a failed load back."""
         del self._reserved[key]
 
+    def resize(self, key: VersionKey, measured: int) -> None:
+        """Say what a held copy takes now; it may be more than there is (`over`)."""
+        if key in self._held:
+            self._held[key] = measured
+
+    @property
+    def over(self) -> int:
+        """Bytes that copies hold, or loads were promised, beyond the capacity. Never negative."""
+        return max(0, self.held + self.reserved - self.capacity)
+
     def release(self, key: VersionKey) -> None:
         """Take a closed copy out of the account."""
         self._held.pop(key, None)

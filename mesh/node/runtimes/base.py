@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy.typing as npt
 
+from mesh.core.errors import MeshError
 from mesh.core.types import Device, ModelVersion, TensorSpec
 
 Array = npt.NDArray[Any]
@@ -83,19 +85,72 @@ class LoadSpec:
     device: Device
 
 
+Finished = Callable[[Any, float, MeshError | None], None]
+"""Hears, once, how a run ended elsewhere: outputs and seconds, or what went wrong."""
+
+
+class Apart(Protocol):
+    """How the runs of a copy go on in other processes: begun on the event loop, and heard of later."""
+
+    takes_turns: bool
+    """Whether `turns` runs its steps; else `Steps.step` does, in a thread."""
+    on_free: Callable[[], None]
+    """Called when a run may begin that could not, or when `refused` changed."""
+    on_lost: Callable[[str], None]
+    """Called when no run will begin any more, and why."""
+
+    @property
+    def refused(self) -> MeshError | None:
+        """Return why no run can begin for now, as a new error each time."""
+
+    def begin(self, inputs: Tensors, request: Request, *, waited: Callable[[], bool], finished: Finished) -> None:
+        """Begin a run; `finished` hears its end, never from within this call. `waited`: whether anybody still waits."""
+
+    async def turns(self, turns: Sequence[Turn]) -> float:
+        """Run one turn of sequences together, as `Steps.step` does; return its seconds."""
+
+    def responses(self, inputs: Tensors, request: Request) -> AsyncGenerator[Tensors]:
+        """Yield the responses of a several-response version. Closing it stops the model at its next one."""
+
+    def bytes_held(self) -> int:
+        """Return what its processes hold now."""
+
+    def pids(self) -> set[int]:
+        """Return its processes."""
+
+    def look(self, now_s: float) -> None:
+        """End processes whose run takes too long. Called every second or so."""
+
+    def end(self, why: str) -> None:
+        """End its largest process for `why`."""
+
+    async def shut(self, within_s: float) -> str:
+        """Let the model close, within that time, and end its processes; return what a close raised, or empty."""
+
+
 class Loaded(Protocol):
     """A version in memory. `run` and `stream` are called from threads, up to `parallel` at a time."""
 
     inputs: tuple[TensorSpec, ...]
     """Shapes include the batch axis as -1 when the version batches."""
     outputs: tuple[TensorSpec, ...]
-    parallel: int
-    """How many runs may go on at once."""
     steady: bool
     """Whether a run's time follows from its inputs' size, so that a tiny one may stay on the event loop. False for a
     user's code, which may sleep or call out at any time and would stop the node."""
     batches: bool
     """Whether requests may be joined along axis 0: false when the model looks at the request itself."""
+
+    @property
+    def parallel(self) -> int:
+        """Return how many runs may go on at once."""
+
+    @property
+    def apart(self) -> Apart | None:
+        """How its runs go on in other processes; None: `run`, `stream` and `steps` are called in this one."""
+
+    @property
+    def executor(self) -> Executor | None:
+        """Return whose threads its calls go to, where it is not all the same to it; None: any."""
 
     @property
     def steps(self) -> Steps | None:

@@ -2,36 +2,62 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from typing import Final, Literal
 
 from mesh.core.errors import LoadFailed
 from mesh.core.types import ModelVersion
 from mesh.node.runtimes.base import Runtime
 from mesh.node.suspects import Suspects
+from mesh.node.workers.runtime import WorkerRuntime
+
+SUPPORTED: Final = sys.platform == "linux"
+"""Workers need Linux: sealed shared memory, and a way to end all that a process started."""
 
 
 class Runtimes:
-    """The runtimes of one node. `isolated` runs versions in processes of their own; None: nothing here does."""
+    """The runtimes of one node. `workers` runs versions in processes of their own."""
 
-    def __init__(self, by_kind: Mapping[str, Runtime], suspects: Suspects, isolated: Runtime | None = None) -> None:
+    def __init__(
+        self,
+        by_kind: Mapping[str, Runtime],
+        suspects: Suspects,
+        workers: WorkerRuntime,
+        *,
+        isolation: Literal["process", "none", "all"] = "process",
+    ) -> None:
+        """`isolation`: where Python models run that say nothing of it; "all": in workers, whatever they say."""
         self._by_kind = by_kind
-        self._isolated = isolated
+        self._workers = workers
+        self._isolation = isolation
         self.suspects = suspects
 
-    def of(self, model: ModelVersion) -> Runtime:
+    def of(self, model: ModelVersion) -> Runtime | WorkerRuntime:
         """Return what loads a version. Raises `LoadFailed`."""
         runtime = self._by_kind.get(model.runtime)
         if runtime is None:
             raise LoadFailed(f"failed to load '{model.name}', this node has no runtime '{model.runtime}'")
-        if not runtime.in_process or not self.suspects.must_isolate(model):
+        if not runtime.in_process:
             return runtime
-        if self._isolated is None:
-            raise LoadFailed(
-                f"failed to load '{model.name}', it ended a node's process and runs in one of its own from then on, "
-                f"which this node does not offer; change its files, or call 'mesh models release {model.name}'"
-            )
-        return self._isolated
+        suspect = self.suspects.must_isolate(model)
+        if not (suspect or self._wants_worker(model)):
+            return runtime
+        if not SUPPORTED:
+            if suspect:
+                raise LoadFailed(
+                    f"failed to load '{model.name}', it ended a node's process and runs in one of its own from then "
+                    f"on, which needs Linux; change its files, or call 'mesh models release {model.name}'"
+                )
+            return runtime
+        return self._workers
+
+    def _wants_worker(self, model: ModelVersion) -> bool:
+        mode = model.process.mode
+        if model.runtime != "python":
+            return mode == "process"
+        return self._isolation == "all" or mode == "process" or (not mode and self._isolation == "process")
 
     def __repr__(self) -> str:
         """Show the kinds."""
-        return f"<Runtimes {sorted(self._by_kind)} isolated={self._isolated is not None}>"
+        return f"<Runtimes {sorted(self._by_kind)} isolation={self._isolation}>"

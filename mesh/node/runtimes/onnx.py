@@ -83,7 +83,7 @@ class OnnxRuntime:
             )
             loaded.generates(model, spec.path, _signature(model, "input", all_inputs, ()))
             return loaded
-        given, gives = _ours(model)
+        given, gives = between(model)
         inputs = _signature(model, "input", [each for each in all_inputs if each.name not in given], model.inputs)
         shown = [each for each in session.get_outputs() if each.name not in gives]
         outputs = _signature(model, "output", shown, model.outputs)
@@ -98,6 +98,8 @@ class OnnxRuntime:
 class _Session:
     """A `Loaded`."""
 
+    apart = None
+    executor = None
     batches = True
     parallel = max(1, os.cpu_count() or 1)
 
@@ -180,7 +182,7 @@ class _Session:
 _PLAIN: Final = Request()
 
 
-def _ours(model: ModelVersion) -> tuple[set[str], set[str]]:
+def between(model: ModelVersion) -> tuple[set[str], set[str]]:
     """Return the inputs and outputs that are between the node and the model: callers neither give nor get them."""
     if model.sequence is None:
         return set(), set()

@@ -87,6 +87,8 @@ def _channel(address: str, tls_ca: str) -> Any:
 class _Remote:
     """A `Loaded`."""
 
+    apart = None
+    executor = None
     steady = False
     steps = None
 

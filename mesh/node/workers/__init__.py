@@ -1,0 +1,1 @@
+"""Worker processes of a node: the node's side. What runs inside of them is `inside`."""
