@@ -34,8 +34,11 @@ KEPT_REGIONS = 3
 KEPT_BYTES = 64 * 1024 * 1024
 """Free regions that are kept for the next large message, and their bytes."""
 
+BUSY_REGIONS = 8
+"""Of a peer's whose arrays may still be held: beyond it they are copied, so that who keeps them keeps no region."""
+
 MOST_REGIONS = 256
-"""Of a peer's that are mapped here: a model that keeps an array of each request ends here, not the node."""
+"""Of a peer's that are mapped here: one that follows the rules has no use for a tenth of it."""
 
 MAX_AXES = 32
 
@@ -260,7 +263,8 @@ class Port:
             raise PortError(f"expected {total} bytes in a region of its own, got region {number}")
         self._used.add(number)
         # The header is copied out before it is read, as its writer can still reach it.
-        return region.root[:length].tobytes(), region.root[start:total]
+        data = region.root[start:total]
+        return region.root[:length].tobytes(), data.copy() if len(self._used) > BUSY_REGIONS else data
 
     def _map(self, number: int, fd: int) -> None:
         if number in self._theirs or len(self._theirs) >= MOST_REGIONS:
