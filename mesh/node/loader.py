@@ -279,10 +279,10 @@ class Loader:
         """Reserve, load, measure. Raises `LoadFailed`; the reservation is given back then."""
         key = (model.name, model.version)
         await self.memory.reserve(model, account, predicted_bytes(model, self._mirror.view.forecast.factors))
-        committed = False
+        committed, spec = False, LoadSpec(model, _folder(model), account.now())
         try:
             with self._growth.of(account) as growth:
-                loaded = await asyncio.to_thread(runtime.load, LoadSpec(model, _folder(model), account.now()))
+                loaded = await asyncio.to_thread(self._runtimes.load, runtime, spec)
             await check_batch_axis(model, loaded)
             measured = growth.of_load(model)
             account.ledger.commit(key, measured)

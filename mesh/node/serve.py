@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from mesh.api.messages import INFERENCE_SERVICE, NODE_CONTROL_SERVICE
 from mesh.api.service import generic_handler
+from mesh.core.journal import Charge
 from mesh.core.placement.duties import HOT_RATE
 from mesh.core.types import NodeId
 from mesh.core.view import ClusterView
@@ -18,6 +19,7 @@ from mesh.node import capacity, direct
 from mesh.node.config import NodeConfig
 from mesh.node.control import NodeControlService, NodeHealth, NodeInferenceService
 from mesh.node.infer import Infer
+from mesh.node.journal import Journal
 from mesh.node.kept import Kept
 from mesh.node.loader import Loader
 from mesh.node.parts import Parts
@@ -60,9 +62,11 @@ async def run(
     try:
         if await answers_before(stop, store):
             executor = ThreadPoolExecutor(RUN_THREADS, thread_name_prefix="run")
+            journal = Journal(config.state_dir, config.id, config.registry.endpoints)
             try:
-                await _serve(config, _build(config, store, tracing, stop, executor), stop, on_started)
+                await _serve(config, _build(config, store, tracing, stop, executor, journal), stop, on_started)
             finally:
+                journal.close()
                 # A model that never returns must not keep the node from ending: its thread is left behind.
                 executor.shutdown(wait=False, cancel_futures=True)
     finally:
@@ -78,6 +82,7 @@ class _Parts:
     publisher: Publisher
     loader: Loader
     suspects: Suspects
+    journal: Journal
     report: Report
     presence: Presence
     health: NodeHealth
@@ -86,8 +91,13 @@ class _Parts:
     http: HttpServer | None
 
 
-def _build(
-    config: NodeConfig, store: EtcdClient, tracing: Tracing, stop: asyncio.Event, executor: ThreadPoolExecutor
+def _build(  # noqa: PLR0917 - what lives longer than the parts
+    config: NodeConfig,
+    store: EtcdClient,
+    tracing: Tracing,
+    stop: asyncio.Event,
+    executor: ThreadPoolExecutor,
+    journal: Journal,
 ) -> _Parts:
     node = NodeId(config.id)
     mirror = Mirror(store)
@@ -102,7 +112,7 @@ def _build(
         mirror=mirror,
         store=store,
         publisher=publisher,
-        runtimes=Runtimes(by_kind, suspects),
+        runtimes=Runtimes(by_kind, suspects, journal),
         accounts=accounts,
         metrics=metrics,
         executor=executor,
@@ -147,7 +157,7 @@ def _build(
     http = None
     if config.http_port is not None:
         http = HttpServer(config.host, config.http_port, metrics.registry, lambda: report.ready)
-    return _Parts(mirror, publisher, loader, suspects, report, presence, health, shared, server, http)
+    return _Parts(mirror, publisher, loader, suspects, journal, report, presence, health, shared, server, http)
 
 
 async def _serve(
@@ -164,6 +174,7 @@ async def _serve(
         work = [tasks.create_task(parts.mirror.run())]
         try:
             await parts.mirror.wait_synced()
+            _charge(parts, await asyncio.to_thread(parts.journal.open))
             await parts.server.start()
             if parts.http is not None:
                 await parts.http.start()
@@ -181,6 +192,7 @@ async def _serve(
             log.info("node serving", id=config.id, grpc=parts.server.address, http=http_address)
             on_started(parts.server.address, http_address)
             await stop.wait()
+            parts.journal.stopping()
             await _moved(config, parts)
             log.info("node draining", id=config.id, settle_s=config.settle_s, drain_s=config.drain_s)
             report.draining = True
@@ -197,6 +209,14 @@ async def _serve(
                 await parts.http.stop()
             await loader.close()
     log.info("node stopped", id=config.id)
+
+
+def _charge(parts: _Parts, charges: Iterable[Charge]) -> None:
+    """Tell whose death the end of the process before was. Of files that are not there any more nothing is known."""
+    for charge in charges:
+        model = parts.mirror.view.models.get(charge.held.name, {}).get(charge.held.version)
+        if model is not None and model.digest == charge.held.digest:
+            parts.suspects.died(model, charge.how, charge.text)
 
 
 async def _moved(config: NodeConfig, parts: _Parts) -> None:

@@ -12,6 +12,7 @@ import pytest
 from mesh.core.errors import LoadFailed
 from mesh.core.suspects import Death
 from mesh.core.types import ModelName, ModelVersion, NodeId, Version
+from mesh.node.journal import Journal
 from mesh.node.runtimes.base import Runtime
 from mesh.node.runtimes.choice import Runtimes
 from mesh.node.runtimes.python import PythonRuntime
@@ -26,6 +27,7 @@ from mesh.telemetry.metrics import NodeMetrics
 
 MODEL = ModelVersion(ModelName("m"), Version("1"), "python", "file:///r/m/1", "d", 1)
 KEY = MODEL.name, MODEL.version
+OFF = Journal(None, "a", ())
 
 
 class Place:
@@ -124,7 +126,7 @@ async def test_a_death_is_written_when_the_registry_answers_again() -> None:
 async def test_what_ended_a_node_is_not_loaded_into_one_again(place: Place) -> None:
     python, remote, apart = PythonRuntime(), RemoteRuntime(), PythonRuntime()
     by_kind: dict[str, Runtime] = {"python": python, "remote": remote}
-    alone, isolating = Runtimes(by_kind, place.a), Runtimes(by_kind, place.a, apart)
+    alone, isolating = Runtimes(by_kind, place.a, OFF), Runtimes(by_kind, place.a, OFF, apart)
     assert alone.of(MODEL) is isolating.of(MODEL) is python
     place.a.died(MODEL, Death.NODE, "segmentation fault")
     with pytest.raises(LoadFailed, match="mesh models release m"):

@@ -6,15 +6,19 @@ from collections.abc import Mapping
 
 from mesh.core.errors import LoadFailed
 from mesh.core.types import ModelVersion
-from mesh.node.runtimes.base import Runtime
+from mesh.node.journal import Journal
+from mesh.node.runtimes.base import Loaded, LoadSpec, Runtime
 from mesh.node.suspects import Suspects
 
 
 class Runtimes:
     """The runtimes of one node. `isolated` runs versions in processes of their own; None: nothing here does."""
 
-    def __init__(self, by_kind: Mapping[str, Runtime], suspects: Suspects, isolated: Runtime | None = None) -> None:
+    def __init__(
+        self, by_kind: Mapping[str, Runtime], suspects: Suspects, journal: Journal, isolated: Runtime | None = None
+    ) -> None:
         self._by_kind = by_kind
+        self._journal = journal
         self._isolated = isolated
         self.suspects = suspects
 
@@ -31,6 +35,10 @@ class Runtimes:
                 f"which this node does not offer; change its files, or call 'mesh models release {model.name}'"
             )
         return self._isolated
+
+    def load(self, runtime: Runtime, spec: LoadSpec) -> Loaded:
+        """Load, in a thread; in this process under the journal's eyes. Raises `LoadFailed` with a sentence."""
+        return self._journal.load(runtime, spec) if runtime.in_process else runtime.load(spec)
 
     def __repr__(self) -> str:
         """Show the kinds."""
