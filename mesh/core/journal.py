@@ -185,7 +185,7 @@ def reason(word: str, path: str = "") -> str:
     lines = [line.strip() for line in word.splitlines() if line.strip()]
     if not lines:
         return ""
-    what = f"it called os._exit({lines[0].removeprefix(EXIT)})" if is_exit(word) else lines[0].removeprefix(_FATAL)
+    what = f"it exited with code {lines[0].removeprefix(EXIT)}" if is_exit(word) else lines[0].removeprefix(_FATAL)
     files = [line for line in lines[1:] if line.startswith("File ")]
     where = next((line for line in files if f"{path}/" in line), files[0] if files else "")
     return f"{what} at {where.removeprefix('File ')}" if where else what

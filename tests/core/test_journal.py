@@ -70,7 +70,7 @@ def test_all_that_were_at_work_share_a_want_of_memory() -> None:
 
 
 def test_the_reason_is_one_line() -> None:
-    assert journal.reason(EXIT.format("/m")) == 'it called os._exit(3) at "/m/model.py", line 7 in infer'
+    assert journal.reason(EXIT.format("/m")) == 'it exited with code 3 at "/m/model.py", line 7 in infer'
     assert journal.reason("signal 11") == "signal 11"
     assert journal.reason("") == ""
 

@@ -129,7 +129,7 @@ def place(tmp_path: Path) -> Place:
     [
         ("segfaults", -signal.SIGSEGV, "Segmentation fault"),
         ("aborts", -signal.SIGABRT, "Aborted"),
-        ("exits", 3, "it called os._exit(3)"),
+        ("exits", 3, "it exited with code 3"),
     ],
 )
 def test_what_ends_the_process_in_a_run_is_charged_and_its_line_named(

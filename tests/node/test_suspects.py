@@ -18,10 +18,11 @@ from mesh.node.runtimes.choice import Runtimes
 from mesh.node.runtimes.python import PythonRuntime
 from mesh.node.runtimes.remote import RemoteRuntime
 from mesh.node.suspects import Suspects
+from mesh.registry import records
 from mesh.registry.config import RegistryConfig
 from mesh.registry.embedded import EmbeddedRegistry
 from mesh.registry.etcd_client import EtcdClient
-from mesh.registry.keys import suspect_key
+from mesh.registry.keys import model_key, suspect_key
 from mesh.registry.mirror import Mirror
 from mesh.telemetry.metrics import NodeMetrics
 
@@ -99,6 +100,17 @@ async def test_a_release_is_believed_though_the_node_saw_the_deaths_itself(place
     place.a.died(MODEL, Death.NODE, "segmentation fault")
     assert place.a.must_isolate(MODEL)
     await place.deaths(1)
+
+
+async def test_files_that_were_replaced_say_nothing_against_the_new_ones(place: Place) -> None:
+    mended = replace(MODEL, digest="mended")
+    await place.store.put(model_key(*KEY), records.encode(mended))
+    await place.mirror.wait_for(lambda view: bool(view.models))
+    place.a.died(mended, Death.WORKER, "it broke")
+    place.a.died(MODEL, Death.WORKER, "it broke")
+    await place.deaths(1)
+    assert place.mirror.view.suspects[KEY].digest == "mended"
+    assert place.a.must_isolate(mended)
 
 
 async def test_a_death_is_written_when_the_registry_answers_again() -> None:
