@@ -47,17 +47,28 @@ class Ready:
 
 Say = Callable[[str], None]
 Argv = Callable[[Ready | None], Sequence[str]]
+Ended = Callable[[int, int], None]
+"""Hears the id and the exit code of a process, -N when signal N ended it."""
 Probe = Callable[[], Coroutine[None, None, Ready]]
 
 
 class Child:
     """A process that is kept running. `argv` is asked at each start with what the last start was ready with."""
 
-    def __init__(self, name: str, argv: Argv, *, say: Say, relay: Say, probe: Probe | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        argv: Argv,
+        *,
+        say: Say,
+        relay: Say,
+        probe: Probe | None = None,
+        ended: Ended | None = None,
+    ) -> None:
         """Keep what is needed to start it.
 
         `say` takes sentences about the child, `relay` its lines of stderr. Without a `probe` the child says itself
-        when it is ready, by one JSON line on stdout.
+        when it is ready, by one JSON line on stdout. `ended` hears of each end that leads to another start.
         """
         self.name = name
         self.ready: Ready | None = None
@@ -66,6 +77,7 @@ class Child:
         self._say = say
         self._relay = relay
         self._probe = probe
+        self._ended = ended
         self._process: Process | None = None
         self._pipes: tuple[asyncio.Task[None], ...] = ()
         self._said: asyncio.Future[Ready] | None = None
@@ -115,6 +127,8 @@ class Child:
                 await self._finish_pipes()
             if self._stopping:
                 return
+            if self._ended is not None and self._process is not None and self._process.returncode is not None:
+                self._ended(self._process.pid, self._process.returncode)
             if time.monotonic() - self._started_s >= HEALTHY_S:
                 wait_s = FIRST_WAIT_S
             self._say(f"{self.name} {self._end()}; starting it again in {wait_s:g} s")

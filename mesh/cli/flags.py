@@ -171,3 +171,21 @@ def labels(pairs: list[str]) -> dict[str, str]:
             raise typer.BadParameter(f"expected key=value, got {pair!r}", param_hint="--label")
         found[key] = value
     return found
+
+
+AUTO: Final = "auto"
+
+
+def state_folder(text: str) -> Path | None:
+    """Return the folder for what a process wants to find again when it is started again; None where none is wanted.
+
+    The user's is where the XDG Base Directory Specification says.
+    """
+    if text != AUTO:
+        return Path(text).resolve() if text else None
+    given = os.environ.get("XDG_STATE_HOME", "")
+    try:
+        base = Path(given) if Path(given).is_absolute() else Path.home() / ".local" / "state"
+    except RuntimeError:  # no home
+        return None
+    return base / "mesh"

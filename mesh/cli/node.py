@@ -21,6 +21,9 @@ HttpPort = Annotated[
     int | None, typer.Option(min=0, max=65535, help="Metrics; 0: any free port. No HTTP port unless given.")
 ]
 Advertise = Annotated[str, typer.Option(metavar="HOST[:PORT]", help="Where routers reach it.")]
+StateDir = Annotated[
+    str, typer.Option(help="Folder of its journal, in which a crash leaves word; auto: the user's, empty: none.")
+]
 Label = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Label that models may ask for.")]
 MemoryBytes = Annotated[int, typer.Option(min=0, help="Memory for models; 0: 80% of what there is.")]
 LeaseTtl = Annotated[
@@ -63,6 +66,7 @@ def node(  # noqa: PLR0917 - typer calls it by name
     advertise: Advertise = DEFAULT.advertise,
     label: Label = None,
     memory_bytes: MemoryBytes = DEFAULT.memory_bytes,
+    state_dir: StateDir = flags.AUTO,
     registry: flags.Registry = DEFAULT.registry.endpoints[0],
     registry_ca: flags.RegistryCa = None,
     registry_cert: flags.RegistryCert = None,
@@ -107,6 +111,7 @@ def node(  # noqa: PLR0917 - typer calls it by name
         registry=flags.registry_config(registry, *credentials, timeout_s=registry_timeout_s),
         labels=flags.labels(label or []),
         memory_bytes=memory_bytes,
+        state_dir=flags.state_folder(state_dir),
         lease_ttl_s=lease_ttl_s,
         repository_poll_s=repository_poll_s,
         default_queue_size=default_queue_size,

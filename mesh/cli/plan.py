@@ -20,6 +20,8 @@ class Plan:
     server_name: str = "mesh"
     node_host: str = "127.0.0.1"
     node_advertise: str = ""
+    state_dir: Path | None = None
+    """Folder of the nodes' journals; None: they keep none."""
     shared_flags: tuple[str, ...] = ()
     """Flags that router and nodes get alike: registry credentials, logs, traces."""
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from mesh.cli.children import Child, ChildFailed, Ready, Say
 from mesh.cli.local_registry import LocalRegistry
 from mesh.cli.plan import Plan
 from mesh.cli.probe import RouterProbe
+from mesh.core.journal import exit_note
 
 DRAIN_S: Final = 30.0
 """How long router and nodes wait for calls in flight when the mesh stops."""
@@ -45,6 +47,7 @@ class Supervisor:
                 lambda _, name=name: self._node_argv(name),  # type: ignore[misc]  # bound now
                 say=say,
                 relay=lambda line, name=name: relay(f"node {name}  {line}"),  # type: ignore[misc]  # bound now
+                ended=self._node_ended,
             )
             for name in plan.nodes
         )
@@ -102,9 +105,16 @@ class Supervisor:
         flags = ["--id", name, "--host", self._plan.node_host, "--drain-s", f"{DRAIN_S:g}"]
         if self._plan.node_advertise:
             flags += ["--advertise", self._plan.node_advertise]
+        flags += ["--state-dir", str(self._plan.state_dir or "")]
         for folder in self._plan.models:
             flags += ["--models", str(folder)]
         return self._argv("node", flags)
+
+    def _node_ended(self, pid: int, code: int) -> None:
+        """Leave word of how a node ended for the process that comes after it: it cannot know by itself."""
+        if self._plan.state_dir is not None:
+            with contextlib.suppress(OSError):
+                (self._plan.state_dir / exit_note(pid)).write_text(str(code))
 
     def _argv(self, command: str, flags: Sequence[str]) -> Sequence[str]:
         mesh = [sys.executable, "-m", "mesh.cli.main", command, "--json-ready", "--exit-with-stdin"]

@@ -8,7 +8,9 @@ import json
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -91,7 +93,11 @@ def up(  # noqa: PLR0917 - typer calls it by name
     async def main(stop: asyncio.Event) -> None:
         from mesh.cli.local_registry import choose  # noqa: PLC0415 - help must not load grpc
 
-        await run(plan, choose(given, registry, data_dir, say), stop, start_timeout_s=start_timeout_s, as_json=as_json)
+        chosen = choose(given, registry, data_dir, say)
+        # A node that is started again finds its journal there; another `mesh up` is another mesh.
+        with tempfile.TemporaryDirectory(prefix="mesh-nodes-") as folder:
+            here = replace(plan, state_dir=Path(folder))
+            await run(here, chosen, stop, start_timeout_s=start_timeout_s, as_json=as_json)
 
     # uvloop starts children no faster, and its child watching differs from version to version.
     process.run(main, loop="asyncio", exit_with_stdin=exit_with_stdin)

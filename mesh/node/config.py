@@ -49,6 +49,9 @@ class NodeConfig:
     """How long a leaving node waits for its models in demand to serve elsewhere."""
     settle_s: float = 1.0
     """How long a stopping node keeps answering after it left the registry, so that routers hear of it first."""
+    state_dir: Path | None = None
+    """Folder of the node's journal: what it loads and runs, from which the next process of this node sees after a crash
+    what the last one died of. It should outlive the process, which a container's own files do not; None: no journal."""
     wire: Engine = "mesh"
     """What carries the calls: our own wire, or grpcio for comparison and as a way out."""
     limits: Limits = field(default_factory=Limits)

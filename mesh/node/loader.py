@@ -75,7 +75,7 @@ class Loader:
         self._executor = executor
         self._default_queue_size = default_queue_size
         self._drain_s = drain_s
-        self._loads = Loads(self.memory, publisher)
+        self._loads = Loads(self.memory, publisher, runtimes)
         self._loading: set[VersionKey] = set()
         self._wake = asyncio.Event()
         self._copies: dict[VersionKey, Copy] = {}

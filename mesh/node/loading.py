@@ -19,6 +19,7 @@ from mesh.node.growth import Growth, Growths
 from mesh.node.memory import Memory
 from mesh.node.publish import Publisher
 from mesh.node.runtimes.base import Loaded, LoadSpec, Runtime
+from mesh.node.runtimes.choice import Runtimes
 from mesh.node.threads import in_own_thread
 from mesh.node.workers.memory import gpu_bytes
 from mesh.node.workers.runtime import WorkerRuntime
@@ -49,7 +50,8 @@ class Held:
 class Loads:
     """Performs loads. Room is reserved before, and what a load really takes is what its copy holds after."""
 
-    def __init__(self, memory: Memory, publisher: Publisher) -> None:
+    def __init__(self, memory: Memory, publisher: Publisher, runtimes: Runtimes) -> None:
+        self._runtimes = runtimes
         self._memory = memory
         self._publisher = publisher
         self._growth = Growths()
@@ -86,7 +88,7 @@ class Loads:
                 await runtime.warm()
             began_s = time.monotonic()
             with self._growth.of(account) as growth:
-                loaded = await _loaded(spec, runtime)
+                loaded = await self._loaded(spec, runtime)
             load_s = time.monotonic() - began_s
             try:
                 check_batch_axis(model, loaded)
@@ -108,6 +110,22 @@ class Loads:
             if not committed:
                 ledger.cancel(key)
 
+    async def _loaded(self, spec: LoadSpec, runtime: Runtime | WorkerRuntime) -> Loaded:
+        """Return the version in memory. Raises `LoadFailed`; a load that takes too long is ended, or left behind."""
+        if isinstance(runtime, WorkerRuntime):
+            return await runtime.load(spec)
+        model = spec.model
+        try:
+            async with asyncio.timeout(model.process.max_load_s):
+                return await in_own_thread(
+                    lambda: self._runtimes.load(runtime, spec), unwanted=lambda loaded: loaded.close()
+                )
+        except TimeoutError:
+            raise LoadFailed(
+                f"failed to load '{model.name}', its load did not end within {model.process.max_load_s:g} s "
+                "(max_load_s); with isolation: process it would have been ended"
+            ) from None
+
     async def _too_large(self, model: ModelVersion, loaded: Loaded, taken: int, account: Account, limit: int) -> None:
         """Raise `LoadFailed` for a model that does not fit, and tell the registry, so that no like node loads it."""
         if not model.process.memory_limit_bytes:
@@ -124,19 +142,9 @@ class Loads:
         return f"<Loads {self._growth!r}>"
 
 
-async def _loaded(spec: LoadSpec, runtime: Runtime | WorkerRuntime) -> Loaded:
-    """Return the version in memory. Raises `LoadFailed`; a load that takes too long is ended, or left behind."""
-    if isinstance(runtime, WorkerRuntime):
-        return await runtime.load(spec)
-    model = spec.model
-    try:
-        async with asyncio.timeout(model.process.max_load_s):
-            return await in_own_thread(lambda: runtime.load(spec), unwanted=lambda loaded: loaded.close())
-    except TimeoutError:
-        raise LoadFailed(
-            f"failed to load '{model.name}', its load did not end within {model.process.max_load_s:g} s (max_load_s); "
-            "with isolation: process it would have been ended"
-        ) from None
+def _close(loaded: Loaded) -> None:
+    """Close what came when nobody wanted it any more."""
+    loaded.close()
 
 
 def _taken(spec: LoadSpec, loaded: Loaded, growth: Growth) -> int:

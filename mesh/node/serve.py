@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from mesh.api.messages import INFERENCE_SERVICE, NODE_CONTROL_SERVICE
 from mesh.api.service import generic_handler
+from mesh.core.journal import Charge
 from mesh.core.placement.duties import HOT_RATE
 from mesh.core.types import NodeId
 from mesh.core.view import ClusterView
@@ -18,6 +19,7 @@ from mesh.node import capacity, direct
 from mesh.node.config import NodeConfig
 from mesh.node.control import NodeControlService, NodeHealth, NodeInferenceService
 from mesh.node.infer import Infer
+from mesh.node.journal import Journal
 from mesh.node.kept import Kept
 from mesh.node.loader import Loader
 from mesh.node.parts import Parts
@@ -62,9 +64,11 @@ async def run(
     try:
         if await answers_before(stop, store):
             executor = ThreadPoolExecutor(RUN_THREADS, thread_name_prefix="run")
+            journal = Journal(config.state_dir, config.id, config.registry.endpoints)
             try:
-                await _serve(config, _build(config, store, tracing, stop, executor), stop, on_started)
+                await _serve(config, _build(config, store, tracing, stop, executor, journal), stop, on_started)
             finally:
+                journal.close()
                 # A model that never returns must not keep the node from ending: its thread is left behind.
                 executor.shutdown(wait=False, cancel_futures=True)
     finally:
@@ -82,6 +86,7 @@ class _Parts:
     suspects: Suspects
     workers: WorkerRuntime
     upkeep: Upkeep
+    journal: Journal
     report: Report
     presence: Presence
     health: NodeHealth
@@ -90,8 +95,13 @@ class _Parts:
     http: HttpServer | None
 
 
-def _build(
-    config: NodeConfig, store: EtcdClient, tracing: Tracing, stop: asyncio.Event, executor: ThreadPoolExecutor
+def _build(  # noqa: PLR0917 - what lives longer than the parts
+    config: NodeConfig,
+    store: EtcdClient,
+    tracing: Tracing,
+    stop: asyncio.Event,
+    executor: ThreadPoolExecutor,
+    journal: Journal,
 ) -> _Parts:
     node = NodeId(config.id)
     mirror = Mirror(store)
@@ -107,7 +117,7 @@ def _build(
         mirror=mirror,
         store=store,
         publisher=publisher,
-        runtimes=Runtimes(by_kind, suspects, workers, isolation=config.isolation),
+        runtimes=Runtimes(by_kind, suspects, journal, workers, isolation=config.isolation),
         accounts=accounts,
         metrics=metrics,
         executor=executor,
@@ -147,7 +157,9 @@ def _build(
     http = None
     if config.http_port is not None:
         http = HttpServer(config.host, config.http_port, metrics.registry, lambda: report.ready)
-    return _Parts(mirror, publisher, loader, suspects, workers, upkeep, report, presence, health, shared, server, http)
+    return _Parts(
+        mirror, publisher, loader, suspects, workers, upkeep, journal, report, presence, health, shared, server, http
+    )
 
 
 def _hot(infer: Infer, shared: Parts) -> HotMethods:
@@ -173,6 +185,7 @@ async def _serve(
         work = [tasks.create_task(parts.mirror.run())]
         try:
             await parts.mirror.wait_synced()
+            _charge(parts, await asyncio.to_thread(parts.journal.open))
             await parts.server.start()
             if parts.http is not None:
                 await parts.http.start()
@@ -193,6 +206,7 @@ async def _serve(
             log.info("node serving", id=config.id, grpc=parts.server.address, http=http_address)
             on_started(parts.server.address, http_address)
             await stop.wait()
+            parts.journal.stopping()
             await _moved(config, parts)
             log.info("node draining", id=config.id, settle_s=config.settle_s, drain_s=config.drain_s)
             report.draining = True
@@ -210,6 +224,14 @@ async def _serve(
             await loader.close()
             parts.workers.close()
     log.info("node stopped", id=config.id)
+
+
+def _charge(parts: _Parts, charges: Iterable[Charge]) -> None:
+    """Tell whose death the end of the process before was. Of files that are not there any more nothing is known."""
+    for charge in charges:
+        model = parts.mirror.view.models.get(charge.held.name, {}).get(charge.held.version)
+        if model is not None and model.digest == charge.held.digest:
+            parts.suspects.died(model, charge.how, charge.text)
 
 
 async def _moved(config: NodeConfig, parts: _Parts) -> None:

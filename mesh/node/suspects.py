@@ -71,15 +71,14 @@ class Suspects:
         """
         event = _Event(model, how, text, time.time())
         key = (model.name, model.version)
+        self._metrics.model_died(model.name, model.version, how.value)
+        log.error("a model ended a process", model=model.name, version=model.version, process=how.value, why=text)
+        current = self._mirror.view.models.get(model.name, {}).get(model.version)
+        if current is not None and current.digest != model.digest:
+            return  # Its files changed meanwhile: what is known of the new ones stays.
         self._known[key] = _Known(self._after(self.of(model), event))
         self._events.append(event)
         self._news.set()
-        self._metrics.model_died(model.name, model.version, how.value)
-        left_s = self.pause_s(model, event.at_s)
-        log.error(
-            "a model ended a process", model=model.name, version=model.version, process=how.value, why=text,
-            paused_s=round(left_s, 1),
-        )  # fmt: skip
         self.on_change()
 
     def worker_died(self, model: ModelVersion, text: str) -> float:

@@ -24,6 +24,7 @@ from mesh.wire.transport import TlsConfig
 RENAMED = {
     "repositories": {"models"},
     "labels": {"label"},
+    "state_dir": {"state_dir"},  # its default is a folder of the user's
     "tls": {"tls_cert", "tls_key", "tls_ca"},
     "node_tls": {"node_tls_cert", "node_tls_key", "node_tls_ca"},
     "limits": {"max_message_bytes"},

@@ -13,11 +13,14 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
 from mesh.api.messages import ServerReadyRequest, ServerReadyResponse, control
+from mesh_client import Client, MeshClientError
 from tests.cli.running import DEADLINE_S, Up, gone, marked, until, up
+from tests.fixtures.repositories import add_python
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -76,6 +79,32 @@ def test_a_killed_node_comes_back(tmp_path: Path) -> None:
             return any(node.id == "a" and node.started_s > started["a"] for node in nodes_of(running))
 
         until(back, running.said)
+
+
+def test_a_node_that_a_model_ended_in_c_comes_back_and_knows_which(tmp_path: Path) -> None:
+    """C's exit leaves no word in the process; the supervisor knows the code, and the node is told."""
+    add_python(
+        tmp_path / "models",
+        "culprit",
+        "inputs: [{name: x, dtype: FP32, shape: [-1, 1]}]\noutputs: [{name: y, dtype: FP32, shape: [-1, 1]}]\n",
+        """\
+        import ctypes
+
+        class Model:
+            def infer(self, inputs):
+                ctypes.CDLL(None)._exit(5)
+        """,
+    )
+    with (
+        up(tmp_path, "--nodes", "1", "--models", str(tmp_path / "models")) as running,
+        Client(running.address) as client,
+    ):
+        with pytest.raises(MeshClientError):
+            client.infer("culprit", {"x": np.zeros((1, 1), np.float32)}, timeout_s=30)
+        until(lambda: bool(client.explain("culprit")[0].suspected), running.said)
+        assert "it ended 1 process, the last on node 'a' (it exited with code 5)" in (
+            client.explain("culprit")[0].suspected
+        )
 
 
 def test_a_killed_router_comes_back_on_its_port(tmp_path: Path) -> None:

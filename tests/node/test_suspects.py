@@ -13,6 +13,7 @@ import pytest
 from mesh.core.errors import LoadFailed
 from mesh.core.suspects import Death
 from mesh.core.types import Isolation, ModelName, ModelVersion, NodeId, Version
+from mesh.node.journal import Journal
 from mesh.node.runtimes.base import Runtime
 from mesh.node.runtimes.choice import Runtimes
 from mesh.node.runtimes.onnx import OnnxRuntime
@@ -20,15 +21,17 @@ from mesh.node.runtimes.python import PythonRuntime
 from mesh.node.runtimes.remote import RemoteRuntime
 from mesh.node.suspects import Suspects
 from mesh.node.workers.runtime import WorkerRuntime
+from mesh.registry import records
 from mesh.registry.config import RegistryConfig
 from mesh.registry.embedded import EmbeddedRegistry
 from mesh.registry.etcd_client import EtcdClient
-from mesh.registry.keys import suspect_key
+from mesh.registry.keys import model_key, suspect_key
 from mesh.registry.mirror import Mirror
 from mesh.telemetry.metrics import NodeMetrics
 
 MODEL = ModelVersion(ModelName("m"), Version("1"), "python", "file:///r/m/1", "d", 1)
 KEY = MODEL.name, MODEL.version
+OFF = Journal(None, "a", ())
 
 
 class Place:
@@ -102,6 +105,17 @@ async def test_a_release_is_believed_though_the_node_saw_the_deaths_itself(place
     await place.deaths(1)
 
 
+async def test_files_that_were_replaced_say_nothing_against_the_new_ones(place: Place) -> None:
+    mended = replace(MODEL, digest="mended")
+    await place.store.put(model_key(*KEY), records.encode(mended))
+    await place.mirror.wait_for(lambda view: bool(view.models))
+    place.a.died(mended, Death.WORKER, "it broke")
+    place.a.died(MODEL, Death.WORKER, "it broke")
+    await place.deaths(1)
+    assert place.mirror.view.suspects[KEY].digest == "mended"
+    assert place.a.must_isolate(mended)
+
+
 async def test_a_death_is_written_when_the_registry_answers_again() -> None:
     registry = EmbeddedRegistry()
     await registry.start()
@@ -127,7 +141,7 @@ async def test_a_death_is_written_when_the_registry_answers_again() -> None:
 async def test_what_ended_a_node_is_not_loaded_into_one_again(place: Place) -> None:
     python, remote = PythonRuntime(), RemoteRuntime()
     workers = WorkerRuntime(place.a.worker_died)
-    runtimes = Runtimes({"python": python, "remote": remote}, place.a, workers, isolation="none")
+    runtimes = Runtimes({"python": python, "remote": remote}, place.a, OFF, workers, isolation="none")
     assert runtimes.of(MODEL) is python
     assert runtimes.of(replace(MODEL, isolation=Isolation("process"))) is workers
     place.a.died(MODEL, Death.NODE, "segmentation fault")
@@ -144,7 +158,7 @@ async def test_python_models_run_in_workers_unless_they_or_the_operator_say_othe
 
     def chosen(isolation: Literal["process", "none", "all"], model: ModelVersion) -> bool:
         kinds: dict[str, Runtime] = {"python": python, "onnx": onnx}
-        return Runtimes(kinds, place.a, workers, isolation=isolation).of(model) is workers
+        return Runtimes(kinds, place.a, OFF, workers, isolation=isolation).of(model) is workers
 
     assert [chosen("process", each) for each in (MODEL, trusted, other)] == [True, False, False]
     assert [chosen("none", each) for each in (MODEL, trusted, other)] == [False, False, False]

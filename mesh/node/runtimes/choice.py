@@ -8,7 +8,8 @@ from typing import Final, Literal
 
 from mesh.core.errors import LoadFailed
 from mesh.core.types import ModelVersion
-from mesh.node.runtimes.base import Runtime
+from mesh.node.journal import Journal
+from mesh.node.runtimes.base import Loaded, LoadSpec, Runtime
 from mesh.node.suspects import Suspects
 from mesh.node.workers.runtime import WorkerRuntime
 
@@ -23,12 +24,14 @@ class Runtimes:
         self,
         by_kind: Mapping[str, Runtime],
         suspects: Suspects,
+        journal: Journal,
         workers: WorkerRuntime,
         *,
         isolation: Literal["process", "none", "all"] = "process",
     ) -> None:
         """`isolation`: where Python models run that say nothing of it; "all": in workers, whatever they say."""
         self._by_kind = by_kind
+        self._journal = journal
         self._workers = workers
         self._isolation = isolation
         self.suspects = suspects
@@ -57,6 +60,10 @@ class Runtimes:
         if model.runtime != "python":
             return mode == "process"
         return self._isolation == "all" or mode == "process" or (not mode and self._isolation == "process")
+
+    def load(self, runtime: Runtime, spec: LoadSpec) -> Loaded:
+        """Load, in a thread; in this process under the journal's eyes. Raises `LoadFailed` with a sentence."""
+        return self._journal.load(runtime, spec) if runtime.in_process else runtime.load(spec)
 
     def __repr__(self) -> str:
         """Show the kinds."""
