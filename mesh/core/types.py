@@ -156,6 +156,10 @@ class Node:
     """Share of its compute in use, 0 to 1."""
     failing: str = ""
     """Why it should get no more models, when it fails to load what others can load; empty: it works."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Folders of its repositories that cannot be served, as "model", "model/version" or the path of a repository ->
+    why. A few dozen at most; they are here, and not asked for, so that every router can say it to whoever asks for such
+    a model, also one that it never heard of."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from mesh.core.errors import LoadFailed, MeshError
 from mesh.core.placement.failing import Failing
@@ -26,7 +24,7 @@ from mesh.node.checks import check_batch_axis, lacks
 from mesh.node.growth import Growths
 from mesh.node.memory import Memory, NoRoom
 from mesh.node.publish import Publisher
-from mesh.node.repository import labels_of
+from mesh.node.repository import folder_of, labels_of
 from mesh.node.runtimes.base import Loaded, LoadSpec, Runtime
 from mesh.node.runtimes.onnx import has_cuda
 from mesh.node.runtimes.python import STREAMS
@@ -217,7 +215,7 @@ class Loader:
         try:
             async with self._loading:
                 account = choose(model, self.memory.accounts, gpu_runs=model.runtime == "onnx" and has_cuda())
-                labels = await asyncio.to_thread(labels_of, _folder(model))
+                labels = await asyncio.to_thread(labels_of, folder_of(model))
                 copy = replace(copy, device=account.name)
                 loading_s = time.monotonic()
                 loaded, measured = await self._load_into(model, account)
@@ -270,7 +268,7 @@ class Loader:
         committed = False
         try:
             with self._growth.of(account) as growth:
-                loaded = await asyncio.to_thread(runtime.load, LoadSpec(model, _folder(model), account.now()))
+                loaded = await asyncio.to_thread(runtime.load, LoadSpec(model, folder_of(model), account.now()))
             await check_batch_axis(model, loaded)
             measured = growth.of_load(model)
             account.ledger.commit(key, measured)
@@ -374,7 +372,3 @@ class Loader:
     def __repr__(self) -> str:
         """Show the counts."""
         return f"<Loader copies={len(self._copies)} serving={len(self._served)} busy={len(self._tasks)}>"
-
-
-def _folder(model: ModelVersion) -> Path:
-    return Path(unquote(urlsplit(model.source).path))

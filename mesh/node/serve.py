@@ -109,6 +109,7 @@ def _build(
         repositories=scanner.urls(),
         loader=loader,
         nodes=lambda: len(mirror.view.nodes),
+        refused=lambda: publisher.refused,
     )
     presence = Presence(
         store,
@@ -154,6 +155,7 @@ async def _serve(
         parts.health.moved()
 
     loader.on_change = changed
+    parts.publisher.on_refused = changed
     async with asyncio.TaskGroup() as tasks:
         work = [tasks.create_task(parts.mirror.run())]
         try:
@@ -167,8 +169,8 @@ async def _serve(
             registration = tasks.create_task(presence.run())
             work.append(registration)
             await presence.registered()
-            await parts.publisher.scan()
             work.append(tasks.create_task(parts.publisher.run(config.repository_poll_s)))
+            await parts.publisher.scanned()
             work.append(tasks.create_task(loader.run()))
             work.append(tasks.create_task(report.run()))
             log.info("node serving", id=config.id, grpc=parts.server.address, http=http_address)
