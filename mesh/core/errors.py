@@ -42,6 +42,10 @@ class MeshError(Exception):
     absent: ClassVar[bool] = False
     """True when what was asked for is not where it was looked for, and may be elsewhere: a copy, or a sequence."""
 
+    reruns: ClassVar[bool] = True
+    """Whether requests of which a joined run failed with it may be run again, each alone, so that one's fault is not
+    the others': false when the failure was no one's among them, or cost more than a run."""
+
     reason: ClassVar[str] = ""
     """The kind of failure for programs, in capitals (google.rpc.ErrorInfo); empty where the code says enough."""
 

@@ -330,6 +330,9 @@ class ModelVersion:
     """Its requests are steps of sequences, with state; None: each stands for itself."""
     generation: Generation | None = None
     """It makes text step by step; None: it does not."""
+    rerun_failed_batches: bool = True
+    """Requests of which a joined run failed are run again, each alone; False for a model whose runs change the
+    world."""
     original: Tuning | None = None
     """What the files say, while a load request overrides it; None when nothing is overridden."""
 

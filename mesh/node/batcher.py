@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,6 +24,9 @@ from mesh.core.types import ModelVersion
 from mesh.node.gauge import ON_LOOP_S, Gauge
 from mesh.node.runtimes.base import Loaded, Request, Tensors
 from mesh.telemetry.statistics import Statistics
+
+Measured = tuple[Tensors, float, float]
+"""Outputs, the seconds a run took, and the CPU seconds of them (below 0: not asked for)."""
 
 
 @dataclass(slots=True)
@@ -106,6 +110,7 @@ class Batcher:
         self._statistics = statistics
         self._max_rows = model.max_batch_size if loaded.batches and model.max_batch_size else 1
         self._joins = self._max_rows > 1
+        self._reruns = model.rerun_failed_batches
         self._delay_s = model.max_queue_delay_us / 1e6 if self._joins else 0.0
         self._max_queue = model.max_queue_size or default_queue_size
         self._queue: deque[Item] = deque()
@@ -210,9 +215,12 @@ class Batcher:
             if self._gauge.predicted_s(_bytes(batch)) < ON_LOOP_S:
                 self._run_now(batch, now_s)
             else:
-                task = loop.create_task(self._run_in_thread(batch, now_s))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._start(self._run_in_thread(batch, now_s))
+
+    def _start(self, run: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(run)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _drop_late(self, now_s: float) -> None:
         """Answer the late requests at the front. Those behind are looked at when they get there. O(batch)."""
@@ -225,18 +233,48 @@ class Batcher:
 
     def _run_now(self, batch: list[Item], began_s: float) -> None:
         try:
-            self._finish(batch, began_s, *self._call(batch))
+            self._finish(batch, began_s, *self._call(batch, self._run_here))
         except Exception as error:  # noqa: BLE001 - what a model raises can be anything
-            self._fail(batch, error)
+            if self._may_rerun(batch, error):
+                self.running += 1
+                self._start(self._run_each(batch))
+            else:
+                self._fail(batch, error)
         finally:
             self.running -= 1
 
     async def _run_in_thread(self, batch: list[Item], began_s: float) -> None:
         try:
-            ran = await asyncio.get_running_loop().run_in_executor(self._executor, self._call, batch)
+            ran = await self._loop.run_in_executor(self._executor, self._call, batch, self._run)
             self._finish(batch, began_s, *ran)
         except Exception as error:  # noqa: BLE001 - what a model raises can be anything
-            self._fail(batch, error)
+            if self._may_rerun(batch, error):
+                self.running += 1
+                await self._run_each(batch)
+            else:
+                self._fail(batch, error)
+        finally:
+            self.running -= 1
+            if not self._soon:
+                self._look()
+
+    def _may_rerun(self, batch: list[Item], error: Exception) -> bool:
+        return self._reruns and len(batch) > 1 and (not isinstance(error, MeshError) or error.reruns)
+
+    async def _run_each(self, batch: list[Item]) -> None:
+        """Run requests whose joined run failed once more, one by one in threads: each gets its own answer or error."""
+        try:
+            for item in batch:
+                began_s = time.monotonic()
+                if item.deadline_s is not None and item.deadline_s <= began_s and item.end():
+                    item.waiter.failed(DeadlineExceeded(f"the deadline passed in the queue of model '{self._name}'"))
+                if item.over:
+                    continue
+                try:
+                    ran = await self._loop.run_in_executor(self._executor, self._call, [item], self._run)
+                    self._finish([item], began_s, *ran)
+                except Exception as error:  # noqa: BLE001 - what a model raises can be anything
+                    self._fail([item], error)
         finally:
             self.running -= 1
             if not self._soon:
@@ -257,22 +295,25 @@ class Batcher:
 
     def run_at_once(self, inputs: Tensors, request: Request, rows: int) -> tuple[Tensors, float]:
         """Run past the queue of a copy that `is_free`; return outputs and seconds. Raises what the model raises."""
-        outputs, run_s, work_s = self._run(inputs, request)
+        outputs, run_s, work_s = self._run_here(inputs, request)
         if work_s >= 0:
             self._gauge.measured(work_s, sum([array.nbytes for array in inputs.values()]))
         self._statistics.executed(rows, int(run_s * 1e9))
         return outputs, run_s
 
-    def _call(self, batch: list[Item]) -> tuple[Tensors, float, float]:
+    def _call(self, batch: list[Item], run: Callable[[Tensors, Request], Measured]) -> Measured:
         """Return the outputs, the seconds the run took, and the CPU seconds of them (below 0: not asked for)."""
         first = batch[0]
         inputs = first.inputs
         if len(batch) > 1:
             inputs = {name: np.concatenate([item.inputs[name] for item in batch]) for name in first.inputs}
-        return self._run(inputs, first.request)
+        return run(inputs, first.request)
 
-    def _run(self, inputs: Tensors, request: Request) -> tuple[Tensors, float, float]:
+    def _run(self, inputs: Tensors, request: Request) -> Measured:
         return self._gauge.run(lambda: self._loaded.run(inputs, request))
+
+    def _run_here(self, inputs: Tensors, request: Request) -> Measured:
+        return self._gauge.run_here(lambda: self._loaded.run(inputs, request))
 
     def _finish(self, batch: list[Item], began_s: float, outputs: Tensors, run_s: float, work_s: float) -> None:
         if work_s >= 0:

@@ -46,6 +46,8 @@ AT_MOST_S: Final = 2 * ON_LOOP_S
 class NotNow(MeshError):
     """A copy is busy, or a step failed: the request goes through the models' own queues. Nobody outside sees this."""
 
+    reruns = False
+
 
 @dataclass(frozen=True, slots=True)
 class _Step:

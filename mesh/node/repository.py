@@ -80,6 +80,7 @@ class ModelYaml(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inputs: tuple[TensorYaml, ...] = ()
     outputs: tuple[TensorYaml, ...] = ()
     decoupled: bool = False
+    rerun_failed_batches: bool = True
     sequence: dict[str, Any] | None = None
     """The fields of `Sequencing`."""
     generation: dict[str, Any] | None = None
@@ -207,6 +208,7 @@ class Scanner:
             max_queue_size=config.max_queue_size,
             scaling=_scaling(config),
             decoupled=config.decoupled,
+            rerun_failed_batches=config.rerun_failed_batches,
             sequence=_sequencing(config),
             generation=_generation(config, runtime),
             node_labels=config.node_labels,

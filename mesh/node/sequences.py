@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 from mesh.api.snapshot import encode_snapshot
 from mesh.core.batching import Waiting, WaitUntil
@@ -25,6 +27,9 @@ from mesh.node.runtimes.base import Loaded, Request, Tensors, Turn
 from mesh.node.sequence_item import Generating, SequenceItem
 from mesh.node.sequence_request import Flags, flags_of, restored
 from mesh.telemetry.statistics import Statistics
+
+Errors = list[Exception | None]
+"""What each turn of a run raised."""
 
 TAKEN_S = 2.0
 """How long a copy on its way out keeps the sequences that are live: routers hear of it within a fraction of that."""
@@ -68,6 +73,7 @@ class SequenceBatcher:
             idle_s=self._sequencing.idle_s,
         )
         self._gauge = Gauge(steady=loaded.steady)
+        self._reruns = model.rerun_failed_batches and self._sequencing.replayable
         self.running = 0
         """Runs that go on."""
         self.steps_done = 0
@@ -201,11 +207,14 @@ class SequenceBatcher:
             size = sum([each.steps[0].what.size for each in batch])
             turns = [_turn(each) for each in batch]
             if self._gauge.predicted_s(size) < ON_LOOP_S:
-                self._finish(batch, turns, *self._gauge.run(lambda turns=turns: self._call(turns)), size)  # type: ignore[misc] # a default keeps this batch's
+                states = [turn.state for turn in turns]
+                errors, run_s, work_s = self._gauge.run_here(partial(self._together, turns))
+                if errors:
+                    self._finish(batch, turns, errors, run_s, work_s, size)
+                else:
+                    self._start(batch, turns, size, partial(self._each, states=states))
             else:
-                task = self._loop.create_task(self._in_thread(batch, turns, size))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._start(batch, turns, size, self._call)
 
     def _may_run(self, sequence: Sequence[Item], now_s: float) -> bool:
         """Tell whether the turn of a sequence may begin; else its step was answered, and the next takes its place."""
@@ -226,37 +235,45 @@ class SequenceBatcher:
             item.waiter.failed(error)
         return False
 
-    async def _in_thread(self, batch: list[Sequence[Item]], turns: list[Turn], size: int) -> None:
-        ran = await self._loop.run_in_executor(self._executor, self._gauge.run, lambda: self._call(turns))
+    def _start(self, batch: list[Sequence[Item]], turns: list[Turn], size: int, run: Callable[..., Errors]) -> None:
+        task = self._loop.create_task(self._in_thread(batch, turns, size, run))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _in_thread(
+        self, batch: list[Sequence[Item]], turns: list[Turn], size: int, run: Callable[..., Errors]
+    ) -> None:
+        ran = await self._loop.run_in_executor(self._executor, self._gauge.run, partial(run, turns))
         self._finish(batch, turns, *ran, size)
         if not self._soon:
             self._look()
 
-    def _call(self, turns: list[Turn]) -> list[Exception | None]:
+    def _call(self, turns: list[Turn]) -> Errors:
         """Run together; where that fails, one by one, so that a step that cannot be run fails no other."""
         states = [turn.state for turn in turns]
+        return self._together(turns) or self._each(turns, states)
+
+    def _together(self, turns: list[Turn]) -> Errors:
+        """Run in one; return nothing when each is to be run alone."""
         try:
             self._steps.step(turns)
         except Exception as error:  # noqa: BLE001 - what a model raises can be anything
-            if len(turns) == 1:
-                return [error]
-        else:
-            return [None] * len(turns)
-        found: list[Exception | None] = []
+            again = self._reruns and not (isinstance(error, MeshError) and not error.reruns)
+            return [] if again and len(turns) > 1 else [error] * len(turns)
+        return [None] * len(turns)
+
+    def _each(self, turns: list[Turn], states: list[Any]) -> Errors:
+        found: Errors = []
         for turn, state in zip(turns, states, strict=True):
             turn.state, turn.outputs, turn.done = state, [], False
-            try:
-                self._steps.step([turn])
-                found.append(None)
-            except Exception as error:  # noqa: BLE001 - what a model raises can be anything
-                found.append(error)
+            found += self._together([turn])
         return found
 
     def _finish(  # noqa: PLR0917 - what a run gives
         self,
         batch: list[Sequence[Item]],
         turns: list[Turn],
-        errors: list[Exception | None],
+        errors: Errors,
         run_s: float,
         work_s: float,
         size: int,

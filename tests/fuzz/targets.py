@@ -29,6 +29,7 @@ from mesh.core.pipeline.check import check
 from mesh.core.types import Dtype, ModelName, ModelVersion, TensorSpec, Version
 from mesh.node.folder import BadFolder
 from mesh.node.repository import Scanner, _config
+from mesh.node.runtimes.onnx_graph import even
 from mesh.node.steps import held
 from mesh.node.validate import read_inputs
 from mesh.registry import keys, records
@@ -127,6 +128,11 @@ def fuzz_folder(data: bytes) -> None:
             records.encode(found)
         for path, why in scan.refused.items():
             (scanner.label(path) + why).encode()
+
+
+def fuzz_onnx(data: bytes) -> None:
+    """The nodes of an ONNX file."""
+    even(data)
 
 
 def fuzz_override(data: bytes) -> None:
@@ -299,6 +305,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "records": fuzz_records,
     "model_yaml": fuzz_model_yaml,
     "folder": fuzz_folder,
+    "onnx": fuzz_onnx,
     "override": fuzz_override,
     "carried": fuzz_carried,
     "note": fuzz_note,
