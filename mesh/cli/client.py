@@ -133,7 +133,7 @@ def models(  # noqa: PLR0917 - typer calls it by name
             each.state,
             size(each.size_bytes),
             ",".join(copy.node for copy in each.copies if copy.state == "ready") or "-",
-            short(each.reason),
+            short(each.reason, 400 if name else 72),
         )
         for each in found
     ]

@@ -45,6 +45,10 @@ class MeshError(Exception):
     died: ClassVar[bool] = False
     """True when the process that ran the request ended in the course of it: asking another copy may end that too."""
 
+    reruns: ClassVar[bool] = True
+    """Whether requests of which a joined run failed with it may be run again, each alone, so that one's fault is not
+    the others': false when the failure was no one's among them, or cost more than a run."""
+
     reason: ClassVar[str] = ""
     """The kind of failure for programs, in capitals (google.rpc.ErrorInfo); empty where the code says enough."""
 
@@ -174,6 +178,7 @@ class WorkerDied(MeshError):
     code = Code.UNAVAILABLE
     reason = "WORKER_DIED"
     died = True
+    reruns = False
 
 
 class Quarantined(MeshError):

@@ -156,6 +156,10 @@ class Node:
     """Share of its compute in use, 0 to 1."""
     failing: str = ""
     """Why it should get no more models, when it fails to load what others can load; empty: it works."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Folders of its repositories that cannot be served, as "model", "model/version" or the path of a repository ->
+    why. A few dozen at most; they are here, and not asked for, so that every router can say it to whoever asks for such
+    a model, also one that it never heard of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,6 +356,9 @@ class ModelVersion:
     """It makes text step by step; None: it does not."""
     isolation: Isolation | None = None
     """Where it runs, if model.yaml says anything about it."""
+    rerun_failed_batches: bool = True
+    """Requests of which a joined run failed are run again, each alone; False for a model whose runs change the
+    world."""
     original: Tuning | None = None
     """What the files say, while a load request overrides it; None when nothing is overridden."""
 

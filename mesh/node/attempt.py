@@ -17,7 +17,7 @@ from mesh.core.errors import DeadlineExceeded, InvalidRequest, MeshError, ModelF
 from mesh.core.pipeline.run import EACH_AT_ONCE, Call, count_of
 from mesh.core.pipeline.spec import Literal
 from mesh.core.types import Dtype
-from mesh.node.batcher import Item, Ran
+from mesh.node.item import Item, Ran
 from mesh.node.observe import Observed
 from mesh.node.running import Asked
 from mesh.node.runtimes.base import Array, Request

@@ -10,67 +10,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
-
-import numpy as np
+from typing import Any
 
 from mesh.core.batching import Run, Waiting, next_batch
 from mesh.core.errors import DeadlineExceeded, MeshError, ModelFailed, Overloaded
 from mesh.core.types import ModelVersion
 from mesh.node.gauge import ON_LOOP_S, Gauge
+from mesh.node.item import Item, Ran, Waiter, bytes_of, is_late, joined, kind_of, model_failed
 from mesh.node.runtimes.base import Loaded, Request, Tensors
 from mesh.telemetry.statistics import Statistics
 
-
-@dataclass(slots=True)
-class Ran:
-    """The outputs of one request and what they took."""
-
-    outputs: Tensors
-    queue_s: float
-    run_s: float
-    rows: int
-    """Rows of the whole batch it ran in."""
-    state: bytes = b""
-    """The state of its sequence behind it (`mesh.api.snapshot`), where that is told."""
-
-
-class Waiter(Protocol):
-    """Hears, once, how a request ended. Called from the event loop; must not raise."""
-
-    def ran(self, ran: Ran) -> None:
-        """Take the outputs."""
-
-    def failed(self, error: Exception) -> None:
-        """Take what `Batcher.submit` says may go wrong."""
-
-
-@dataclass(slots=True, eq=False)
-class Item:
-    """A request with a batcher. `over` once its waiter heard, or left."""
-
-    waiting: Waiting
-    inputs: Tensors
-    request: Request
-    waiter: Waiter
-    size: int
-    """Bytes of the inputs. 1 <= size."""
-    deadline_s: float | None
-    give_up_s: float | None
-    impatient: asyncio.TimerHandle | None = None
-    over: bool = False
-
-    def end(self) -> bool:
-        """Mark it as over; False when it was already."""
-        if self.over:
-            return False
-        self.over = True
-        if self.impatient is not None:
-            self.impatient.cancel()
-        return True
+Measured = tuple[Tensors, float, float]
+"""Outputs, the seconds a run took, and the CPU seconds of them (below 0: not asked for)."""
 
 
 class _Awaited:
@@ -107,6 +61,7 @@ class Batcher:
         self._statistics = statistics
         self._max_rows = model.max_batch_size if loaded.batches and model.max_batch_size else 1
         self._joins = self._max_rows > 1
+        self._reruns = model.rerun_failed_batches
         self._delay_s = model.max_queue_delay_us / 1e6 if self._joins else 0.0
         self._max_queue = model.max_queue_size or default_queue_size
         self._queue: deque[Item] = deque()
@@ -214,18 +169,21 @@ class Batcher:
             self.running += 1
             if self._apart is not None:
                 self._run_apart(batch, now_s)
-            elif self._gauge.predicted_s(_bytes(batch)) < ON_LOOP_S:
+            elif self._gauge.predicted_s(bytes_of(batch)) < ON_LOOP_S:
                 self._run_now(batch, now_s)
             else:
-                task = loop.create_task(self._run_in_thread(batch, now_s))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._start(self._run_in_thread(batch, now_s))
+
+    def _start(self, run: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(run)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _drop_late(self, now_s: float) -> None:
         """Answer the late requests at the front. Those behind are looked at when they get there. O(batch)."""
-        if not self._joins and not _late(self._queue[0], now_s):
+        if not self._joins and not is_late(self._queue[0], now_s):
             return
-        for item in [each for each in islice(self._queue, self._max_rows + 1) if _late(each, now_s)]:
+        for item in [each for each in islice(self._queue, self._max_rows + 1) if is_late(each, now_s)]:
             if item.deadline_s is not None and item.deadline_s <= now_s and item.end():
                 item.waiter.failed(DeadlineExceeded(f"the deadline passed in the queue of model '{self._name}'"))
             self._give_up(item)
@@ -244,6 +202,9 @@ class Batcher:
         assert self._apart is not None
 
         def finished(outputs: Tensors, run_s: float, error: MeshError | None) -> None:
+            if error is not None and self._may_rerun(batch, error):
+                self._start(self._run_each(batch))
+                return
             self.running -= 1
             if error is not None:
                 self._fail(batch, error)
@@ -256,7 +217,7 @@ class Batcher:
             return not all(item.over for item in batch)
 
         try:
-            inputs = _joined(batch)
+            inputs = joined(batch)
         except ValueError as error:
             self._loop.call_soon(finished, {}, 0.0, model_failed(self._name, error))
             return
@@ -270,22 +231,65 @@ class Batcher:
 
     def _run_now(self, batch: list[Item], began_s: float) -> None:
         try:
-            self._finish(batch, began_s, *self._call(batch))
+            self._finish(batch, began_s, *self._call(batch, self._run_here))
         except Exception as error:  # noqa: BLE001 - what a model raises can be anything
-            self._fail(batch, error)
+            if self._may_rerun(batch, error):
+                self.running += 1
+                self._start(self._run_each(batch))
+            else:
+                self._fail(batch, error)
         finally:
             self.running -= 1
 
     async def _run_in_thread(self, batch: list[Item], began_s: float) -> None:
         try:
-            ran = await asyncio.get_running_loop().run_in_executor(self._executor, self._call, batch)
+            ran = await self._loop.run_in_executor(self._executor, self._call, batch, self._run)
             self._finish(batch, began_s, *ran)
         except Exception as error:  # noqa: BLE001 - what a model raises can be anything
-            self._fail(batch, error)
+            if self._may_rerun(batch, error):
+                self.running += 1
+                await self._run_each(batch)
+            else:
+                self._fail(batch, error)
         finally:
             self.running -= 1
             if not self._soon:
                 self._look()
+
+    def _may_rerun(self, batch: list[Item], error: Exception) -> bool:
+        return self._reruns and len(batch) > 1 and (not isinstance(error, MeshError) or error.reruns)
+
+    async def _run_each(self, batch: list[Item]) -> None:
+        """Run requests whose joined run failed once more, one by one in threads: each gets its own answer or error."""
+        try:
+            for item in batch:
+                began_s = time.monotonic()
+                if item.deadline_s is not None and item.deadline_s <= began_s and item.end():
+                    item.waiter.failed(DeadlineExceeded(f"the deadline passed in the queue of model '{self._name}'"))
+                if item.over:
+                    continue
+                try:
+                    self._finish([item], began_s, *await self._run_alone(item))
+                except Exception as error:  # noqa: BLE001 - what a model raises can be anything
+                    self._fail([item], error)
+        finally:
+            self.running -= 1
+            if not self._soon:
+                self._look()
+
+    async def _run_alone(self, item: Item) -> Measured:
+        if self._apart is None:
+            return await self._loop.run_in_executor(self._executor, self._call, [item], self._run)
+        ended: asyncio.Future[Measured] = self._loop.create_future()
+
+        def finished(outputs: Tensors, run_s: float, error: MeshError | None) -> None:
+            if error is not None:
+                ended.set_exception(error)
+            else:
+                ended.set_result((outputs, run_s, -1.0))
+
+        self._apart.begin(item.inputs, item.request, waited=lambda: not item.over, finished=finished)
+        return await ended
 
     def is_free(self, scale: float) -> bool:
         """Tell whether a run may go on here and now: nobody waits and it is short. `scale` is its size in mean ones."""
@@ -302,22 +306,25 @@ class Batcher:
 
     def run_at_once(self, inputs: Tensors, request: Request, rows: int) -> tuple[Tensors, float]:
         """Run past the queue of a copy that `is_free`; return outputs and seconds. Raises what the model raises."""
-        outputs, run_s, work_s = self._run(inputs, request)
+        outputs, run_s, work_s = self._run_here(inputs, request)
         if work_s >= 0:
             self._gauge.measured(work_s, sum([array.nbytes for array in inputs.values()]))
         self._statistics.executed(rows, int(run_s * 1e9))
         return outputs, run_s
 
-    def _call(self, batch: list[Item]) -> tuple[Tensors, float, float]:
+    def _call(self, batch: list[Item], run: Callable[[Tensors, Request], Measured]) -> Measured:
         """Return the outputs, the seconds the run took, and the CPU seconds of them (below 0: not asked for)."""
-        return self._run(_joined(batch), batch[0].request)
+        return run(joined(batch), batch[0].request)
 
-    def _run(self, inputs: Tensors, request: Request) -> tuple[Tensors, float, float]:
+    def _run(self, inputs: Tensors, request: Request) -> Measured:
         return self._gauge.run(lambda: self._loaded.run(inputs, request))
+
+    def _run_here(self, inputs: Tensors, request: Request) -> Measured:
+        return self._gauge.run_here(lambda: self._loaded.run(inputs, request))
 
     def _finish(self, batch: list[Item], began_s: float, outputs: Tensors, run_s: float, work_s: float) -> None:
         if work_s >= 0:
-            self._gauge.measured(work_s, _bytes(batch))
+            self._gauge.measured(work_s, bytes_of(batch))
         rows = batch[0].waiting.rows if len(batch) == 1 else sum(item.waiting.rows for item in batch)
         self._statistics.executed(rows, int(run_s * 1e9))
         if len(batch) > 1:
@@ -342,33 +349,3 @@ class Batcher:
     def __repr__(self) -> str:
         """Show the counts."""
         return f"<Batcher {self._name} waiting={len(self._queue)} running={self.running}>"
-
-
-def model_failed(name: str, error: Exception) -> ModelFailed:
-    """Return what the caller of a model that raised is told."""
-    return ModelFailed(f"model '{name}' raised {type(error).__name__}: {error}")
-
-
-def _late(item: Item, now_s: float) -> bool:
-    return (
-        item.over
-        or (item.deadline_s is not None and item.deadline_s <= now_s)
-        or (item.give_up_s is not None and item.give_up_s <= now_s)
-    )
-
-
-def _joined(batch: list[Item]) -> Tensors:
-    """Return the inputs of a batch as those of one run."""
-    inputs = batch[0].inputs
-    if len(batch) == 1:
-        return inputs
-    return {name: np.concatenate([item.inputs[name] for item in batch]) for name in inputs}
-
-
-def _bytes(batch: list[Item]) -> int:
-    return sum([item.size for item in batch])
-
-
-def kind_of(inputs: Tensors) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Return what must be equal for requests to be joined: names and shapes but for the first axis."""
-    return tuple(sorted((name, array.shape[1:]) for name, array in inputs.items()))

@@ -16,6 +16,7 @@ from mesh.api.describe import model_config, model_metadata, node_message
 from mesh.api.messages import INFERENCE_SERVICE, node_control
 from mesh.api.status import status_of
 from mesh.core.errors import MeshError
+from mesh.node.folder import shown
 from mesh.node.infer import Infer
 from mesh.node.kept import Kept
 from mesh.node.loader import Loader
@@ -102,8 +103,9 @@ class NodeControlService:
         except MeshError as error:
             await context.abort(*status_of(error))
             raise AssertionError from error  # abort does not return
+        refused = {shown(path, 4096): why for path, why in done.refused.items()}
         return node_control.ScanRepositoryResponse(
-            added=done.added, changed=done.changed, removed=done.removed, refused=done.refused
+            added=done.added, changed=done.changed, removed=done.removed, refused=refused
         )
 
     async def Usage(self, request: node_control.UsageRequest, context: Any) -> node_control.UsageResponse:

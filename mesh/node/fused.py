@@ -24,8 +24,9 @@ from mesh.core.errors import MeshError
 from mesh.core.pipeline.run import Graph, Share
 from mesh.core.pipeline.spec import Ref, Step
 from mesh.core.types import Dtype, ModelVersion, TensorSpec
-from mesh.node.batcher import Batcher, Item, Ran
+from mesh.node.batcher import Batcher
 from mesh.node.gauge import ON_LOOP_S
+from mesh.node.item import Item, Ran
 from mesh.node.plan import Part
 from mesh.node.plans import Plans
 from mesh.node.running import Asked, Reply, Running
@@ -45,6 +46,8 @@ AT_MOST_S: Final = 2 * ON_LOOP_S
 
 class NotNow(MeshError):
     """A copy is busy, or a step failed: the request goes through the models' own queues. Nobody outside sees this."""
+
+    reruns = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from typing import Final
 
 from mesh.core.errors import MeshError
-from mesh.node.batcher import Ran, model_failed
+from mesh.node.item import Ran, model_failed
 from mesh.node.runtimes.base import Request, Tensors
 from mesh.node.sequence_item import SequenceItem
 from mesh.node.sequences import SequenceBatcher

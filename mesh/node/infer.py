@@ -18,10 +18,10 @@ from mesh.api.stream import final_message
 from mesh.core.errors import InvalidRequest, MeshError
 from mesh.core.view import ClusterView
 from mesh.node.answer import encode, final, wanted_outputs
-from mesh.node.batcher import Ran
 from mesh.node.fused import FusedRunning
 from mesh.node.generation import responses
 from mesh.node.graph import GraphRunning, PipelineRuns
+from mesh.node.item import Ran
 from mesh.node.observe import Observed
 from mesh.node.plan import Part
 from mesh.node.running import Asked, Beginner, Reply, Running, failed_message, fate_trailers, read_request

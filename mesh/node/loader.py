@@ -11,8 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from mesh.core.errors import MeshError
 from mesh.core.placement.failing import Failing
@@ -27,7 +25,7 @@ from mesh.node.leave import leave
 from mesh.node.loading import LOADS_AT_ONCE, Loads
 from mesh.node.memory import Memory, NoRoom
 from mesh.node.publish import Publisher
-from mesh.node.repository import labels_of
+from mesh.node.repository import folder_of, labels_of
 from mesh.node.runtimes.base import Loaded, LoadSpec
 from mesh.node.runtimes.choice import Runtimes
 from mesh.node.runtimes.onnx import has_cuda
@@ -263,10 +261,10 @@ class Loader:
         try:
             async with self._loads.turn():
                 account = choose(model, self.memory.accounts, gpu_runs=model.runtime == "onnx" and has_cuda())
-                labels = await asyncio.to_thread(labels_of, _folder(model))
+                labels = await asyncio.to_thread(labels_of, folder_of(model))
                 copy = replace(copy, device=account.name)
                 runtime = self._runtimes.of(model)
-                spec, factors = LoadSpec(model, _folder(model), account.now()), self._mirror.view.forecast.factors
+                spec, factors = LoadSpec(model, folder_of(model), account.now()), self._mirror.view.forecast.factors
                 held = await self._loads.load(spec, account, runtime, factors)
         except NoRoom as error:
             log.warning("gave a load up", model=model.name, version=model.version, why=error.message)
@@ -388,7 +386,3 @@ class Loader:
     def __repr__(self) -> str:
         """Show the counts."""
         return f"<Loader copies={len(self._copies)} serving={len(self._served)} busy={len(self._tasks)}>"
-
-
-def _folder(model: ModelVersion) -> Path:
-    return Path(unquote(urlsplit(model.source).path))

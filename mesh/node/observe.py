@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from mesh.core.errors import Code, code_of
-from mesh.node.batcher import Ran
+from mesh.node.item import Ran
 from mesh.node.served import Served
 from mesh.telemetry.metrics import NodeMetrics
 from mesh.telemetry.tracing import INPUT_BYTES, OUTPUT_BYTES, STEP, Tracing

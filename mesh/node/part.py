@@ -18,9 +18,9 @@ from mesh.core.pipeline.spec import Ref
 from mesh.core.types import ModelName, ModelVersion, TensorSpec, Version
 from mesh.core.view import ClusterView
 from mesh.node.attempt import Held, carried
-from mesh.node.batcher import Item, Ran
 from mesh.node.fused import Ends, NotNow, part
 from mesh.node.graph import Kept, PipelineRuns
+from mesh.node.item import Item, Ran
 from mesh.node.running import Asked
 from mesh.node.runtimes.base import Array, Request
 from mesh.node.served import Served

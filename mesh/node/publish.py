@@ -8,22 +8,29 @@ repository: they find the same and write once. Writes are compare-and-swap.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from typing import Final
 
 from mesh.core.errors import MeshError
 from mesh.core.types import ModelVersion, TensorSpec
 from mesh.core.view import VersionKey
-from mesh.node.repository import Scanner
+from mesh.node.folder import shown
+from mesh.node.repository import Scanner, folder_of
 from mesh.registry import records
 from mesh.registry.keys import model_key
 from mesh.registry.mirror import Mirror
-from mesh.registry.store import Guard, Store, batches
+from mesh.registry.store import Entry, Guard, Store, batches
 from mesh.telemetry import logs
 
 log = logs.get(__name__)
+
+AGAIN_S: Final = 1.0
+"""Pause after a scan that failed."""
+
+TOLD: Final = 64
+"""Refused folders in a node's record, with up to 300 characters each: it is written whole whenever anything in it
+changes. Those beyond are in the node's log."""
 
 
 @dataclass(slots=True)
@@ -57,19 +64,33 @@ class Publisher:
         self._refused: Mapping[str, str] = {}
         self.kinds: frozenset[str] = frozenset()
         """The runtimes of what the repositories hold."""
+        self._scanned = asyncio.Event()
+        self.refused: Mapping[str, str] = {}
+        """Folders that cannot be served, as callers know them ("model" or "model/version") -> why. At most `TOLD`."""
+        self.on_refused: Callable[[], None] = lambda: None
+        """Called when `refused` became another one."""
 
     async def run(self, poll_s: float) -> None:
-        """Scan every `poll_s` seconds, for ever; with 0 once."""
+        """Scan every `poll_s` seconds, for ever; with 0 once. A scan that fails is logged and made again."""
         while True:
+            again_s = poll_s
             try:
                 await self.scan()
             except MeshError as error:
                 log.warning("could not publish the repository", error=error.message)
-                await asyncio.sleep(1.0)
-                continue
-            if not poll_s:
+                again_s = AGAIN_S
+            except Exception:
+                # Whatever is wrong with a folder or a record, the node serves the others.
+                log.exception("could not publish the repository")
+                again_s = max(AGAIN_S, poll_s)
+            self._scanned.set()
+            if not again_s:
                 return
-            await asyncio.sleep(poll_s)
+            await asyncio.sleep(again_s)
+
+    async def scanned(self) -> None:
+        """Return when the repositories were read once, whether or not that worked."""
+        await self._scanned.wait()
 
     async def scan(self) -> Changes:
         """Read the repositories and write what changed. Raises `RegistryUnavailable`."""
@@ -83,11 +104,18 @@ class Publisher:
                 await self._remove(key, done)
             for path, why in done.refused.items():
                 if self._refused.get(path) != why:
-                    log.warning("a folder is not served", path=path, why=why)
-            self._refused = dict(done.refused)
+                    log.warning("a folder is not served", path=shown(path, 4096), why=why)
+            self._tell(done.refused)
             if done.added or done.changed or done.removed:
                 log.info("models changed", added=len(done.added), changed=len(done.changed), removed=len(done.removed))
             return done
+
+    def _tell(self, refused: Mapping[str, str]) -> None:
+        if refused == self._refused:
+            return
+        self._refused = dict(refused)
+        self.refused = {self._scanner.label(path): shown(why) for path, why in sorted(refused.items())[:TOLD]}
+        self.on_refused()
 
     def _look(self) -> _Found:
         """Scan, and compare with what the registry holds. Runs in a thread: with very many models it takes a while."""
@@ -120,8 +148,8 @@ class Publisher:
         entry = await self._store.get(path)
         if entry is None:
             return
-        latest = records.decode_model(entry.value)
-        if latest.digest != model.digest:
+        latest = _record(entry)
+        if latest is None or latest.digest != model.digest:
             return
         known = bool(latest.inputs and latest.outputs)
         found = replace(
@@ -148,7 +176,7 @@ class Publisher:
     async def _write(self, key: VersionKey, found: ModelVersion, done: Changes) -> None:
         path = model_key(*key)
         entry = await self._store.get(path)
-        latest = records.decode_model(entry.value) if entry else None
+        latest = _record(entry) if entry else None
         if latest is not None and _same(latest, found):
             return
         if latest is not None and _files(latest) == _files(found):
@@ -171,9 +199,17 @@ class Publisher:
         return any(model.source.startswith(root.rstrip("/") + "/") for root in self._scanner.urls())
 
 
+def _record(entry: Entry) -> ModelVersion | None:
+    """Return a version's record; None for one that cannot be read, which stands for nothing and is written over."""
+    try:
+        return records.decode_model(entry.value)
+    except records.BadRecord:
+        return None
+
+
 def _is_under(model: ModelVersion, folders: Iterable[str]) -> bool:
     """Tell whether a version's files lie in one of `folders`, whose trouble may pass: it is there, and not gone."""
-    source = Path(unquote(urlsplit(model.source).path))
+    source = folder_of(model)
     return any(source.is_relative_to(folder) for folder in folders)
 
 

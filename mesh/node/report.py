@@ -33,7 +33,7 @@ SPACING_S = 0.01
 class Report:
     """Builds the records of a node and its copies and publishes them. One incarnation per process.
 
-    `nodes` says how many there are in the mesh.
+    `nodes` says how many there are in the mesh, `refused` which folders of models cannot be served, and why.
     """
 
     def __init__(
@@ -44,12 +44,14 @@ class Report:
         repositories: tuple[str, ...],
         loader: Loader,
         nodes: Callable[[], int] = lambda: 1,
+        refused: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._node = node
         self._labels = dict(labels)
         self._repositories = repositories
         self._loader = loader
         self._nodes = nodes
+        self._refused = refused
         self._process = psutil.Process()
         self._busy = 0.0
         self._incarnation = secrets.token_hex(8)
@@ -78,6 +80,7 @@ class Report:
             load_wait_s=round(self._loader.load_wait_s(), 2),
             busy=self._busy,
             failing=self._loader.failing(),
+            refused=self._refused(),
         )
 
     def is_mine(self, value: bytes) -> bool:

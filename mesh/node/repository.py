@@ -6,17 +6,17 @@ This file reads; `mesh.node.publish` writes the registry. docs/model-repository.
 from __future__ import annotations
 
 import hashlib
-import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
 from mesh.core.placement.window import MAX_SPAN_S
 from mesh.core.types import (
-    PLAIN_ISOLATION,
     Dtype,
     Generation,
     Isolation,
@@ -29,19 +29,31 @@ from mesh.core.types import (
     Version,
 )
 from mesh.core.view import VersionKey
+from mesh.node.folder import (
+    CONFIG_BYTES,
+    LABELS_BYTES,
+    BadFolder,
+    check_yaml,
+    digest_of,
+    files_of,
+    is_folder,
+    read_file,
+    shown,
+)
+from mesh.node.isolation_yaml import isolating
 from mesh.node.runtimes import onnx, python
 from mesh.node.sequence_yaml import generating, sequencing
+from mesh.registry import records
 
 CONFIG = "model.yaml"
 
 LABELS = "labels.txt"
 """In the model's folder: the names of its classes, one a line."""
 
-MOST_INSTANCES = 64
-"""Processes of one copy: each has the model in memory, and more than cores run no faster."""
+RECORD_BYTES: Final = 512 * 1024
+"""Of one version in the registry; etcd takes 1.5 MB in one request, and a node's copy of the record comes on top."""
 
-MOST_STREAMS = 1024
-"""Threads of one process."""
+MAX_INT: Final = (1 << 63) - 1
 
 RUNTIME_FILES = {"onnx": onnx.FILE, "python": python.FILE}
 
@@ -70,6 +82,7 @@ class ModelYaml(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inputs: tuple[TensorYaml, ...] = ()
     outputs: tuple[TensorYaml, ...] = ()
     decoupled: bool = False
+    rerun_failed_batches: bool = True
     sequence: dict[str, Any] | None = None
     """The fields of `Sequencing`."""
     generation: dict[str, Any] | None = None
@@ -84,10 +97,6 @@ class ModelYaml(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     memory_limit_bytes: int = 0
     max_load_s: float = 600.0
     max_run_s: float = 0.0
-
-
-class BadFolder(Exception):
-    """A folder that cannot be served, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,26 +121,28 @@ class Scanner:
         return tuple(root.as_uri() for root in self.roots)
 
     def scan(self) -> Scan:
-        """Read every repository; the first that has a model name wins. Blocks: call it in a thread."""
+        """Read every repository; the first that has a model name wins. Blocks: call it in a thread.
+
+        Whatever is in a folder leaves that folder out, and no other.
+        """
         models: dict[VersionKey, ModelVersion] = {}
         refused: dict[str, str] = {}
         names: set[str] = set()
         seen: dict[tuple[str, int, int], bytes] = {}
         for root in self.roots:
             try:
-                folders = sorted(
-                    path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))
-                )
-            except OSError as error:
-                refused[str(root)] = f"the repository cannot be read: {error.strerror}"
+                with os.scandir(root) as entries:
+                    folders = sorted(root / each.name for each in entries if _may_be_model(each))
+            except (OSError, ValueError) as error:
+                refused[str(root)] = f"the repository cannot be read: {_reason(error)}"
                 continue
             for folder in folders:
                 if folder.name in names:
                     continue
                 try:
                     found, bad = self._model(folder, seen)
-                except (BadFolder, OSError) as error:
-                    found, bad = [], {str(folder): str(error)}
+                except Exception as error:  # noqa: BLE001 - what anybody wrote may raise anything, and ends no scan
+                    found, bad = [], {str(folder): _reason(error)}
                 if found or bad:
                     names.add(folder.name)
                     models.update({(model.name, model.version): model for model in found})
@@ -139,30 +150,40 @@ class Scanner:
         self._digests = seen
         return Scan(models, refused)
 
+    def label(self, path: str) -> str:
+        """Return a refused folder as callers know it: "model", "model/version", or the path of a repository."""
+        for root in self.roots:
+            if path != str(root) and Path(path).is_relative_to(root):
+                return shown(Path(path).relative_to(root).as_posix())
+        return shown(path)
+
     def _model(
         self, folder: Path, seen: dict[tuple[str, int, int], bytes]
     ) -> tuple[list[ModelVersion], dict[str, str]]:
         """Return the versions that can be served, and why others cannot: a version being copied in harms no other."""
-        versions = sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdecimal())
-        config_path = folder / CONFIG
-        config_bytes = config_path.read_bytes() if config_path.is_file() else b""
+        versions = sorted(
+            path for path in folder.iterdir() if path.name.isascii() and path.name.isdecimal() and is_folder(path)
+        )
+        config_bytes = read_file(folder / CONFIG, CONFIG_BYTES) or b""
         if not versions and not config_bytes:
             return [], {}  # Some folder beside the models, not a model.
+        if not folder.name.isprintable() or folder.name != folder.name.strip():
+            raise BadFolder("its name cannot be a model's: expected printable UTF-8 without spaces at its ends")
         if not versions:
             raise BadFolder("it has no version: expected a folder named by a number, such as 1/")
         config = _config(config_bytes)
         # How many copies there are changes nothing about them: they are not loaded again for it.
         said = msgspec.json.encode(msgspec.structs.replace(config, scaling={}, min_copies=0))
-        labels = folder / LABELS
-        if labels.is_file():
-            said += b"\0" + labels.read_bytes()
+        labels = read_file(folder / LABELS, LABELS_BYTES)
+        if labels is not None:
+            said += b"\0" + labels
         found: list[ModelVersion] = []
         bad: dict[str, str] = {}
         for path in versions:
             try:
-                found.append(self._version(folder.name, config, said, path, seen))
-            except (BadFolder, OSError) as error:
-                bad[str(path)] = str(error)
+                found.append(_recordable(self._version(folder.name, config, said, path, seen)))
+            except Exception as error:  # noqa: BLE001 - as in `scan`
+                bad[str(path)] = _reason(error)
         return found, bad
 
     def _version(
@@ -175,9 +196,11 @@ class Scanner:
             raise BadFolder(f"version {path.name} has none of {', '.join(RUNTIME_FILES.values())}")
         digest = hashlib.sha256(said)
         size = 0
-        for file in sorted(each for each in path.rglob("*") if each.is_file() and "__pycache__" not in each.parts):
-            size += file.stat().st_size
-            digest.update(file.relative_to(path).as_posix().encode() + b"\0" + self._file_digest(file, seen))
+        for file, about in files_of(path):
+            size += about.st_size
+            # Names are bytes to the system, and need not be text.
+            named = os.fsencode(file.relative_to(path).as_posix())
+            digest.update(named + b"\0" + self._file_digest(file, about, seen))
         return ModelVersion(
             name=ModelName(name),
             version=Version(path.name),
@@ -194,6 +217,7 @@ class Scanner:
             max_queue_size=config.max_queue_size,
             scaling=_scaling(config),
             decoupled=config.decoupled,
+            rerun_failed_batches=config.rerun_failed_batches,
             sequence=_sequencing(config),
             generation=_generation(config, runtime),
             node_labels=config.node_labels,
@@ -202,34 +226,63 @@ class Scanner:
             isolation=_isolation(config),
         )
 
-    def _file_digest(self, file: Path, seen: dict[tuple[str, int, int], bytes]) -> bytes:
-        stat = file.stat()
-        key = (str(file), stat.st_size, stat.st_mtime_ns)
+    def _file_digest(self, file: Path, about: os.stat_result, seen: dict[tuple[str, int, int], bytes]) -> bytes:
+        key = (str(file), about.st_size, about.st_mtime_ns)
         known = self._digests.get(key)
         if known is None:
-            with file.open("rb") as opened:
-                known = hashlib.file_digest(opened, "sha256").digest()
+            known = digest_of(file)
         seen[key] = known
         return known
 
 
+def folder_of(model: ModelVersion) -> Path:
+    """Return where a version's files are."""
+    return Path(unquote(urlsplit(model.source).path, errors="surrogateescape"))
+
+
 def labels_of(version: Path) -> tuple[str, ...]:
     """Return the names of the classes, of the model whose version lies in `version`; empty when it has none. Blocks."""
+    data = read_file(version.parent / LABELS, LABELS_BYTES)
+    return () if data is None else tuple(line.strip() for line in data.decode(errors="replace").splitlines())
+
+
+def _may_be_model(entry: os.DirEntry[str]) -> bool:
+    return not entry.name.startswith((".", "__")) and is_folder(entry)
+
+
+def _reason(error: Exception) -> str:
+    """Return why a folder is refused, in a text that can be told to people."""
+    if isinstance(error, OSError) and error.strerror:
+        name = "" if error.filename is None else f" ({os.path.basename(os.fsdecode(error.filename))})"  # noqa: PTH119 - of bytes or text
+        return shown(f"{error.strerror}{name}")
+    return shown(str(error) if isinstance(error, BadFolder) else repr(error))
+
+
+def _recordable(model: ModelVersion) -> ModelVersion:
+    """Return `model` when the registry can hold it. Raises `BadFolder` for what JSON has no form for, or too much."""
     try:
-        text = (version.parent / LABELS).read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return ()
-    return tuple(line.strip() for line in text.splitlines())
+        value = records.encode(model)
+        same = records.decode_model(value) == model
+    except (ValueError, OverflowError, TypeError) as error:
+        raise BadFolder(f"{CONFIG}: it cannot be kept in the registry: {error}") from error
+    if len(value) > RECORD_BYTES:
+        raise BadFolder(f"{CONFIG}: it is {len(value)} bytes in the registry; at most {RECORD_BYTES} are")
+    if not same:
+        raise BadFolder(f"{CONFIG}: it is another one when it is read back from the registry")
+    return model
 
 
 def _config(data: bytes) -> ModelYaml:
     """Return model.yaml checked. Raises `BadFolder` with the field that is wrong."""
+    check_yaml(data)
     try:
         config = msgspec.yaml.decode(data or b"{}", type=ModelYaml)
-    except msgspec.DecodeError as error:
+    except (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        # A date that no calendar has, or a key that is a list: PyYAML's constructors raise as Python does.
         raise BadFolder(f"{CONFIG}: {error}") from error
     if config.max_batch_size < 0 or config.max_queue_delay_us < 0 or config.max_queue_size < 0:
         raise BadFolder(f"{CONFIG}: max_batch_size, max_queue_delay_us and max_queue_size must not be negative")
+    _check_numbers(msgspec.to_builtins(config))
     for each in (*config.inputs, *config.outputs):
         if any(size < -1 for size in each.shape):
             raise BadFolder(f"{CONFIG}: '{each.name}' has shape {list(each.shape)}; a size is -1 (any) or 0 and more")
@@ -244,33 +297,21 @@ def _config(data: bytes) -> ModelYaml:
 
 
 def _isolation(config: ModelYaml) -> Isolation | None:
-    """Return where the model runs, None where nothing is said. Raises `BadFolder` for what cannot be meant."""
-    checks = (
-        (1 <= config.instances <= MOST_INSTANCES, "instances", f"from 1 to {MOST_INSTANCES}", config.instances),
-        (0 <= config.streams <= MOST_STREAMS, "streams", f"from 0 to {MOST_STREAMS}", config.streams),
-        (config.memory_limit_bytes >= 0, "memory_limit_bytes", "0 (none) or more", config.memory_limit_bytes),
-        (0 < config.max_load_s < math.inf, "max_load_s", "more than 0", config.max_load_s),
-        (0 <= config.max_run_s < math.inf, "max_run_s", "0 (none) or more", config.max_run_s),
-    )
-    for right, name, expected, came in checks:
-        if not right:
-            raise BadFolder(f"{CONFIG}: {name} must be {expected}, got {came}")
-    own_process = config.instances > 1 or config.streams or config.python or config.memory_limit_bytes
-    if own_process and config.isolation == "none":
-        raise BadFolder(
-            f"{CONFIG}: instances, streams, python and memory_limit_bytes are about worker processes; leave them out, "
-            "or isolation: none"
-        )
-    found = Isolation(
-        config.isolation,
-        config.instances,
-        config.streams,
-        config.python,
-        config.memory_limit_bytes,
-        config.max_load_s,
-        config.max_run_s,
-    )
-    return None if found == PLAIN_ISOLATION else found
+    """Return where the model runs. Raises `BadFolder` for what cannot be meant."""
+    limits = (config.memory_limit_bytes, config.max_load_s, config.max_run_s)
+    said = Isolation(config.isolation, config.instances, config.streams, config.python, *limits)
+    try:
+        return isolating(said)
+    except ValueError as error:
+        raise BadFolder(f"{CONFIG}: {error}") from error
+
+
+def _check_numbers(value: object) -> None:
+    """Raise `BadFolder` for a whole number that no message of the protocol can carry."""
+    if isinstance(value, int) and not -MAX_INT - 1 <= value <= MAX_INT:
+        raise BadFolder(f"{CONFIG}: {shown(hex(value), 40)} is no number of 64 bits")
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
+        _check_numbers(each)
 
 
 def _generation(config: ModelYaml, runtime: str) -> Generation | None:

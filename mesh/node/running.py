@@ -18,7 +18,7 @@ from mesh.api.session import state_field
 from mesh.api.stream import error_message
 from mesh.core.errors import MeshError, NotHere, Unimplemented, code_of
 from mesh.node.answer import encode, wanted_outputs
-from mesh.node.batcher import Item, Ran
+from mesh.node.item import Item, Ran
 from mesh.node.observe import Observed
 from mesh.node.plan import PLAIN, Part, Plan, Wanted
 from mesh.node.plans import Plans

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mesh.core.sessions.schedule import Sequence, Step
-from mesh.node.batcher import Item, Waiter
+from mesh.node.item import Item, Waiter
 from mesh.node.runtimes.base import Tensors
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from contextlib import suppress
+from functools import partial
 from typing import Any, cast
 
 from mesh.api.snapshot import encode_snapshot
@@ -20,12 +21,12 @@ from mesh.core.errors import DeadlineExceeded, MeshError, Overloaded
 from mesh.core.sessions.policy import is_due
 from mesh.core.sessions.schedule import Schedule, Sequence, SequenceId, Step, unknown
 from mesh.core.types import ModelVersion, Sequencing
-from mesh.node.batcher import Item, Ran, Waiter, kind_of, model_failed
 from mesh.node.gauge import ON_LOOP_S, Gauge
+from mesh.node.item import Item, Ran, Waiter, kind_of, model_failed
 from mesh.node.runtimes.base import Loaded, Request, Tensors, Turn
 from mesh.node.sequence_item import Generating, SequenceItem
 from mesh.node.sequence_request import Flags, flags_of, restored
-from mesh.node.turns import in_worker, together
+from mesh.node.turns import Errors, in_worker, one_by_one, run_turns, together
 from mesh.telemetry.statistics import Statistics
 
 TAKEN_S = 2.0
@@ -71,6 +72,7 @@ class SequenceBatcher:
             idle_s=self._sequencing.idle_s,
         )
         self._gauge = Gauge(steady=loaded.steady)
+        self._reruns = model.rerun_failed_batches and self._sequencing.replayable
         self.running = 0
         """Runs that go on."""
         self.steps_done = 0
@@ -215,9 +217,15 @@ class SequenceBatcher:
             if self._apart is not None and self._apart.takes_turns:
                 self._keep(self._in_worker(batch, turns, size))
             elif self._gauge.predicted_s(size) < ON_LOOP_S:
-                self._finish(batch, turns, *self._gauge.run(lambda turns=turns: together(self._steps, turns)), size)  # type: ignore[misc] # a default keeps this batch's
+                states = [turn.state for turn in turns]
+                errors, run_s, work_s = self._gauge.run_here(partial(together, self._steps, turns, self._reruns))
+                if errors:
+                    self._finish(batch, turns, errors, run_s, work_s, size)
+                else:
+                    run = partial(one_by_one, self._steps, turns, states)
+                    self._keep(self._in_thread(batch, turns, size, run))
             else:
-                self._keep(self._in_thread(batch, turns, size))
+                self._keep(self._in_thread(batch, turns, size, partial(run_turns, self._steps, turns, self._reruns)))
 
     def _keep(self, run: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(run)
@@ -243,15 +251,17 @@ class SequenceBatcher:
             item.waiter.failed(error)
         return False
 
-    async def _in_thread(self, batch: list[Sequence[Item]], turns: list[Turn], size: int) -> None:
-        ran = await self._loop.run_in_executor(self._executor, self._gauge.run, lambda: together(self._steps, turns))
+    async def _in_thread(
+        self, batch: list[Sequence[Item]], turns: list[Turn], size: int, run: Callable[[], Errors]
+    ) -> None:
+        ran = await self._loop.run_in_executor(self._executor, self._gauge.run, run)
         self._finish(batch, turns, *ran, size)
         if not self._soon:
             self._look()
 
     async def _in_worker(self, batch: list[Sequence[Item]], turns: list[Turn], size: int) -> None:
         assert self._apart is not None
-        errors, run_s = await in_worker(self._apart, turns)
+        errors, run_s = await in_worker(self._apart, turns, reruns=self._reruns)
         self._finish(batch, turns, errors, run_s, -1.0, size)
         if not self._soon:
             self._look()
@@ -260,7 +270,7 @@ class SequenceBatcher:
         self,
         batch: list[Sequence[Item]],
         turns: list[Turn],
-        errors: list[Exception | None],
+        errors: Errors,
         run_s: float,
         work_s: float,
         size: int,

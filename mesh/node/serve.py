@@ -131,6 +131,7 @@ def _build(  # noqa: PLR0917 - what lives longer than the parts
         repositories=scanner.urls(),
         loader=loader,
         nodes=lambda: len(mirror.view.nodes),
+        refused=lambda: publisher.refused,
     )
     presence = Presence(
         store,
@@ -181,6 +182,7 @@ async def _serve(
         parts.health.moved()
 
     loader.on_change = changed
+    parts.publisher.on_refused = changed
     async with asyncio.TaskGroup() as tasks:
         work = [tasks.create_task(parts.mirror.run())]
         try:
@@ -195,10 +197,10 @@ async def _serve(
             registration = tasks.create_task(presence.run())
             work.append(registration)
             await presence.registered()
-            await parts.publisher.scan()
+            work.append(tasks.create_task(parts.publisher.run(config.repository_poll_s)))
+            await parts.publisher.scanned()
             if "python" in parts.publisher.kinds and config.isolation != "none":
                 work.append(tasks.create_task(parts.workers.warm()))
-            work.append(tasks.create_task(parts.publisher.run(config.repository_poll_s)))
             work.append(tasks.create_task(parts.suspects.run()))
             work.append(tasks.create_task(loader.run()))
             work.append(tasks.create_task(report.run()))

@@ -3,51 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from mesh.core.errors import MeshError, WorkerDied
+from mesh.core.errors import MeshError
 from mesh.node.runtimes.base import Apart, Steps, Turn
 
 Errors = list[Exception | None]
 """What each turn raised."""
 
 
-def together(steps: Steps, turns: Sequence[Turn]) -> Errors:
-    """Run a turn of each here."""
+def run_turns(steps: Steps, turns: Sequence[Turn], reruns: bool) -> Errors:
+    """Run a turn of each here: together, and where that fails one by one."""
     states = [turn.state for turn in turns]
+    return together(steps, turns, reruns) or one_by_one(steps, turns, states)
+
+
+def together(steps: Steps, turns: Sequence[Turn], reruns: bool) -> Errors:
+    """Run a turn of each in one; return nothing when each is to be run alone."""
     try:
         steps.step(turns)
     except Exception as error:  # noqa: BLE001 - what a model raises can be anything
-        if len(turns) == 1:
-            return [error]
-    else:
-        return [None] * len(turns)
+        return [] if len(turns) > 1 and reruns and _may_rerun(error) else [error] * len(turns)
+    return [None] * len(turns)
+
+
+def one_by_one(steps: Steps, turns: Sequence[Turn], states: Sequence[Any]) -> Errors:
+    """Run the turn of each alone, from the state that it had."""
     found: Errors = []
     for turn, state in zip(turns, states, strict=True):
         turn.state, turn.outputs, turn.done = state, [], False
-        try:
-            steps.step([turn])
-            found.append(None)
-        except Exception as error:  # noqa: BLE001 - what a model raises can be anything
-            found.append(error)
+        found += together(steps, [turn], reruns=False)
     return found
 
 
-async def in_worker(apart: Apart, turns: Sequence[Turn]) -> tuple[Errors, float]:
+async def in_worker(apart: Apart, turns: Sequence[Turn], *, reruns: bool) -> tuple[Errors, float]:
     """Run a turn of each in another process; return the seconds too. What fails there has changed no state here."""
     try:
         return [None] * len(turns), await apart.turns(turns)
-    except WorkerDied as error:
-        # Another one is not given one after the other of them to end of.
-        return [error] * len(turns), 0.0
     except MeshError as error:
-        if len(turns) == 1:
-            return [error], 0.0
+        if len(turns) == 1 or not reruns or not _may_rerun(error):
+            return [error] * len(turns), 0.0
     found: Errors = []
     run_s = 0.0
     for turn in turns:
-        try:
-            run_s += await apart.turns([turn])
-            found.append(None)
-        except MeshError as error:
-            found.append(error)
+        errors, taken_s = await in_worker(apart, [turn], reruns=False)
+        found += errors
+        run_s += taken_s
     return found, run_s
+
+
+def _may_rerun(error: Exception) -> bool:
+    return not (isinstance(error, MeshError) and not error.reruns)

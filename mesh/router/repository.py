@@ -13,6 +13,7 @@ from dataclasses import replace
 from mesh.api import messages as m
 from mesh.api.messages import control
 from mesh.core.errors import Conflict, DeadlineExceeded, LoadFailed, UnknownModel
+from mesh.core.traffic.unknown import hint, refusals, unknown
 from mesh.core.types import CopyState, ModelName, ModelVersion, Placement, Version
 from mesh.core.view import ClusterView, VersionKey
 from mesh.registry import records
@@ -27,6 +28,9 @@ WRITE_TRIES = 10
 """Compare-and-swap tries. A key that ten others changed in a row is a fault to report, not to wait out."""
 
 
+REFUSED = "refused"
+"""The state of a folder that no node can serve."""
+
 SLICE = 256
 """Models described before requests get their turn: a few milliseconds."""
 
@@ -40,25 +44,42 @@ class Repository:
         self._cold = cold
 
     async def index(self, *, ready_only: bool) -> m.RepositoryIndexResponse:
-        """Return every version with Triton's state names; with `ready_only` those that serve now."""
+        """Return every version with Triton's state names; with `ready_only` those that serve now.
+
+        Folders that cannot be served are UNAVAILABLE, with the reason.
+        """
         answer = m.RepositoryIndexResponse()
         for model in await self.list(""):
             state, reason = _TRITON_STATE[model.state]
-            if not ready_only or state == "READY":
+            if (state == "READY" or not ready_only) and not model.name.startswith("/"):
                 answer.models.add(name=model.name, version=model.version, state=state, reason=model.reason or reason)
         return answer
 
     async def list(self, name: str) -> list[control.Model]:
-        """Return every version, or those of `name`, in order. Raises `UnknownModel`. Requests go on in between."""
+        """Return every version, or those of `name`, in order, and then the folders that cannot be served.
+
+        Raises `UnknownModel`. Requests go on in between.
+        """
         view = self._mirror.view
-        if name and ModelName(name) not in view.models:
-            raise UnknownModel(f"Request for unknown model: '{name}' is not found")
+        told = refusals(view, name)
+        if name and ModelName(name) not in view.models and not told:
+            raise unknown(view, name)
         names = [ModelName(name)] if name else sorted(view.models)
         found: list[control.Model] = []
         for place, each in enumerate(names):
             if place % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
-            found.extend(model_message(view, view.models[each][version]) for version in reversed(view.versions(each)))
+            for version in reversed(view.versions(each)):
+                message = model_message(view, view.models[each][version])
+                # What was published goes on as it was; the mistake in what is there now is said beside it.
+                mistake = told.pop(f"{each}/{version}", "") or told.get(each, "")
+                message.reason = "; ".join(filter(None, (message.reason, mistake)))
+                found.append(message)
+            if found and found[-1].name == each:
+                told.pop(each, None)
+        for label, why in sorted(told.items()):
+            model, _, of = (label, "", "") if label.startswith("/") else label.partition("/")
+            found.append(control.Model(name=model, version=of, state=REFUSED, reason=why))
         return found
 
     async def load(self, name: str, deadline_s: float, config: str = "") -> None:
@@ -70,7 +91,10 @@ class Repository:
         view = self._mirror.view
         versions = view.versions(ModelName(name))
         if not versions:
-            raise LoadFailed(f"failed to load '{name}', failed to poll from model repository: it is in no repository")
+            raise LoadFailed(
+                f"failed to load '{name}', failed to poll from model repository: it is in no repository"
+                f"{hint(view, name)}"
+            )
         key = (ModelName(name), versions[0])
         model = await self._configure(key, config)
         forced = view.is_off(key) or not view.serving.get(key)
@@ -104,7 +128,7 @@ class Repository:
         view = self._mirror.view
         versions = view.versions(ModelName(name))
         if not versions:
-            raise UnknownModel(f"Request for unknown model: '{name}' is not found")
+            raise unknown(view, name)
         keys = [(ModelName(name), version) for version in versions]
         for key in keys:
             await self._turn_off(key)
@@ -170,4 +194,5 @@ _TRITON_STATE = {
     "unloaded": ("UNAVAILABLE", "unloaded"),
     "failed": ("UNAVAILABLE", ""),
     "quarantined": ("UNAVAILABLE", "quarantined"),
+    REFUSED: ("UNAVAILABLE", ""),
 }

@@ -5,8 +5,11 @@ A parser raises its own error for what it refuses, and never another one.
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
@@ -24,7 +27,9 @@ from mesh.cli.manifest import read as read_manifest
 from mesh.core.errors import InvalidRequest, LoadFailed, MeshError
 from mesh.core.pipeline.check import check
 from mesh.core.types import Dtype, ModelName, ModelVersion, TensorSpec, Version
-from mesh.node.repository import BadFolder, _config
+from mesh.node.folder import BadFolder
+from mesh.node.repository import Scanner, _config
+from mesh.node.runtimes.onnx_graph import even
 from mesh.node.steps import held
 from mesh.node.validate import read_inputs
 from mesh.registry import keys, records
@@ -100,6 +105,34 @@ def fuzz_model_yaml(data: bytes) -> None:
     """A model's configuration."""
     with suppress(BadFolder):
         _config(data)
+
+
+def fuzz_folder(data: bytes) -> None:
+    """A repository: names of a model, a version and a file, and the texts in them, beside a model that is right."""
+    model, version, file, config, labels = (data.split(b"\xff\xfe") + [b""] * 5)[:5]
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        (root / "good" / "1").mkdir(parents=True)
+        (root / "good" / "1" / "model.onnx").touch()
+        with suppress(OSError, ValueError):
+            folder = root / os.fsdecode(model.replace(b"/", b"")) / os.fsdecode(version.replace(b"/", b"") or b"1")
+            folder.mkdir(parents=True)
+            (folder.parent / "model.yaml").write_bytes(config)
+            (folder.parent / "labels.txt").write_bytes(labels)
+            (folder / "model.py").touch()
+            (folder / os.fsdecode(file.replace(b"/", b""))).touch()
+        scanner = Scanner([root])
+        scan = scanner.scan()
+        assert "good" in [name for name, _ in scan.models]
+        for found in scan.models.values():
+            records.encode(found)
+        for path, why in scan.refused.items():
+            (scanner.label(path) + why).encode()
+
+
+def fuzz_onnx(data: bytes) -> None:
+    """The nodes of an ONNX file."""
+    even(data)
 
 
 def fuzz_override(data: bytes) -> None:
@@ -271,6 +304,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "tensor": fuzz_tensor,
     "records": fuzz_records,
     "model_yaml": fuzz_model_yaml,
+    "folder": fuzz_folder,
+    "onnx": fuzz_onnx,
     "override": fuzz_override,
     "carried": fuzz_carried,
     "note": fuzz_note,

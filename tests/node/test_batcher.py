@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesh.core.errors import DeadlineExceeded, ModelFailed, Overloaded
+from mesh.core.errors import DeadlineExceeded, MeshError, ModelFailed, Overloaded
 from mesh.core.types import Dtype, ModelName, ModelVersion, TensorSpec, Version
-from mesh.node.batcher import Batcher, Ran
+from mesh.node.batcher import Batcher
+from mesh.node.item import Ran
 from mesh.node.runtimes.base import Request, Tensors
 from mesh.telemetry.statistics import Statistics
 
@@ -57,9 +58,19 @@ class Doubling:
         """Nothing is held."""
 
 
-def batcher(loaded: Doubling, *, max_rows: int = 8, delay_us: int = 0, queue: int = 100) -> Batcher:
+def batcher(
+    loaded: Doubling, *, max_rows: int = 8, delay_us: int = 0, queue: int = 100, reruns: bool = True
+) -> Batcher:
     model = ModelVersion(
-        ModelName("m"), Version("1"), "python", "", "", 0, max_batch_size=max_rows, max_queue_delay_us=delay_us
+        ModelName("m"),
+        Version("1"),
+        "python",
+        "",
+        "",
+        0,
+        max_batch_size=max_rows,
+        max_queue_delay_us=delay_us,
+        rerun_failed_batches=reruns,
     )
     return Batcher(model, loaded, ThreadPoolExecutor(2), Statistics(), default_queue_size=queue)
 
@@ -203,18 +214,135 @@ async def test_cancelled_while_queued_at_the_same_instant_as_another_leaves_the_
     assert loaded.runs == [1, 2]
 
 
-async def test_a_run_that_raises_fails_its_batch_and_not_the_next() -> None:
-    loaded = Doubling()
-    target = batcher(loaded)
+async def failing_together(target: Batcher, loaded: Doubling, *values: float) -> list[Ran | BaseException]:
+    """Return how requests ended that came in one batch."""
     first = await held(target, loaded)
-    bad = [asyncio.create_task(run(target, rows(value))) for value in (1.0, float("nan"))]
+    together = [asyncio.create_task(run(target, rows(value))) for value in values]
     await asyncio.sleep(0)
     loaded.free.set()
     await first
-    results = await asyncio.gather(*bad, return_exceptions=True)
-    assert [str(result) for result in results] == ["model 'm' raised ValueError: not a number"] * 2
-    assert all(isinstance(result, ModelFailed) for result in results)
+    return await asyncio.gather(*together, return_exceptions=True)
+
+
+def told(results: list[Ran | BaseException]) -> list[object]:
+    return [each.outputs["y"].tolist() if isinstance(each, Ran) else str(each) for each in results]
+
+
+RAISED = "model 'm' raised ValueError: not a number"
+
+
+async def test_each_request_of_a_batch_that_failed_gets_its_own_answer_or_error() -> None:
+    loaded = Doubling()
+    target = batcher(loaded)
+    results = await failing_together(target, loaded, 1.0, float("nan"), 3.0)
+    assert told(results) == [[[2.0]], RAISED, [[6.0]]]
+    assert isinstance(results[1], ModelFailed)
+    assert loaded.runs == [1, 3, 1, 1, 1]
+    assert [each.rows for each in results if isinstance(each, Ran)] == [1, 1]
     assert (await run(target, rows(3))).outputs["y"].tolist() == [[6.0]]
+    assert target.running == 0
+
+
+async def test_a_batch_that_failed_on_the_loop_is_run_again_in_threads() -> None:
+    loaded = Doubling()
+    target = batcher(loaded)
+    for _ in range(200):
+        await run(target, rows(1))
+    loaded.threads.clear()
+    values = [1.0, float("nan"), 3.0]
+    results = await asyncio.gather(*(run(target, rows(each)) for each in values), return_exceptions=True)
+    assert told(results) == [[[2.0]], RAISED, [[6.0]]]
+    assert loaded.runs[200:] == [3, 1, 1, 1]
+    assert loaded.threads - {threading.get_ident()}
+    await target.drained()
+    assert target.running == 0
+
+
+async def test_a_model_may_say_that_its_batches_are_not_run_again() -> None:
+    loaded = Doubling()
+    target = batcher(loaded, reruns=False)
+    assert told(await failing_together(target, loaded, 1.0, float("nan"))) == [RAISED, RAISED]
+    assert loaded.runs == [1, 2]
+
+
+class _Unrepeatable(MeshError):
+    reruns = False
+
+
+async def test_a_failure_that_is_no_requests_own_is_not_repeated() -> None:
+    class Dying(Doubling):
+        def run(self, inputs: Tensors, request: Request) -> Tensors:
+            super().run(inputs, request)
+            if len(inputs["x"]) > 1:
+                raise _Unrepeatable("gone")
+            return {"y": inputs["x"]}
+
+    loaded = Dying()
+    assert told(await failing_together(batcher(loaded), loaded, 1.0, 2.0)) == ["gone", "gone"]
+    assert loaded.runs == [1, 2]
+
+
+async def test_an_answer_of_the_wrong_length_for_a_batch_is_asked_for_one_by_one() -> None:
+    class Summing(Doubling):
+        def run(self, inputs: Tensors, request: Request) -> Tensors:
+            return {"y": super().run(inputs, request)["y"].sum(axis=0, keepdims=True)}
+
+    loaded = Summing()
+    assert told(await failing_together(batcher(loaded), loaded, 1.0, 2.0)) == [[[2.0]], [[4.0]]]
+
+
+async def test_cancelled_while_a_failed_batch_is_run_again_is_not_run() -> None:
+    loaded = Doubling()
+    target = batcher(loaded)
+    first = await held(target, loaded)
+    values = [1.0, float("nan"), 3.0]
+    together = [asyncio.create_task(run(target, rows(value))) for value in values]
+
+    class Leaving(threading.Event):
+        """Holds the run of the first of them until the third has left."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            if loaded.runs[-2:] == [3, 1]:
+                asyncio.run_coroutine_threadsafe(leave(), loop).result(60)
+            return True
+
+    async def leave() -> None:
+        together[2].cancel()
+        await asyncio.gather(together[2], return_exceptions=True)
+
+    loop = asyncio.get_running_loop()
+    await asyncio.sleep(0)
+    was, loaded.free = loaded.free, Leaving()
+    was.set()
+    await first
+    results = await asyncio.gather(*together, return_exceptions=True)
+    assert told(results[:2]) == [[[2.0]], RAISED]
+    assert loaded.runs == [1, 3, 1, 1]
+
+
+async def test_a_deadline_that_passes_before_its_turn_of_a_failed_batch_is_told() -> None:
+    loaded = Doubling()
+    target = batcher(loaded)
+    first = await held(target, loaded)
+    deadline_s = time.monotonic() + 3600
+    together = [
+        asyncio.create_task(run(target, rows(1.0))),
+        asyncio.create_task(run(target, rows(float("nan")), deadline_s=deadline_s)),
+    ]
+    await asyncio.sleep(0)
+    item = target._queue[1]
+
+    class Late(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            if loaded.runs[-2:] == [2, 1]:
+                item.deadline_s = 0.0
+            return True
+
+    was, loaded.free = loaded.free, Late()
+    was.set()
+    await first
+    results = await asyncio.gather(*together, return_exceptions=True)
+    assert told(results) == [[[2.0]], "the deadline passed in the queue of model 'm'"]
 
 
 async def test_code_that_may_sleep_never_runs_on_the_loop() -> None:

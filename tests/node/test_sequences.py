@@ -22,6 +22,7 @@ from mesh.core.errors import (
     SessionLost,
     UnknownSequence,
 )
+from mesh.node.gauge import ON_LOOP_S, Gauge
 from tests.fixtures.etcd import eventually
 from tests.fixtures.models import folder_of
 from tests.fixtures.sessions import folded, folding_model
@@ -116,6 +117,33 @@ async def test_a_step_that_raises_fails_alone_and_leaves_its_state(copy: Copy) -
         await bad
     assert value_of(await good) == value_of(await other) == folded([5, 6])[1]
     assert value_of(await copy.submit(x(7), sequence_id=2)) == folded([5, 7])[1]
+
+
+@pytest.mark.parametrize(("sequence", "rest"), [("{replayable: false}", ""), ("{}", "rerun_failed_batches: false\n")])
+async def test_steps_that_may_not_be_repeated_fail_together(tmp_path: Path, sequence: str, rest: str) -> None:
+    folding_model(tmp_path, "strict", sequence)
+    config = tmp_path / "strict" / "model.yaml"
+    config.write_text(config.read_text() + rest)
+    copy = Copy(tmp_path, "strict")
+    for n in (1, 2):
+        await copy.submit(x(5), sequence_id=n, sequence_start=True)
+    steps = [copy.submit(x(value), sequence_id=n) for n, value in ((1, 6), (2, -1))]
+    failed = await asyncio.gather(*steps, return_exceptions=True)
+    assert [type(each) for each in failed] == [ModelFailed, ModelFailed]
+    assert value_of(await copy.submit(x(7), sequence_id=1)) == folded([5, 7])[1]
+
+
+async def test_steps_that_fail_together_on_the_loop_are_run_one_by_one_in_threads(copy: Copy) -> None:
+    copy.queue._gauge = gauge = Gauge(steady=True)
+    for n in (1, 2):
+        await copy.submit(x(5), sequence_id=n, sequence_start=True)
+    gauge.measured(1e-6, 1_000_000)
+    assert gauge.predicted_s(1) < ON_LOOP_S
+    good, bad = copy.submit(x(6), sequence_id=1), copy.submit(x(-1), sequence_id=2)
+    with pytest.raises(ModelFailed, match="a step that cannot be run"):
+        await bad
+    assert value_of(await good) == folded([5, 6])[1]
+    assert copy.queue.running == 0
 
 
 async def test_live_sequences_are_bounded_and_the_next_wait_for_one_that_ends(tmp_path: Path) -> None:

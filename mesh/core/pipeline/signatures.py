@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from mesh.core.errors import MeshError, NamesPipeline, UnknownModel
+from mesh.core.errors import MeshError, NamesPipeline
 from mesh.core.pipeline.check import Signature, signature_of
 from mesh.core.traffic.route import resolve
+from mesh.core.traffic.unknown import unknown
 from mesh.core.types import ModelName, ModelVersion, Version
 from mesh.core.view import ClusterView
 
@@ -55,8 +56,7 @@ def pipeline_model(view: ClusterView, name: str, version: str) -> ModelVersion:
     """
     pipeline = view.pipelines.get(name)
     if pipeline is None or version not in {"", str(pipeline.revision)}:
-        told = f" version {version}" if version else ""
-        raise UnknownModel(f"Request for unknown model: '{name}'{told} is not found")
+        raise unknown(view, name, version)
     found = signature(view, name, "") or Signature({}, {})
     return ModelVersion(
         ModelName(name),

@@ -6,6 +6,7 @@ Error texts are Triton's, because clients match on them.
 from __future__ import annotations
 
 from mesh.core.errors import InvalidRequest, NamesPipeline, UnknownModel
+from mesh.core.traffic.unknown import unknown
 from mesh.core.types import ModelName, ModelVersion, Version
 from mesh.core.view import ClusterView
 
@@ -21,11 +22,11 @@ def resolve(view: ClusterView, name: str, version: str) -> ModelVersion:
     if held is None:
         if name in view.pipelines:
             raise NamesPipeline(f"'{name}' is a pipeline and no model")
-        raise UnknownModel(f"Request for unknown model: '{name}' is not found")
+        raise unknown(view, name)
     if version and Version(version) not in held:
         if not version.isdecimal():
             raise InvalidRequest(f"failed to get model version from specified version string '{version}'")
-        raise UnknownModel(f"Request for unknown model: '{name}' version {version} is not found")
+        raise unknown(view, name, version)
     found = view.resolve(model, Version(version))
     if found is None or view.is_off((model, found.version)):
         raise UnknownModel(f"Request for unknown model: '{name}' has no available versions; load it to use it again")

@@ -136,7 +136,8 @@ class Loaded(Protocol):
     outputs: tuple[TensorSpec, ...]
     steady: bool
     """Whether a run's time follows from its inputs' size, so that a tiny one may stay on the event loop. False for a
-    user's code, which may sleep or call out at any time and would stop the node."""
+    user's code, which may sleep or call out at any time and would stop the node, and for a graph whose work depends on
+    the values that it is given."""
     batches: bool
     """Whether requests may be joined along axis 0: false when the model looks at the request itself."""
 

@@ -14,6 +14,7 @@ from mesh.core.types import DeviceKind, Dtype, ModelVersion, TensorSpec
 from mesh.node.runtimes.bank import Place
 from mesh.node.runtimes.base import Loaded, LoadSpec, Request, Steps, Tensors
 from mesh.node.runtimes.on_device import DeviceSteps, fits
+from mesh.node.runtimes.onnx_graph import is_even
 from mesh.node.runtimes.stateful import TensorSteps
 from mesh.node.runtimes.text import TextSteps, text_signature
 from mesh.telemetry import logs
@@ -77,17 +78,18 @@ class OnnxRuntime:
         except Exception as error:
             raise LoadFailed(f"failed to load '{name}', ONNX Runtime says: {_first_line(error)}") from error
         model, all_inputs = spec.model, session.get_inputs()
+        on_cpu = spec.device.kind is DeviceKind.CPU
+        # How long texts are is not seen from how many there are.
+        steady = on_cpu and not any(each.type == "tensor(string)" for each in all_inputs) and is_even(path)
         if model.generation is not None:
-            loaded = _Session(
-                name, session, *text_signature(model.generation), steady=spec.device.kind is DeviceKind.CPU
-            )
+            loaded = _Session(name, session, *text_signature(model.generation), on_cpu=on_cpu, steady=steady)
             loaded.generates(model, spec.path, _signature(model, "input", all_inputs, ()))
             return loaded
         given, gives = between(model)
         inputs = _signature(model, "input", [each for each in all_inputs if each.name not in given], model.inputs)
         shown = [each for each in session.get_outputs() if each.name not in gives]
         outputs = _signature(model, "output", shown, model.outputs)
-        loaded = _Session(name, session, inputs, outputs, steady=spec.device.kind is DeviceKind.CPU)
+        loaded = _Session(name, session, inputs, outputs, on_cpu=on_cpu, steady=steady)
         if model.sequence is not None:
             loaded.sequences(model, spec.path, _signature(model, "input", all_inputs, ()))
             if spec.device.kind is DeviceKind.GPU:
@@ -104,7 +106,14 @@ class _Session:
     parallel = max(1, os.cpu_count() or 1)
 
     def __init__(
-        self, name: str, session: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], *, steady: bool
+        self,
+        name: str,
+        session: Any,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        *,
+        on_cpu: bool,
+        steady: bool,
     ) -> None:
         self._name = name
         # On a GPU the thread mostly waits, which its CPU time does not show.
@@ -112,7 +121,7 @@ class _Session:
         self._session = session
         # `InferenceSession.run` checks the names of the inputs again and looks for its own tensors among them, which
         # takes half as long as a tiny run. What reaches this line was checked by `validate`.
-        inner = getattr(session, "_sess", None) if steady else None
+        inner = getattr(session, "_sess", None) if on_cpu else None
         self._run = inner.run if inner is not None else session.run
         self.inputs = inputs
         self.outputs = outputs

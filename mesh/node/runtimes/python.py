@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from mesh.core.errors import LoadFailed
+from mesh.core.errors import LoadFailed, ModelFailed
 from mesh.core.types import ModelVersion, TensorSpec
 from mesh.node.runtimes.base import Loaded, LoadSpec, Request, Steps, Tensors
 from mesh.node.runtimes.python_steps import steps_of
-from mesh.node.workers.inside.hosted import FILE, CannotLoad, Context, Hosted, Plan
+from mesh.node.workers.inside.hosted import FILE, CannotLoad, Context, Hosted, Left, Plan
 
 __all__ = ["FILE", "Context", "PythonRuntime"]
 
@@ -64,6 +64,7 @@ class _Instance:
     steady = False
 
     def __init__(self, hosted: Hosted, model: ModelVersion, executor: ThreadPoolExecutor) -> None:
+        self._name = model.name
         self._hosted = hosted
         self.executor = executor
         self.inputs: tuple[TensorSpec, ...] = model.inputs
@@ -76,7 +77,10 @@ class _Instance:
         return inputs
 
     def run(self, inputs: Tensors, request: Request) -> Tensors:
-        return self._hosted.infer(_writable(inputs), request)
+        try:
+            return self._hosted.infer(_writable(inputs), request)
+        except Left as error:
+            raise ModelFailed(f"model '{self._name}' raised {error}") from error
 
     def stream(self, inputs: Tensors, request: Request) -> Iterator[Tensors]:
         return self._hosted.stream(_writable(inputs), request)
