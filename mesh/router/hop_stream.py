@@ -369,11 +369,18 @@ class HopStream(ServerCall):
         self._go_on()
 
     def lost(self, up: Up, error: RemoteError) -> None:
-        """Hear that the stream to a node ended: what it has not answered is sent another way."""
+        """Hear that the stream to a node ended: what it has not answered is sent another way.
+
+        Not where the node answered with more headers than are taken: another would do the same.
+        """
         dispatch = self._streams.dispatch
         self._ups = {key: each for key, each in self._ups.items() if each is not up}
         for turn in lost_turns(dispatch, up, error):
-            self.again(turn)
+            if error.status is Code.RESOURCE_EXHAUSTED:
+                self.count(turn, error.status)
+                self.failed(turn, error, _peek(turn.message).id)
+            else:
+                self.again(turn)
 
     @property
     def balancer(self) -> Balancer:
