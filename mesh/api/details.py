@@ -14,9 +14,15 @@ from google.protobuf.message import DecodeError
 
 from mesh.api.gen.mesh.v1 import details_pb2 as pb
 from mesh.core.errors import MeshError, code_of
+from mesh.core.texts import shortened
 
 TRAILER: Final = "grpc-status-details-bin"
 DOMAIN: Final = "mesh"
+
+MAX_TEXT: Final = 512
+MAX_FACT: Final = 256
+"""Characters. The trailer comes beside grpc-message, and grpcio takes 8 KiB of both together."""
+
 _TYPE: Final = "type.googleapis.com/google.rpc."
 
 
@@ -35,8 +41,9 @@ def trailers_of(error: BaseException) -> tuple[tuple[str, bytes], ...]:
     """Return the trailer for an error of ours that has a reason; nothing for any other."""
     if not isinstance(error, MeshError) or not error.reason:
         return ()
-    status = pb.StatusDetails(code=int(code_of(error)), message=error.message)
-    info = pb.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.facts)
+    status = pb.StatusDetails(code=int(code_of(error)), message=shortened(error.message, MAX_TEXT))
+    facts = {name: shortened(value, MAX_FACT) for name, value in error.facts.items()}
+    info = pb.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=facts)
     status.details.add(type_url=f"{_TYPE}ErrorInfo", value=info.SerializeToString())
     if error.retry_after_s is not None:
         seconds, rest = divmod(max(0.0, error.retry_after_s), 1.0)

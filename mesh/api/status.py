@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 
 from mesh.core.errors import MeshError, RemoteError, code_of
+from mesh.core.texts import status_text
 
 GRPC_CODE: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 """grpcio's status by the number that travels."""
@@ -15,10 +16,12 @@ GRPC_CODE: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.St
 def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
     """Return the code and the text a caller sees for `error`.
 
-    An error outside our tree is a fault of ours: INTERNAL with its type and text, so that a report can name it.
+    An error outside our tree is a fault of ours: INTERNAL with its type and text, so that a report can name it. A long
+    text is cut.
     """
     code = GRPC_CODE[int(code_of(error))]
-    return code, error.message if isinstance(error, MeshError) else f"internal error: {type(error).__name__}: {error}"
+    text = error.message if isinstance(error, MeshError) else f"internal error: {type(error).__name__}: {error}"
+    return code, status_text(text)
 
 
 def remote_error(error: grpc.RpcError, *, answered_key: str) -> RemoteError:

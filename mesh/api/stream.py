@@ -8,6 +8,7 @@ from google.protobuf.message import DecodeError
 
 from mesh.api.messages import InferParameter, ModelInferResponse, ModelStreamInferResponse
 from mesh.core.errors import Code, MeshError, RemoteError, SessionLost, code_of
+from mesh.core.texts import status_text
 
 ERROR_TAG = 0x0A
 """The first byte of a message that carries an error: field 1 of ModelStreamInferResponse, length-delimited."""
@@ -49,7 +50,7 @@ def error_message(error: MeshError, request_id: str, *, code: int | None = None,
             response.parameters[DIED_PARAMETER].bool_param = True
         return ModelStreamInferResponse(error_message=error.message, infer_response=response).SerializeToString()
     known = f"[request id: {request_id}] " if request_id and "[request id:" not in error.message else ""
-    text = f"{known}{error.message} ({code_of(error).name})"
+    text = status_text(f"{known}{error.message} ({code_of(error).name})")
     return ModelStreamInferResponse(error_message=text, infer_response=response).SerializeToString()
 
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from enum import IntEnum
 from typing import ClassVar
 
+from mesh.core.texts import shortened
+
 
 class Code(IntEnum):
     """gRPC status codes (the numbers of the gRPC specification; `core` does not import grpc)."""
@@ -55,7 +57,8 @@ class MeshError(Exception):
     def __init__(
         self, message: str, *, retry_after_s: float | None = None, facts: Mapping[str, str] | None = None
     ) -> None:
-        """Keep `message` for the caller; for programs, when to call again, and facts by name."""
+        """Keep `message` for the caller, cut where it is very long; for programs, when to call again, and facts."""
+        message = shortened(message)
         super().__init__(message)
         self.message = message
         self.retry_after_s = retry_after_s

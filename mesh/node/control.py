@@ -16,6 +16,7 @@ from mesh.api.describe import model_config, model_metadata, node_message
 from mesh.api.messages import INFERENCE_SERVICE, node_control
 from mesh.api.status import status_of
 from mesh.core.errors import MeshError
+from mesh.core.texts import status_text
 from mesh.node.folder import shown
 from mesh.node.infer import Infer
 from mesh.node.kept import Kept
@@ -68,9 +69,8 @@ class NodeInferenceService:
     async def _served(self, request: Any, context: Any) -> Served:
         served = self._loader.find(request.name, request.version)
         if served is None:
-            await context.abort(
-                grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{request.name}' is not found on this node"
-            )
+            text = f"Request for unknown model: '{request.name}' is not found on this node"
+            await context.abort(grpc.StatusCode.NOT_FOUND, status_text(text))
             raise AssertionError  # abort does not return
         return served
 
@@ -151,9 +151,8 @@ class NodeControlService:
     ) -> node_control.KeptSnapshotResponse:
         state = self._kept.find(request.owner, request.key)
         if state is None:
-            await context.abort(
-                grpc.StatusCode.NOT_FOUND, f"no snapshot {request.key} of '{request.owner}' is kept on this node"
-            )
+            text = f"no snapshot {request.key} of '{request.owner}' is kept on this node"
+            await context.abort(grpc.StatusCode.NOT_FOUND, status_text(text))
             raise AssertionError  # abort does not return
         return node_control.KeptSnapshotResponse(state=state)
 

@@ -19,6 +19,7 @@ from google.protobuf.message import Message
 from mesh.api.gen.etcd import rpc_pb2 as rpc
 from mesh.api.service import generic_handler
 from mesh.core.errors import Code
+from mesh.core.texts import status_text
 from mesh.registry.embedded_lease import Leases
 from mesh.registry.embedded_state import EtcdError, Keys
 from mesh.registry.embedded_txn import Writer, check_key
@@ -266,7 +267,7 @@ class _Servicer:
                 raise EtcdError(Code.INVALID_ARGUMENT, "etcdserver: request is too large")  # noqa: TRY301 - one exit
             response = answer()
         except EtcdError as error:
-            await context.abort(_CODES[error.code], error.text)
+            await context.abort(_CODES[error.code], status_text(error.text))
             raise
         if self._keys.revision != revision:
             self._wake()

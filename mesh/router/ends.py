@@ -8,7 +8,7 @@ from mesh.core.errors import Code, DeadlineExceeded, MeshError, RemoteError
 from mesh.core.traffic.retry import Fate, fate_of
 from mesh.core.types import ModelVersion
 from mesh.core.view import Located
-from mesh.wire.connection import LOST
+from mesh.wire.connection import LOST, OVERSIZED
 from mesh.wire.deadlines import TICK_S
 from mesh.wire.fields import Block
 from mesh.wire.frames import ErrorCode
@@ -73,6 +73,9 @@ def broken(code: int) -> RemoteError:
     """Return the error of a stream to a node that ended without a status."""
     if code == LOST:
         return RemoteError(Code.UNAVAILABLE, "the connection was lost", transport_failed=True)
+    if code == OVERSIZED:
+        # The answer's, not the node's: it must neither be suspected nor another asked for the same.
+        return RemoteError(Code.RESOURCE_EXHAUSTED, "the node answered with more headers or trailers than are taken")
     return RemoteError(
         code_of_reset(code),
         f"the call was reset with {code}",

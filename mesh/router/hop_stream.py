@@ -379,11 +379,15 @@ class HopStream(ServerCall):
         self._go_on()
 
     def lost(self, up: Up, error: RemoteError) -> None:
-        """Hear that the stream to a node ended: what it has not answered is sent another way."""
+        """Hear that the stream to a node ended: what it has not answered is sent another way.
+
+        Not where the node answered with more headers than are taken: another would do the same.
+        """
         dispatch = self._streams.dispatch
         self._ups = {key: each for key, each in self._ups.items() if each is not up}
         # A node that ends its stream in order has begun nothing of what it leaves unanswered.
-        fate = fate_of(error, not_run=not error.transport_failed)
+        answered = error.transport_failed or error.status is Code.RESOURCE_EXHAUSTED
+        fate = fate_of(error, not_run=not answered)
         for turn in lost_turns(dispatch, up, error):
             if not self.over:
                 self._elsewhere(turn, named(error, up.located, turn.model), fate)

@@ -10,7 +10,8 @@ from mesh.core.errors import Code, MeshError, RemoteError
 from mesh.core.traffic.balance import Balancer
 from mesh.core.types import ModelVersion, NodeId
 from mesh.core.view import Located
-from mesh.wire.connection import Connection
+from mesh.router.ends import broken
+from mesh.wire.connection import OVERSIZED, Connection
 from mesh.wire.fields import Block
 from mesh.wire.frames import ErrorCode
 from mesh.wire.grpc_framing import PREFIX_BYTES, Deframer
@@ -137,7 +138,8 @@ class Up:
 
     def reset(self, stream: Stream, code: int) -> None:
         """Hear that the stream broke."""
-        self.hop.lost(self, RemoteError(Code.UNAVAILABLE, "the connection was lost", transport_failed=True))
+        lost = RemoteError(Code.UNAVAILABLE, "the connection was lost", transport_failed=True)
+        self.hop.lost(self, broken(code) if code == OVERSIZED else lost)
 
     def drained(self, stream: Stream) -> None:
         """Nothing waits for it: what is unanswered is bounded by the caller's window."""

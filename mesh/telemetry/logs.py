@@ -14,8 +14,15 @@ from typing import Any, Final
 
 import msgspec
 
+from mesh.core.texts import shortened
+
 ROOT: Final = "mesh"
 LEVELS: Final = ("debug", "info", "warning", "error")
+
+MAX_VALUE: Final = 8192
+"""Characters of one value on a line. Callers can write much, and their words are quoted."""
+
+MAX_TRACEBACK: Final = 32_768
 
 _FIELDS: Final = "mesh_fields"
 """The attribute of a `logging.LogRecord` that carries the pairs."""
@@ -100,7 +107,7 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line without its end."""
         pairs = "".join(f" {key}={_plain(value)}" for key, value in _pairs(record).items())
-        text = record.getMessage()
+        text = shortened(record.getMessage(), MAX_VALUE)
         line = text if text.isprintable() else _encode(text)
         return f"{_utc(record.created)} {record.levelname.lower()} {record.name} {line}{pairs}"
 
@@ -114,25 +121,28 @@ class JsonFormatter(logging.Formatter):
             "time": _utc(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "text": record.getMessage(),
+            "text": shortened(record.getMessage(), MAX_VALUE),
         }
         rest = {key if key not in head else f"{key}_": value for key, value in _pairs(record).items()}
         return _encode({**head, **rest})
 
 
 def _pairs(record: logging.LogRecord) -> dict[str, object]:
-    pairs: dict[str, object] = dict(getattr(record, _FIELDS, ()))
+    pairs: dict[str, object] = {
+        key: shortened(value, MAX_VALUE) if isinstance(value, str) else value
+        for key, value in dict(getattr(record, _FIELDS, ())).items()
+    }
     if record.exc_info and record.exc_info[1] is not None:
         error = record.exc_info[1]
-        pairs.setdefault("error", f"{type(error).__name__}: {error}")
-        pairs["traceback"] = logging.Formatter().formatException(record.exc_info)
+        pairs.setdefault("error", shortened(f"{type(error).__name__}: {error}", MAX_VALUE))
+        pairs["traceback"] = shortened(logging.Formatter().formatException(record.exc_info), MAX_TRACEBACK)
     return pairs
 
 
 def _plain(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
-    text = str(value)
+    text = shortened(str(value), MAX_TRACEBACK)
     bare = text and text.isprintable() and not any(each in text for each in ' "=')
     return text if bare else _encode(text)
 

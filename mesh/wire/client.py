@@ -8,7 +8,7 @@ from collections import deque
 from typing import Final
 
 from mesh.core.errors import Code, MeshError, RemoteError
-from mesh.wire.connection import LOST, Connection
+from mesh.wire.connection import LOST, OVERSIZED, Connection
 from mesh.wire.deadlines import Bucket, Deadlines
 from mesh.wire.endpoint import Flusher
 from mesh.wire.fields import Block
@@ -181,6 +181,11 @@ class _Call:
             assert self._connection is not None
             why = self._connection.broken.why if self._connection.broken is not None else "lost"
             self._finish(self.failed(Code.UNAVAILABLE, f"{address}: {why}", transport_failed=True))
+            return
+        if code == OVERSIZED:
+            # The answer's, not the peer's: asking another for the same would bring the same.
+            text = f"{address} answered with more headers or trailers than are taken"
+            self._finish(RemoteError(Code.RESOURCE_EXHAUSTED, text))
             return
         name = ErrorCode(code).name if code in ErrorCode._value2member_map_ else str(code)
         error = RemoteError(

@@ -30,6 +30,7 @@ from mesh.wire.frames import (
     u32,
     unpack_head,
 )
+from mesh.wire.header_cache import MAX_BLOCK
 from mesh.wire.sending import Sending
 from mesh.wire.streams import MAY_RECEIVE, Happening, Receiver, State, Stream
 
@@ -42,8 +43,8 @@ LOST: Final = -1
 STOPPED: Final = -2
 """The code of `Receiver.reset` when this server stops and the call must end now, with a status if that can be."""
 
-_CUT: Final = 64 * 1024
-"""Header blocks come in at most this many bytes, over all CONTINUATION frames (CVE-2024-27316 and its like)."""
+OVERSIZED: Final = -3
+"""The code of `Receiver.reset` when the peer's headers on this stream are more than are taken."""
 
 
 class Connection(Sending):
@@ -227,8 +228,8 @@ class Connection(Sending):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "CONTINUATION without HEADERS before it")
         self._block.append(payload)
         self._block_bytes += len(payload)
-        if self._block_bytes > _CUT:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"headers of more than {_CUT} bytes")
+        if self._block_bytes > MAX_BLOCK:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"headers of more than {MAX_BLOCK} bytes")
         if not payload:
             self.nuisance("empty CONTINUATION frames")
         if flags & END_HEADERS:
@@ -252,6 +253,12 @@ class Connection(Sending):
             return
         if not MAY_RECEIVE[stream.state]:
             self.stray(stream_id, stream, "HEADERS")
+            return
+        if block.size > self.bounds.max_header_list:
+            self.reset(stream, ErrorCode.CANCEL)
+            stream.receiver.reset(stream, OVERSIZED)
+            if not self.is_client:
+                self.nuisance("trailers that are too long")
             return
         if stream.seen_headers and not end:
             raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, "trailers that do not end their stream")

@@ -12,6 +12,7 @@ from struct import Struct
 from typing import Final
 
 from mesh.core.errors import Code, InvalidRequest, MeshError, TooLarge, Unimplemented
+from mesh.core.texts import status_text
 from mesh.wire.frames import ErrorCode
 
 PREFIX_BYTES: Final = 5
@@ -163,7 +164,8 @@ def timeout_text(seconds: float) -> bytes:
 
 
 def percent_encoded(text: str) -> bytes:
-    """Return a Status-Message: UTF-8 with everything outside printable ASCII, and %, as %XX."""
+    """Return a Status-Message: UTF-8 with everything outside printable ASCII, and %, as %XX; cut where it is long."""
+    text = status_text(text)
     raw = text.encode("utf-8", "replace")
     if raw.isascii() and b"%" not in raw and text.isprintable():
         return raw

@@ -19,6 +19,7 @@ from mesh.api.gen.grpc.health.v1 import health_pb2
 from mesh.api.gen.inference import grpc_service_pb2, model_config_pb2
 from mesh.api.gen.mesh.v1 import control_pb2, details_pb2, node_pb2
 from mesh.api.service import generic_handler
+from mesh.core.texts import status_text
 
 HEALTH = "grpc.health.v1.Health"
 REFLECTION = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
@@ -51,7 +52,7 @@ class _Health:
     async def Check(self, request: Any, context: Any) -> Any:
         known = self._source.serving().get(request.service)
         if known is None:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {request.service!r}")
+            await context.abort(grpc.StatusCode.NOT_FOUND, status_text(f"unknown service {request.service!r}"))
         return health_pb2.HealthCheckResponse(status=_status(known))
 
     async def List(self, request: Any, context: Any) -> Any:

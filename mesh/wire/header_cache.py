@@ -15,11 +15,15 @@ from hpack.exceptions import HPACKError
 from hpack.huffman_table import decode_huffman
 from hpack.table import HeaderTable
 
-from mesh.wire.fields import MAX_CACHED_BYTES, Block, Field, Generations, Stem, role_of
+from mesh.wire.fields import ENTRY_OVERHEAD, MAX_CACHED_BYTES, Block, Field, Generations, Stem, role_of
 from mesh.wire.frames import ConnectionFault, ErrorCode
 
 TABLE_SIZE: Final = 4096
 """The table a peer may use before it has read our settings (RFC 9113 §6.5.2)."""
+
+MAX_BLOCK: Final = 256 * 1024
+"""Bytes of a header block, over all CONTINUATION frames (CVE-2024-27316 and its like): four times the longest list that
+is taken. One up to here is read, as the peer's table may change with it, and refused on its stream."""
 
 STATIC: Final[tuple[tuple[bytes, bytes], ...]] = tuple(HeaderTable.STATIC_TABLE)
 
@@ -48,10 +52,11 @@ _WRITTEN_NAMES: Final[Generations[_Name]] = Generations()
 class HeaderReader:
     """Decodes the header blocks of one connection. Every block must pass through it, in order."""
 
-    __slots__ = ("_decoder", "_max_list_bytes", "_stem", "stands_alone")
+    __slots__ = ("_decoder", "_most", "_stem", "stands_alone")
 
     def __init__(self, max_list_bytes: int) -> None:
-        self._max_list_bytes = max_list_bytes
+        self._most = 2 * max_list_bytes
+        """Beyond it a list is not kept. A list somewhat above it is a refused call as well, with its fields."""
         self._decoder: Decoder | None = None
         self._stem: Stem | None = None
         self.stands_alone = False
@@ -61,13 +66,16 @@ class HeaderReader:
     def _begin_table(self) -> None:
         """Follow the peer's table."""
         self.stands_alone = False
-        # Twice the bound: a list somewhat above it is a refused call, and only beyond that a broken connection.
-        self._decoder = Decoder(2 * self._max_list_bytes)
+        # Of one field, which Huffman's code makes 8/5 as long: `_with_table` counts them together.
+        self._decoder = Decoder(2 * MAX_BLOCK)
         # What it had before it read our settings. One that forgets to say that it follows them is understood as well.
         self._decoder.max_allowed_table_size = TABLE_SIZE
 
     def read(self, data: bytes) -> Block:
-        """Return the fields of one whole header block. Raises `ConnectionFault` with COMPRESSION_ERROR."""
+        """Return the fields of one whole header block. Raises `ConnectionFault` with COMPRESSION_ERROR.
+
+        A list beyond twice the limit comes back without its fields, and a size above the limit.
+        """
         if self.stands_alone:
             found = _BLOCKS.get(data)
             if found is not None:
@@ -82,7 +90,7 @@ class HeaderReader:
         decoder = self._decoder
         assert decoder is not None
         try:
-            pairs = decoder.decode(data, raw=True)
+            pairs, total = self._decoded(decoder, data)
         except (HPACKError, IndexError, ValueError, TypeError) as error:
             # Not hpack's words: they go to the peer, and some show addresses in our memory.
             why = f"cannot decode headers: {error.__class__.__name__}"
@@ -90,8 +98,31 @@ class HeaderReader:
         if decoder.header_table_size == 0:
             self.stands_alone = True
             self._decoder = None
-        fields = tuple([field_of(bytes(name), bytes(value)) for name, value in pairs])
-        return Block(fields, sum(field.size for field in fields))
+        if total > self._most:
+            return Block((), total)
+        return Block(tuple([field_of(bytes(name), bytes(value)) for name, value in pairs]), total)
+
+    def _decoded(self, decoder: Decoder, data: bytes) -> tuple[list[tuple[bytes, bytes]], int]:
+        """Return the fields up to the limit, and the size of all of them or of more than the limit.
+
+        One by one, where `hpack` would take all: what is too long must still change the table as it does the peer's.
+        """
+        pairs: list[tuple[bytes, bytes]] = []
+        position, total = 0, 0
+        while position < len(data):
+            end = _end_of_field(data, position)
+            first = data[position]
+            if first & 0xE0 == 0x20:
+                if total:
+                    raise ValueError("a table size update after a field")
+                decoder.decode(data[position:end], raw=True)
+            elif total <= self._most or first & 0xC0 == 0x40:
+                [(name, value)] = decoder.decode(data[position:end], raw=True)
+                total += len(name) + len(value) + ENTRY_OVERHEAD
+                if total <= self._most:
+                    pairs.append((name, value))
+            position = end
+        return pairs, total
 
     def _split(self, data: bytes) -> Block:
         """Return the fields of a block that stands alone, each from the cache where it was seen before."""
@@ -121,8 +152,8 @@ class HeaderReader:
                     position = end
                 fields.append(field)
                 total += field.size
-                if total > 2 * self._max_list_bytes:
-                    raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a header list beyond twice our limit")
+                if total > self._most:
+                    return Block((), total)
         except (HPACKError, IndexError, ValueError, TypeError) as error:
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, f"cannot decode headers: {error}") from error
         if stem is not None:
@@ -185,6 +216,14 @@ def _size_update(raw: bytes, *, after_fields: bool) -> None:
         raise ValueError("a table size update after a field")
     if raw != b"\x20":
         raise ValueError("a table size above the 0 that we allow")
+
+
+def _end_of_field(data: bytes, start: int) -> int:
+    """Return where what begins at `start` ends. Raises ValueError or IndexError when that is beyond the block."""
+    value_at = _value_of_field(data, start)
+    if value_at >= 0:
+        return _end_of_value(data, value_at)
+    return _number(data, start, 0x7F if data[start] >= 0x80 else 0x1F)[1]
 
 
 def _value_of_field(data: bytes, start: int) -> int:

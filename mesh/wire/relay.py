@@ -7,7 +7,7 @@ the fastest.
 from __future__ import annotations
 
 from mesh.core.errors import Code
-from mesh.wire.connection import LOST, STOPPED, Connection
+from mesh.wire.connection import LOST, OVERSIZED, STOPPED, Connection
 from mesh.wire.fields import Block
 from mesh.wire.frames import ErrorCode
 from mesh.wire.server_call import refuse
@@ -91,7 +91,11 @@ class Relay:
                     self.down_connection.reset(self.down, ErrorCode.CANCEL)
                 else:
                     refuse(self.down_connection, self.down, Code.UNAVAILABLE, "the server stopped before the answer")
+        elif code == OVERSIZED and not self.answered:
+            text = "the answer's headers or trailers were more than are taken"
+            refuse(self.down_connection, self.down, Code.RESOURCE_EXHAUSTED, text)
         elif MAY_SEND[self.down.state]:
+            code = ErrorCode.ENHANCE_YOUR_CALM if code == OVERSIZED else code
             self.down_connection.reset(self.down, ErrorCode.INTERNAL_ERROR if code == LOST else code)
 
     def over(self) -> None:

@@ -188,6 +188,9 @@ class WireServer:
     # -- calls ---------------------------------------------------------------------------------------------------
 
     def _accept(self, connection: Connection, stream: Stream, block: Block, end: bool) -> Receiver:
+        if not block.fields and block.size:
+            # Far too long: they were not even kept.
+            return self._too_long(connection, stream, block)
         head = request_head(block)
         if head.malformed:
             raise StreamFault(stream.id, ErrorCode.PROTOCOL_ERROR, head.malformed)
@@ -199,13 +202,17 @@ class WireServer:
             connection.send_data(stream, _EXPECTED, end=True)
             return _Ignored(connection)
         if block.size > connection.bounds.max_header_list:
-            text = f"headers of {block.size} bytes, at most {connection.bounds.max_header_list} are taken"
-            refuse(connection, stream, Code.RESOURCE_EXHAUSTED, text)
-            return _Ignored(connection)
+            return self._too_long(connection, stream, block)
         receiver = self._receiver(connection, stream, block, head, end=end)
         if end and not isinstance(receiver, (Spliced, _Ignored)):
             receiver.data(stream, b"", end)
         return receiver
+
+    @staticmethod
+    def _too_long(connection: Connection, stream: Stream, block: Block) -> Receiver:
+        text = f"headers of {block.size} bytes or more, at most {connection.bounds.max_header_list} are taken"
+        refuse(connection, stream, Code.RESOURCE_EXHAUSTED, text)
+        return _Ignored(connection)
 
     def _receiver(
         self, connection: Connection, stream: Stream, block: Block, head: RequestHead, *, end: bool

@@ -9,8 +9,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from mesh.api.messages import InferTensorContents, ModelInferRequest
-from tests.fixtures import raw
+from mesh.api.messages import InferTensorContents, ModelInferRequest, ModelMetadataRequest, ModelMetadataResponse
+from tests.fixtures import raw, scrape
 from tests.fixtures.mesh import MODELS, Process, mesh_up, start_router
 
 CAP = 1_000_000
@@ -116,6 +116,27 @@ def test_bad_input_is_refused_with_its_code_and_a_sentence(channel: grpc.Channel
         raw.infer(channel, message)
     assert caught.value.code() is code, caught.value.details()
     assert text in (caught.value.details() or "")
+
+
+@pytest.mark.parametrize("name", ["n" * 70_000, "名" * 30_000], ids=["ascii", "percent-encoded"])
+def test_a_very_long_name_costs_its_own_call_alone(mesh: Process, channel: grpc.Channel, name: str) -> None:
+    """The node quotes it; the answer is cut, and neither the connection nor another node suffers."""
+    assert raw.infer(channel, raw.request("iris")).model_name == "iris"
+    failed = scrape.value(mesh, "mesh_router_attempts_failed_total", reason="UNAVAILABLE")
+    with pytest.raises(grpc.RpcError) as caught:
+        raw.infer(channel, raw.request("iris", name=name))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    details = caught.value.details() or ""
+    assert "characters cut] ..." in details
+    assert details.endswith("for model 'iris', which takes x")
+    [answer] = raw.stream(channel, [raw.request("iris", name=name)])
+    assert "characters cut] ..." in answer.error_message
+    assert len(answer.error_message) <= 4096
+    with pytest.raises(grpc.RpcError) as caught:
+        raw.ask(channel, "ModelMetadata", ModelMetadataRequest(name=name), ModelMetadataResponse)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    assert "characters cut] ..." in (caught.value.details() or "")
+    assert failed == scrape.value(mesh, "mesh_router_attempts_failed_total", reason="UNAVAILABLE")
 
 
 def test_contents_and_raw_together_are_refused(channel: grpc.Channel) -> None:

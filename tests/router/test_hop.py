@@ -53,6 +53,9 @@ class Recorder:
         self.calls: list[Call] = []
         self.cancelled = 0
         self.refuse: Exception | None = None
+        self.trailers: tuple[tuple[str, str], ...] = ()
+        """More of them, on the answer to `trailers_for`."""
+        self.trailers_for: Call | None = None
         self.go = asyncio.Event()
         self.go.set()
         self.draining = asyncio.Event()
@@ -67,6 +70,8 @@ class Recorder:
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
+        if call is self.trailers_for:
+            call.trailers += self.trailers
         if self.refuse is not None:
             if isinstance(self.refuse, NotReady):
                 call.trailers.append((NOT_RUN_TRAILER, "1"))
@@ -273,6 +278,25 @@ async def test_what_was_certainly_not_run_is_asked_elsewhere_and_told_without_th
     with pytest.raises(RemoteError) as caught:
         await bench.infer()
     assert not [key for key, _ in caught.value.trailers if key.startswith("mesh-")]
+
+
+@pytest.mark.parametrize("size", [70_000, 200_000])
+async def test_trailers_longer_than_are_taken_cost_their_own_call_alone(bench: Bench, size: int) -> None:
+    bench.hold()
+    others = [asyncio.create_task(bench.infer(size=LARGE)) for _ in range(8)]
+    await until(lambda: len(bench.calls) == 8, "all calls are at nodes")
+    kept, bench.a.trailers = bench.calls, (("more", "x" * size),)
+    bench.b.trailers = bench.a.trailers
+    told = asyncio.create_task(bench.infer())
+    await until(lambda: len(bench.calls) == 9, "one more is at a node")
+    bench.a.trailers_for = bench.b.trailers_for = next(call for call in bench.calls if call not in kept)
+    bench.a.go.set()
+    bench.b.go.set()
+    with pytest.raises(RemoteError, match="more headers or trailers than are taken") as caught:
+        await told
+    assert caught.value.status is Code.RESOURCE_EXHAUSTED
+    assert {answered_by(reply) for reply in await asyncio.gather(*others)} <= {"a", "b"}
+    assert len(bench.calls) == 9
 
 
 async def test_the_deadline_goes_to_the_node(bench: Bench) -> None:

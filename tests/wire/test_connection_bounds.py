@@ -3,8 +3,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from hpack import Encoder
 
-from mesh.wire.connection import Connection
+from mesh.wire.connection import OVERSIZED, Connection
 from mesh.wire.flow import NUISANCE_BURST, NUISANCE_PER_S, Bounds
 from mesh.wire.frames import (
     ACK,
@@ -33,7 +34,7 @@ from mesh.wire.frames import (
     u32,
     window_update,
 )
-from mesh.wire.header_cache import encode
+from mesh.wire.header_cache import MAX_BLOCK, encode
 from tests.wire.pair import HEADERS_BLOCK, REQUEST, TRAILERS, Frame, Recorder, Served, client, greeted, told
 
 BURST = int(NUISANCE_BURST)
@@ -139,14 +140,52 @@ def test_headers_that_never_end_are_cut_off_before_they_fill_memory() -> None:
         served.hear(frame(CONTINUATION, 0, 1, b"x" * 16_384))
         sent += 16_384
     assert code_of(served.connection) is ErrorCode.ENHANCE_YOUR_CALM
-    assert sent <= 64 * 1024
+    assert sent <= MAX_BLOCK
 
 
-def test_a_header_list_that_is_far_above_the_limit_ends_the_connection() -> None:
-    served = greeted(Bounds(max_header_list=1000))
-    served.hear(headers(b"\x20" + REQUEST + encode(b"x", b"v" * 3000), 1, end=True, max_frame=16_384))
-    assert code_of(served.connection) in {ErrorCode.ENHANCE_YOUR_CALM, ErrorCode.COMPRESSION_ERROR}
-    assert served.calls == []
+LONG = encode(b"x", b"v" * 100_000)
+
+
+@pytest.mark.parametrize("table", [b"", b"\x20"])
+def test_headers_far_above_the_limit_are_their_streams_and_the_next_are_read_with_the_table_they_left(
+    table: bytes,
+) -> None:
+    served = greeted()
+    encoder = Encoder()
+    if table:
+        encoder.header_table_size = 0
+    pairs = [(b":method", b"POST"), (b"x-mine", b"1"), (b"x", b"v" * 140_000), (b"x-late", b"2")]
+    served.hear(headers(encoder.encode(pairs, huffman=False), 1, end=True, max_frame=16_384))
+    served.hear(headers(encoder.encode([*pairs[:2], pairs[3]], huffman=False), 3, end=True, max_frame=16_384))
+    assert served.connection.broken is None
+    assert [call.blocks for call in served.calls] == [[()], [(*pairs[:2], pairs[3])]]
+
+
+def test_an_answer_with_too_long_trailers_is_given_up_alone() -> None:
+    connection = client()
+    receivers = [Recorder(connection) for _ in range(2)]
+    for receiver in receivers:
+        connection.call(REQUEST, receiver, b"x")
+    for _ in range(2 * BURST):
+        late = Recorder(connection)
+        number = connection.call(REQUEST, late, b"x").id
+        connection.receive(headers(HEADERS_BLOCK, number, end=False, max_frame=16_384), 1.0)
+        connection.receive(headers(TRAILERS + LONG, number, end=True, max_frame=16_384), 1.0)
+        assert late.codes == [OVERSIZED]
+    assert connection.broken is None
+    connection.receive(headers(HEADERS_BLOCK + TRAILERS, 1, end=True, max_frame=16_384), 1.0)
+    assert (receivers[0].ended, receivers[0].codes) == (True, [])
+    assert list(connection.streams) == [3]
+
+
+def test_trailers_of_a_client_that_are_too_long_reset_its_stream_and_a_flood_of_them_ends_the_connection() -> None:
+    served = greeted()
+    for index in range(BURST + 1):
+        assert served.connection.broken is None
+        number = 2 * index + 1
+        served.hear(opened(number), headers(LONG, number, end=True, max_frame=16_384))
+        assert served.calls[index].codes == [OVERSIZED]
+    assert code_of(served.connection) is ErrorCode.ENHANCE_YOUR_CALM
 
 
 def test_a_goaway_shows_the_peer_nothing_of_our_memory() -> None:
