@@ -386,8 +386,7 @@ class HopStream(ServerCall):
         dispatch = self._streams.dispatch
         self._ups = {key: each for key, each in self._ups.items() if each is not up}
         # A node that ends its stream in order has begun nothing of what it leaves unanswered.
-        answered = error.transport_failed or error.status is Code.RESOURCE_EXHAUSTED
-        fate = fate_of(error, not_run=not answered)
+        fate = fate_of(error, not_run=not (error.transport_failed or error.status is Code.RESOURCE_EXHAUSTED))
         for turn in lost_turns(dispatch, up, error):
             if not self.over:
                 self._elsewhere(turn, named(error, up.located, turn.model), fate)

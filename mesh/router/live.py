@@ -186,6 +186,8 @@ class Live:
             if each.step is not None:
                 told = f"a step of sequence {self.key[2]} of model '{self.model.name}' is not run again"
                 each.step.fail(SessionLost(f"{told}: {each.deaths} processes ended in the course of it; begin it anew"))
+        if fatal:
+            retries.beware(self.model)
         return bool(fatal)
 
     def lost(self, why: str = "") -> SessionLost:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import time
+from typing import Final
 
 from mesh.core.pipeline.spec import Pipeline
 from mesh.core.suspects import is_suspect
-from mesh.core.traffic.retry import Fate, Tries
+from mesh.core.traffic.retry import MOST_DEATHS, Fate, Tries
 from mesh.core.types import ModelName, ModelVersion, NodeId, Version
+from mesh.core.view import VersionKey
 from mesh.registry.mirror import Mirror
+
+WARY_S: Final = 10.0
+"""How long this router takes a version for suspect after one call for it ended two processes: their nodes start again
+within that, and tell the mesh what they died of. Calls meanwhile end one process each at most."""
 
 
 class Retries:
@@ -17,6 +23,7 @@ class Retries:
     def __init__(self, mirror: Mirror, max_attempts: int) -> None:
         self._mirror = mirror
         self.max_attempts = max_attempts
+        self._wary: dict[VersionKey, float] = {}
 
     def may_follow(
         self,
@@ -32,10 +39,19 @@ class Retries:
         """Note an attempt that failed; tell whether another copy may be asked. See `Tries.failed`."""
         suspect = fate is Fate.DIED and self.is_suspect(model, pipeline)
         most = self.max_attempts
-        return tries.failed(node, fate, max_attempts=most, in_sequence=in_sequence, suspect=suspect, free=free)
+        again = tries.failed(node, fate, max_attempts=most, in_sequence=in_sequence, suspect=suspect, free=free)
+        if fate is Fate.DIED and tries.deaths >= MOST_DEATHS:
+            self.beware(model)
+        return again
+
+    def beware(self, model: ModelVersion) -> None:
+        """Take a version for suspect for a moment: one call for it ended two processes."""
+        self._wary[model.name, model.version] = time.monotonic() + WARY_S
 
     def is_suspect(self, model: ModelVersion, pipeline: Pipeline | None = None) -> bool:
         """Tell whether what a process died of may be a version, or one of the models of a pipeline. O(models)."""
+        if self._wary and self._wary.get((model.name, model.version), 0.0) > time.monotonic():
+            return True
         view, now_s = self._mirror.view, time.time()
         models = [model]
         for name, version in pipeline.models() if pipeline is not None and view.suspects else ():

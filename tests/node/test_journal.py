@@ -73,8 +73,9 @@ MODELS = {
     "cexits": "def infer(self, inputs):\n        import ctypes; ctypes.CDLL(None)._exit(5)",
     "load_exits": "def load(self, context):\n        import os; os._exit(3)\n    def infer(self, inputs): ...",
     "load_leaves": "def load(self, context):\n        import sys; sys.exit(3)\n    def infer(self, inputs): ...",
-    "load_waits": "def load(self, context):\n        import os, time\n        if not os.path.exists('go'):\n"
-    "            print('waiting', flush=True); time.sleep(600)\n    def infer(self, inputs): ...",
+    "load_waits": "def load(self, context):\n        import os, time\n"
+    "        if not os.path.exists('go'):\n            print('waiting', flush=True); time.sleep(600)\n"
+    "    def infer(self, inputs): ...",
 }
 
 

@@ -53,7 +53,9 @@ def test_a_node_is_reached_under_its_services_name_and_sees_models_read_only(nam
     flags = flags_of(name)
     assert flags["--id"] == name
     assert flags["--advertise"] == f"{name}:{flags['--grpc-port']}"
-    (mount,) = SERVICES[name]["volumes"]
+    mount, state = SERVICES[name]["volumes"]
+    assert state.split(":") == ["node-state", "/var/lib/mesh"]
+    assert "node-state" in COMPOSE["volumes"]
     assert mount["read_only"] is True
     inside = Path(flags["--models"]).relative_to(mount["target"])
     assert list((ROOT / mount["source"] / inside).glob("*/model.yaml"))
