@@ -22,7 +22,7 @@ from mesh.core.sessions.policy import is_due
 from mesh.core.sessions.schedule import Schedule, Sequence, SequenceId, Step, unknown
 from mesh.core.types import ModelVersion, Sequencing
 from mesh.node.gauge import ON_LOOP_S, Gauge
-from mesh.node.item import Item, Ran, Waiter, kind_of, model_failed
+from mesh.node.item import Item, Ran, Waiter, any_waits, kind_of, model_failed
 from mesh.node.runtimes.base import Loaded, Request, Tensors, Turn
 from mesh.node.sequence_item import Generating, SequenceItem
 from mesh.node.sequence_request import Flags, flags_of, restored
@@ -261,7 +261,9 @@ class SequenceBatcher:
 
     async def _in_worker(self, batch: list[Sequence[Item]], turns: list[Turn], size: int) -> None:
         assert self._apart is not None
-        errors, run_s = await in_worker(self._apart, turns, reruns=self._reruns)
+        items = [each.steps[0].what for each in batch]
+        waited = partial(any_waits, items)
+        errors, run_s = await in_worker(self._apart, turns, waited, reruns=self._reruns)
         self._finish(batch, turns, errors, run_s, -1.0, size)
         if not self._soon:
             self._look()
