@@ -28,7 +28,7 @@ from benchmarks.models import Case
 from benchmarks.peers.base import Peer, Unavailable
 from benchmarks.peers.envoy import Envoy
 from benchmarks.peers.grpcio import Echo, Proxy, ThreadsEcho, ThreadsProxy
-from benchmarks.peers.mesh import Mesh, Node, Router, Together
+from benchmarks.peers.mesh import Mesh, Node, PythonNode, Router, Together
 from benchmarks.peers.mlserver import MlServer
 from benchmarks.peers.triton import Triton
 from benchmarks.shapes import Shape, shapes
@@ -52,13 +52,15 @@ def running(folder: Path, asked: list[Shape], engine: str) -> Iterator[tuple[Mes
     cases: list[Case] = list({shape.case.name: shape.case for shape in shapes()}.values())
     keys = {key for shape in asked for key in shape.peers}
     mesh = Mesh(engine)
+    workers = PythonNode(engine, "process", "worker", "mesh node, Python in a worker")
+    hosted = PythonNode(engine, "none", "hosted", "mesh node, Python in the node")
     all_peers = (Together(mesh), Router(mesh), Node(mesh), Envoy(mesh), Proxy(mesh), ThreadsProxy(mesh))
     with contextlib.ExitStack() as stack:
         stack.callback(mesh.stop)
         print("starting the mesh ...", file=sys.stderr)
         mesh.start(folder, cases)
         started: dict[str, Peer] = {}
-        for peer in (*all_peers, Echo(), ThreadsEcho(), MlServer(), Triton()):
+        for peer in (*all_peers, workers, hosted, Echo(), ThreadsEcho(), MlServer(), Triton()):
             if peer.key not in keys:
                 continue
             print(f"starting {peer.name} ...", file=sys.stderr)

@@ -90,3 +90,42 @@ def write_repository(folder: Path, cases: list[Case]) -> None:
         version = folder / case.name / "1"
         version.mkdir(parents=True)
         onnx.save(case.model, str(version / "model.onnx"))
+
+
+PYTHON = """\
+import onnxruntime as ort
+
+class Model:
+    def load(self, context):
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        path = str(context.path / "graph.onnx")
+        self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def infer(self, inputs):
+        return {"y": self.session.run(["y"], inputs)[0]}
+"""
+"""The class around a file that Triton's `servers/triton_model.py` is, in our words."""
+
+
+def write_python_repository(folder: Path, cases: list[Case]) -> None:
+    """Write the models as Python classes around the same files."""
+    for case in cases:
+        version = folder / case.name / "1"
+        version.mkdir(parents=True)
+        onnx.save(case.model, str(version / "graph.onnx"))
+        (version / "model.py").write_text(PYTHON, encoding="utf-8")
+        shapes = [
+            [axis.dim_value or -1 for axis in value[0].type.tensor_type.shape.dim]
+            for value in (case.model.graph.input, case.model.graph.output)
+        ]
+        batches = all(each[0] == -1 for each in shapes)
+        (version.parent / "model.yaml").write_text(
+            f"runtime: python\nmax_batch_size: {64 if batches else 0}\n"
+            f"inputs: [{{name: x, dtype: FP32, shape: {shapes[0]}}}]\n"
+            f"outputs: [{{name: y, dtype: FP32, shape: {shapes[1]}}}]\n",
+            encoding="utf-8",
+        )

@@ -14,7 +14,7 @@ from benchmarks.load import INFER, STREAM
 from benchmarks.models import Case
 
 PROXIES = ("router", "envoy", "aio-proxy", "threads-proxy")
-SERVERS = ("mesh", "node", "echo", "threads-echo", "mlserver", "triton")
+SERVERS = ("mesh", "node", "worker", "hosted", "echo", "threads-echo", "mlserver", "triton")
 ECHOES = ("node", "echo", "threads-echo")
 
 
@@ -147,6 +147,16 @@ def _servers(small: Case, large: Case) -> list[Shape]:
             unique=True,
         ),
         Shape("server-large", "Servers: 600 KB tensors, 4 connections x 2 streams", large, SERVERS, 4, 2),
+        Shape(
+            "server-latency",
+            "Servers: one small request at a time",
+            small,
+            ("node", "worker", "hosted", "triton"),
+            1,
+            1,
+            own_client=True,
+            latency=True,
+        ),
         Shape(
             "server-stream",
             "Servers: messages of one stream, 32 in flight",

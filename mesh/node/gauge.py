@@ -19,8 +19,8 @@ LONG_S = 5e-3
 event loop for good. 25 times what may go there, since a first run of a new shape allocates."""
 
 DOUBT_S = 20e-3
-"""Seconds of a run on the event loop whose CPU was not asked for. It may have waited for the machine, so it is not
-judged: the next runs are made in threads, where all are weighed."""
+"""Seconds of a run on the event loop whose CPU was not asked for. Where it may have worked so long, and not waited for
+the machine, the next runs are made in threads, where all are weighed."""
 
 DOUBTED = 64
 """Runs in threads after the first doubt; four times as many after each further one, `MOST_DOUBTS` times."""
@@ -34,11 +34,13 @@ SMOOTHING = 0.2
 class Gauge:
     """The runs of one copy. `steady` says that a run's time follows from the size of its inputs."""
 
-    __slots__ = ("_doubted", "_doubts", "_run_bytes", "_runs", "_steady", "work_s")
+    __slots__ = ("_doubted", "_doubts", "_run_bytes", "_runs", "_seen_s", "_steady", "work_s")
 
     def __init__(self, *, steady: bool) -> None:
         self._steady = steady
         """Whether runs that are predicted to be short may go on the loop now."""
+        self._seen_s = 0.0
+        """CPU seconds of the loop's thread when it was looked at last."""
         self._doubts = 0
         self._doubted = 0
         """Runs that are still to be made in threads before they may."""
@@ -70,11 +72,23 @@ class Gauge:
             outputs = call()
         finally:
             run_s = time.perf_counter() - started_s
-            if run_s > DOUBT_S:
+            if run_s > DOUBT_S and self._may_have_worked(DOUBT_S):
                 self._steady = False
                 self._doubted = DOUBTED << 2 * min(self._doubts, MOST_DOUBTS)
                 self._doubts += 1
-        return outputs, run_s, time.thread_time() - cpu_s if weighed else -1.0
+        if not weighed:
+            return outputs, run_s, -1.0
+        self._seen_s = now_s = time.thread_time()
+        return outputs, run_s, now_s - cpu_s
+
+    def _may_have_worked(self, long_s: float) -> bool:
+        """Tell whether the run that just ended on the loop can have worked for `long_s`.
+
+        Not when the loop's thread has not had as much CPU since it was looked at last, some runs before: then the
+        machine was busy with others.
+        """
+        before_s, self._seen_s = self._seen_s, time.thread_time()
+        return self._seen_s - before_s >= long_s
 
     def run(self, call: Callable[[], T]) -> tuple[T, float, float]:
         """Return what `call` returns, the seconds it took, and the CPU seconds of them (below 0: not asked for).

@@ -62,17 +62,23 @@ def test_a_run_that_lasted_on_the_loop_sends_the_next_to_threads_until_those_wer
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock, gauge = Clock(monkeypatch), short()
-    gauge.run_here(lambda: clock.take(DOUBT_S * 2, 0.0))
+    gauge.run_here(lambda: clock.take(DOUBT_S * 2, DOUBT_S * 2))
     for _ in range(DOUBTED):
         assert gauge.predicted_s(100) == float("inf")
         _, _, work_s = gauge.run(lambda: clock.take(1e-4, 1e-5))
         assert work_s == pytest.approx(1e-5), "every run is weighed now"
         gauge.measured(work_s, 100)
-    assert gauge.predicted_s(100) < ON_LOOP_S, "the machine was busy, not the run"
-    gauge.run_here(lambda: clock.take(DOUBT_S * 2, 0.0))
+    assert gauge.predicted_s(100) < ON_LOOP_S, "what ran before it on the loop may have worked, not the run"
+    gauge.run_here(lambda: clock.take(DOUBT_S * 2, DOUBT_S * 2))
     for _ in range(DOUBTED * 4):
         assert gauge.predicted_s(100) == float("inf")
         gauge.measured(1e-5, 100)
+    assert gauge.predicted_s(100) < ON_LOOP_S
+
+
+def test_a_run_that_waited_for_a_busy_machine_is_not_doubted(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, gauge = Clock(monkeypatch), short()
+    gauge.run_here(lambda: clock.take(DOUBT_S * 2, DOUBT_S / 2))
     assert gauge.predicted_s(100) < ON_LOOP_S
 
 
@@ -89,7 +95,7 @@ def test_a_run_that_lasted_and_then_raised_counts_too(monkeypatch: pytest.Monkey
     clock, gauge = Clock(monkeypatch), short()
 
     def fail() -> None:
-        clock.take(DOUBT_S * 2, 0.0)
+        clock.take(DOUBT_S * 2, DOUBT_S * 2)
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
