@@ -86,7 +86,11 @@ def test_a_node_that_a_model_ended_in_c_comes_back_and_knows_which(tmp_path: Pat
     add_python(
         tmp_path / "models",
         "culprit",
-        "inputs: [{name: x, dtype: FP32, shape: [-1, 1]}]\noutputs: [{name: y, dtype: FP32, shape: [-1, 1]}]\n",
+        """\
+        isolation: none
+        inputs: [{name: x, dtype: FP32, shape: [-1, 1]}]
+        outputs: [{name: y, dtype: FP32, shape: [-1, 1]}]
+        """,
         """\
         import ctypes
 

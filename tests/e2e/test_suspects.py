@@ -29,10 +29,12 @@ from tests.fixtures.mesh import Process, start_node, start_router, until
 from tests.fixtures.repositories import add_echo, add_python
 from tests.fixtures.scrape import value
 
-TENSORS = """\
+IN_THE_NODE = """\
+isolation: none
 inputs: [{name: x, dtype: FP32, shape: [-1, 1]}]
 outputs: [{name: y, dtype: FP32, shape: [-1, 1]}]
 """
+"""Models that an operator trusts with the node's own process: in one of its own, each would end that alone."""
 FINE, POISON = np.zeros((1, 1), np.float32), np.ones((1, 1), np.float32)
 ENDS = {
     "a segmentation fault": "ctypes.string_at(0)",
@@ -45,7 +47,7 @@ def add_culprit(repository: Path, end: str, *, copies: int) -> None:
     add_python(
         repository,
         "culprit",
-        f"scaling: {{min_copies: {copies}}}\n" + TENSORS,
+        f"scaling: {{min_copies: {copies}}}\n" + IN_THE_NODE,
         f"""\
         import ctypes, os
 
@@ -141,7 +143,7 @@ def test_a_model_that_ends_its_node_in_its_load_does_so_once(etcd: EtcdServer, t
     add_python(
         tmp_path,
         "culprit",
-        TENSORS,
+        IN_THE_NODE,
         """\
         import os
 
@@ -174,7 +176,7 @@ def test_killing_nodes_puts_no_model_under_suspicion(etcd: EtcdServer, tmp_path:
     add_python(
         tmp_path,
         "slow",
-        "scaling: {min_copies: 2}\n" + TENSORS,
+        "scaling: {min_copies: 2}\n" + IN_THE_NODE,
         """\
         import time
 
