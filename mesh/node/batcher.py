@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from mesh.core.batching import Run, Waiting, next_batch
-from mesh.core.errors import DeadlineExceeded, MeshError, ModelFailed, Overloaded
+from mesh.core.errors import DeadlineExceeded, MeshError, ModelFailed, Overloaded, let_go
 from mesh.core.types import ModelVersion
 from mesh.node.gauge import ON_LOOP_S, Gauge
 from mesh.node.runtimes.base import Loaded, Request, Tensors
@@ -294,6 +294,7 @@ class Batcher:
 
     def _fail(self, batch: list[Item], error: Exception) -> None:
         told = error if isinstance(error, MeshError) else model_failed(self._name, error)
+        let_go(error)
         for item in batch:
             if item.end():
                 item.waiter.failed(told)

@@ -15,7 +15,7 @@ from typing import cast
 
 from mesh.api.snapshot import encode_snapshot
 from mesh.core.batching import Waiting, WaitUntil
-from mesh.core.errors import DeadlineExceeded, MeshError, Overloaded
+from mesh.core.errors import DeadlineExceeded, MeshError, Overloaded, let_go
 from mesh.core.sessions.policy import is_due
 from mesh.core.sessions.schedule import Schedule, Sequence, SequenceId, Step, unknown
 from mesh.core.types import ModelVersion, Sequencing
@@ -132,8 +132,9 @@ class SequenceBatcher:
         if item.end() and item.sequence is not None and item.step is not None:
             if item.paused:
                 self.schedule.ended(item.sequence, time.monotonic())
-            else:
-                self.schedule.withdraw(item.sequence, item.step, time.monotonic())
+                item.step = None
+            elif self.schedule.withdraw(item.sequence, item.step, time.monotonic()):
+                item.step = None
 
     def resume(self, item: SequenceItem) -> None:
         """Let a generation go on whose caller reads again. Idempotent."""
@@ -222,6 +223,7 @@ class SequenceBatcher:
                 item.impatient.cancel()
             return True
         self.schedule.skipped(sequence, now_s)
+        cast("SequenceItem", item).step = None
         if error is not None and item.end():
             item.waiter.failed(error)
         return False
@@ -288,6 +290,7 @@ class SequenceBatcher:
                 elif item.end():
                     queue_s = item.began_s - item.waiting.enqueued_s
                     item.waiter.ran(Ran(turn.outputs[0], queue_s, run_s, len(batch), state))
+            item.step = None  # It knows this item as this item knows it.
 
     def _responded(  # noqa: PLR0917 - what a turn gives
         self,
@@ -313,6 +316,7 @@ class SequenceBatcher:
                 item.paused = True
             return
         self.schedule.ended(sequence, now_s)
+        item.step = None
         if error is not None:
             self._failed(item, error)
         elif item.end():
@@ -341,8 +345,10 @@ class SequenceBatcher:
         return state, None
 
     def _failed(self, item: Item, error: Exception) -> None:
+        told = error if isinstance(error, MeshError) else model_failed(self._name, error)
+        let_go(error)
         if item.end():
-            item.waiter.failed(error if isinstance(error, MeshError) else model_failed(self._name, error))
+            item.waiter.failed(told)
 
     def _give_up(self, item: SequenceItem) -> None:
         assert item.sequence is not None

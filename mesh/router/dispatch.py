@@ -120,7 +120,7 @@ class Dispatch:
         if not may_retry(
             error, not_run=not_run, in_sequence=in_sequence, attempt=seen.attempts, max_attempts=self.max_attempts
         ):
-            raise named(error, located, model) from error
+            raise named(error, located, model)  # Not `from error`: it may be the same, and a circle.
 
     def target(self, call: Call, request: Peeked) -> Target:
         """Return what answers. Raises as `resolve` does."""

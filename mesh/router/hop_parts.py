@@ -33,7 +33,7 @@ class PartsUnary(TaskUnary):
     def __init__(
         self, connection: Connection, stream: Stream, origin: Origin, dispatch: Dispatch, target: Target
     ) -> None:
-        super().__init__(connection, stream, origin, self._again)
+        super().__init__(connection, stream, origin, dispatch.infer)
         self._dispatch = dispatch
         self._target = target
         self._parts_message: bytes = b""
@@ -116,7 +116,8 @@ class PartsUnary(TaskUnary):
         self._lost = lost
         super().received(self._parts_message)
 
-    async def _again(self, call: Call, message: bytes) -> bytes:
+    async def answered(self, call: Call, message: bytes) -> bytes:
+        """Answer the other way."""
         try:
             return await self._dispatch.infer(call, message)
         except MeshError as error:
