@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Any
 
 from mesh.core.batching import Run, Waiting, next_batch
-from mesh.core.errors import DeadlineExceeded, MeshError, ModelFailed, Overloaded
+from mesh.core.errors import DeadlineExceeded, MeshError, ModelFailed, Overloaded, let_go
 from mesh.core.types import ModelVersion
 from mesh.node.gauge import ON_LOOP_S, Gauge
 from mesh.node.item import Item, Ran, Waiter, any_waits, bytes_of, is_late, joined, kind_of, model_failed
@@ -356,6 +356,7 @@ class Batcher:
 
     def _fail(self, batch: list[Item], error: Exception) -> None:
         told = error if isinstance(error, MeshError) else model_failed(self._name, error)
+        let_go(error)
         for item in batch:
             if item.end():
                 item.waiter.failed(told)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mesh.core.errors import MeshError
+from mesh.core.sessions import schedule
+from mesh.node.item import Item
 from mesh.node.runtimes.base import Apart, Steps, Turn
 
 Errors = list[Exception | None]
@@ -59,3 +61,10 @@ async def in_worker(
 
 def _may_rerun(error: Exception) -> bool:
     return not (isinstance(error, MeshError) and not error.reruns)
+
+
+def turn_of(sequence: schedule.Sequence[Item]) -> Turn:
+    """Return the turn that a sequence is at."""
+    step = sequence.steps[0]
+    item = step.what
+    return Turn(item.inputs, item.request, sequence.id, step.start, step.end, sequence.state, done=False)
