@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mesh.api.messages import InferParameter, ModelInferRequest, ModelInferResponse
-from mesh.api.tensors import TensorError, decode_contents, decode_raw, encode_contents, encode_raw
+from mesh.api.tensors import TensorError, check_raw, decode_contents, decode_raw, encode_contents, encode_raw
 from mesh.core.errors import InvalidRequest
 from mesh.core.pipeline.spec import Literal
 from mesh.core.types import Dtype
@@ -78,7 +78,7 @@ def read_tensors(message: ModelInferRequest | ModelInferResponse) -> dict[str, C
         try:
             if raws:
                 raw = raws[index] if index < len(raws) else b""
-                decode_raw(raw, dtype, shape)
+                check_raw(raw, dtype, shape)
             else:
                 raw = encode_raw(decode_contents(tensor.contents, dtype, shape), dtype)
         except TensorError as error:

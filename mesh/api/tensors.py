@@ -8,15 +8,29 @@ model wants and the words a client reads: `TensorError` carries the numbers for 
 from __future__ import annotations
 
 import math
-import struct
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from mesh.api.bytes_elements import PIECE, TEXT_KINDS, TensorError, as_bytes, check, join, rest, split
 from mesh.api.messages import InferTensorContents
-from mesh.core.errors import InvalidRequest
 from mesh.core.types import ITEM_BYTES, Dtype
+
+__all__ = [
+    "CONTENTS_FIELD",
+    "MAX_AXES",
+    "NUMPY",
+    "Array",
+    "TensorError",
+    "check_raw",
+    "decode_contents",
+    "decode_raw",
+    "dtype_of",
+    "encode_contents",
+    "encode_raw",
+    "taken",
+]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -61,46 +75,24 @@ _BY_DTYPE: Mapping[np.dtype[Any], Dtype] = {
     held: dtype for dtype, held in NUMPY.items() if dtype not in {Dtype.BF16, Dtype.BYTES}
 }
 """The usual ones at once: a dtype's name and kind are made anew at every look."""
-_TEXT_KINDS = frozenset("OSUT")
-"""numpy's kinds of arrays that can hold BYTES: objects, fixed bytes, fixed str and (numpy 2) variable str."""
 
 MAX_AXES = 32
 """What every numpy that we run on can index (numpy 1: 32, numpy 2: 64)."""
 
-_LENGTH = struct.Struct("<I")
 
-
-class TensorError(InvalidRequest):
-    """A tensor's data do not fit its type and shape.
-
-    `expected` and `got` are counts of `unit`; all three are None when the fault is no count.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        expected: int | None = None,
-        got: int | None = None,
-        unit: Literal["bytes", "elements"] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.expected = expected
-        self.got = got
-        self.unit = unit
-
-
-def decode_raw(buffer: bytes | memoryview, dtype: Dtype, shape: Sequence[int]) -> Array:
+def decode_raw(
+    buffer: bytes | memoryview, dtype: Dtype, shape: Sequence[int], between: Callable[[], None] = rest
+) -> Array:
     """Return raw tensor data as a read-only array of `NUMPY[dtype]` with `shape`.
 
     A view of `buffer`, which the array keeps alive; BF16 and BYTES (an object array of `bytes`) are copies, and so is a
     BOOL tensor with bytes other than 0 and 1, which all count as true. Raises `TensorError` for any bytes that do not
-    fit, and nothing else.
+    fit, and nothing else. `between` is called between pieces of a long BYTES tensor.
     """
     view = memoryview(buffer)
     count = _count(shape)
     if dtype is Dtype.BYTES:
-        return _shaped(_objects(_split_bytes(view, count)), shape)
+        return _shaped(split(view, count, between), shape)
     expected = count * ITEM_BYTES[dtype]
     if view.nbytes != expected:
         msg = f"expected {expected} bytes for {dtype} {_show(shape)}, got {view.nbytes}"
@@ -115,7 +107,18 @@ def decode_raw(buffer: bytes | memoryview, dtype: Dtype, shape: Sequence[int]) -
     return _shaped(flat, shape)
 
 
-def encode_raw(array: Array, dtype: Dtype) -> bytes:
+def check_raw(buffer: bytes | memoryview, dtype: Dtype, shape: Sequence[int]) -> None:
+    """Raise `TensorError` for raw tensor data that `decode_raw` refuses, without taking BYTES apart."""
+    if dtype is not Dtype.BYTES:
+        decode_raw(buffer, dtype, shape)
+        return
+    count = _count(shape)
+    check(memoryview(buffer), count)
+    if not count:
+        _shaped(np.empty(0, object), shape)
+
+
+def encode_raw(array: Array, dtype: Dtype, between: Callable[[], None] = rest) -> bytes:
     """Return `array` as raw tensor data of `dtype`: row-major and little-endian whatever the array's own layout.
 
     The array must hold `dtype` already (`dtype_of`): nothing is converted silently. BF16 takes float32, float16 or
@@ -123,14 +126,28 @@ def encode_raw(array: Array, dtype: Dtype) -> bytes:
     `TensorError`.
     """
     if dtype is Dtype.BYTES:
-        return b"".join(part for item in _byte_items(array) for part in (_length(item), item))
+        return join(array, between)
     if dtype is Dtype.BF16:
         return _bf16_bits(array).tobytes()
     _check_holds(array, dtype)
     return array.astype(NUMPY[dtype], copy=False).tobytes()
 
 
-def decode_contents(contents: InferTensorContents, dtype: Dtype, shape: Sequence[int]) -> Array:
+def taken(array: Array, between: Callable[[], None] = rest) -> Array:
+    """Return an array of texts as `decode_raw` gives one: read-only, of `bytes`. Raises `TensorError`."""
+    if array.dtype.kind not in TEXT_KINDS:
+        raise TensorError(f"expected an array of str, bytes or objects of either for BYTES, got {array.dtype}")
+    flat = array.reshape(-1)
+    found: Array = np.empty(flat.size, object)
+    for start in range(0, flat.size, PIECE):
+        found[start : start + PIECE] = as_bytes(flat[start : start + PIECE])
+        between()
+    return _shaped(found, array.shape)
+
+
+def decode_contents(
+    contents: InferTensorContents, dtype: Dtype, shape: Sequence[int], between: Callable[[], None] = rest
+) -> Array:
     """Return typed contents as a read-only array of `NUMPY[dtype]` with `shape`; only the field of `dtype` is read.
 
     Raises `TensorError` for a wrong number of elements, a value out of `dtype`'s range, FP16 and BF16.
@@ -141,7 +158,7 @@ def decode_contents(contents: InferTensorContents, dtype: Dtype, shape: Sequence
         msg = f"expected {count} elements for {dtype} {_show(shape)} in {CONTENTS_FIELD[dtype]}, got {len(values)}"
         raise TensorError(msg, expected=count, got=len(values), unit="elements")
     if dtype is Dtype.BYTES:
-        return _shaped(_objects(list(values)), shape)
+        return _shaped(_taken(values, count, between), shape)
     held = NUMPY[dtype]
     if dtype not in {Dtype.INT8, Dtype.INT16, Dtype.UINT8, Dtype.UINT16}:
         return _shaped(np.fromiter(values, held, count), shape)
@@ -154,12 +171,14 @@ def decode_contents(contents: InferTensorContents, dtype: Dtype, shape: Sequence
     return _shaped(wide.astype(held), shape)
 
 
-def encode_contents(array: Array, dtype: Dtype) -> InferTensorContents:
+def encode_contents(array: Array, dtype: Dtype, between: Callable[[], None] = rest) -> InferTensorContents:
     """Return `array` as typed contents of `dtype`. Raises `TensorError` as `encode_raw` does, and for FP16 and BF16."""
     field = _contents_field(dtype)
     contents = InferTensorContents()
     if dtype is Dtype.BYTES:
-        contents.bytes_contents.extend(_byte_items(array))
+        flat = taken(array, between).reshape(-1)
+        for start in range(0, flat.size, PIECE):
+            contents.bytes_contents.extend(flat[start : start + PIECE].tolist())
         return contents
     _check_holds(array, dtype)
     getattr(contents, field).extend(array.ravel().tolist())
@@ -172,7 +191,7 @@ def dtype_of(array: Array) -> Dtype:
     known = _BY_DTYPE.get(held)
     if known is not None:
         return known
-    if held.kind in _TEXT_KINDS:
+    if held.kind in TEXT_KINDS:
         return Dtype.BYTES
     if held.name == "bfloat16":
         return Dtype.BF16
@@ -207,71 +226,13 @@ def _bf16_bits(array: Array) -> Array:
     return np.where(nan, (bits >> 16) | 0x40, rounded).astype("<u2")
 
 
-def _byte_items(array: Array) -> Iterable[bytes]:
-    if array.dtype.kind not in _TEXT_KINDS:
-        msg = f"expected an array of str, bytes or objects of either for BYTES, got {array.dtype}"
-        raise TensorError(msg)
-    for item in array.flat:
-        if isinstance(item, str):
-            try:
-                yield item.encode()
-            except UnicodeEncodeError as error:
-                msg = f"expected str elements that UTF-8 can carry, got {item!r}: pass bytes instead"
-                raise TensorError(msg) from error
-        elif isinstance(item, bytes | bytearray | memoryview):
-            yield bytes(item)
-        else:
-            msg = f"expected str or bytes elements for BYTES, got {type(item).__name__}: convert them first"
-            raise TensorError(msg)
-
-
-def _length(item: bytes) -> bytes:
-    if len(item) > 0xFFFFFFFF:
-        msg = f"expected BYTES elements under 4 GiB, got one of {len(item)} bytes"
-        raise TensorError(msg)
-    return _LENGTH.pack(len(item))
-
-
-def _split_bytes(view: memoryview, count: int) -> list[bytes]:
-    if view.nbytes < count * _LENGTH.size:
-        # No more elements than lengths fit: refuse before a claimed shape costs time.
-        got = _whole_elements(view)
-        msg = f"expected {count} BYTES elements, got {got} in {view.nbytes} bytes"
-        raise TensorError(msg, expected=count, got=got, unit="elements")
-    octets = view.tobytes()
-    items: list[bytes] = []
-    at = 0
-    while at < len(octets):
-        if at + _LENGTH.size > len(octets):
-            left = len(octets) - at
-            msg = f"expected 4 bytes of length before BYTES element {len(items)}, got {left}"
-            raise TensorError(msg, expected=_LENGTH.size, got=left, unit="bytes")
-        (length,) = _LENGTH.unpack_from(octets, at)
-        at += _LENGTH.size
-        if length > len(octets) - at:
-            msg = f"expected {length} bytes for BYTES element {len(items)}, got {len(octets) - at}"
-            raise TensorError(msg, expected=length, got=len(octets) - at, unit="bytes")
-        items.append(octets[at : at + length])
-        at += length
-    if len(items) != count:
-        msg = f"expected {count} BYTES elements, got {len(items)}"
-        raise TensorError(msg, expected=count, got=len(items), unit="elements")
-    return items
-
-
-def _whole_elements(view: memoryview) -> int:
-    octets, at, count = view.tobytes(), 0, 0
-    while at + _LENGTH.size <= len(octets):
-        at += _LENGTH.size + _LENGTH.unpack_from(octets, at)[0]
-        count += at <= len(octets)
-    return count
-
-
-def _objects(items: list[bytes]) -> Array:
-    # Filled, not built from the list: numpy would read a list of equally long bytes as text.
-    array: Array = np.empty(len(items), object)
-    array[:] = items
-    return array
+def _taken(values: Sequence[bytes], count: int, between: Callable[[], None]) -> Array:
+    found: Array = np.empty(count, object)
+    for start in range(0, count, PIECE):
+        # Filled, not built from the list: numpy would read a list of equally long bytes as text.
+        found[start : start + PIECE] = list(values[start : start + PIECE])
+        between()
+    return found
 
 
 def _contents_field(dtype: Dtype) -> str:

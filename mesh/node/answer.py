@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from mesh.api.bytes_elements import rest
 from mesh.api.carried import wants_typed
 from mesh.api.messages import InferParameter, ModelInferRequest, ModelInferResponse
 from mesh.api.tensors import TensorError, dtype_of, encode_contents, encode_raw
@@ -45,9 +46,16 @@ def _classes(parameters: Mapping[str, InferParameter], spec: TensorSpec) -> int:
 
 
 def encode(
-    request: ModelInferRequest, served: Served, outputs: Tensors, wanted: list[tuple[TensorSpec, int]]
+    request: ModelInferRequest,
+    served: Served,
+    outputs: Tensors,
+    wanted: list[tuple[TensorSpec, int]],
+    between: Callable[[], None] = rest,
 ) -> ModelInferResponse:
-    """Return the response. Raises `ModelFailed` when the model did not answer what its signature says."""
+    """Return the response. `between` is called between pieces of long outputs.
+
+    Raises `ModelFailed` when the model did not answer what its signature says.
+    """
     model = served.model
     response = ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
     typed = wants_typed(request)
@@ -61,9 +69,9 @@ def encode(
         answer = response.outputs.add(name=spec.name, datatype=dtype.value, shape=array.shape)
         try:
             if typed and dtype not in (Dtype.FP16, Dtype.BF16):
-                answer.contents.CopyFrom(encode_contents(array, dtype))
+                answer.contents.CopyFrom(encode_contents(array, dtype, between))
             else:
-                response.raw_output_contents.append(encode_raw(array, dtype))
+                response.raw_output_contents.append(encode_raw(array, dtype, between))
         except TensorError as error:
             raise ModelFailed(f"model '{model.name}' answered a bad '{spec.name}': {error.message}") from error
     return response

@@ -12,12 +12,13 @@ import numpy as np
 
 from mesh.api.carried import Carried
 from mesh.api.signature import check_tensor
-from mesh.api.tensors import TensorError, decode_raw, dtype_of, encode_raw
+from mesh.api.tensors import TensorError, dtype_of, encode_raw, taken
 from mesh.core.errors import DeadlineExceeded, InvalidRequest, MeshError, ModelFailed
 from mesh.core.pipeline.run import EACH_AT_ONCE, Call, count_of
 from mesh.core.pipeline.spec import Literal
 from mesh.core.types import Dtype
 from mesh.node.item import Item, Ran
+from mesh.node.labor import Later, is_long_text
 from mesh.node.observe import Observed
 from mesh.node.running import Asked
 from mesh.node.runtimes.base import Array, Request
@@ -169,6 +170,8 @@ class _Part:
         self._at = at
         self._item: Item | None = None
         self._seen: Observed | None = None
+        self._later: Later[dict[str, Held]] | None = None
+        """What reads a long answer."""
 
     def submit(self, inputs: Mapping[str, Held]) -> None:
         """Put it into the copy's queue. Raises `MeshError`, counted, when it cannot be."""
@@ -198,14 +201,23 @@ class _Part:
         """Take the outputs."""
         seen, served = self._seen, self._attempt.served
         assert seen is not None
-        self._seen = self._item = None
+        self._item = None
         seen.ran, seen.ran_ns = ran, time.monotonic_ns()
-        try:
-            outputs = {name: _held(array, served, name) for name, array in ran.outputs.items()}
-        except Exception as error:  # noqa: BLE001 - what a model answers can be anything
-            seen.end(error)
-            self._attempt.failed(error)
+        if any(map(is_long_text, ran.outputs.values())):
+            self._later = Later(
+                (served,), lambda: _all_held(ran, served), lambda found: self._took(ran, found), self.failed
+            )
             return
+        try:
+            outputs = _all_held(ran, served)
+        except Exception as error:  # noqa: BLE001 - what a model answers can be anything
+            self.failed(error)
+            return
+        self._took(ran, outputs)
+
+    def _took(self, ran: Ran, outputs: dict[str, Held]) -> _Part:
+        seen, self._seen, self._later = self._seen, None, None
+        assert seen is not None
         if seen.traced:
             seen.output_bytes = _bytes(outputs)
         seen.end(None)
@@ -214,6 +226,7 @@ class _Part:
         attempt.queue_s += ran.queue_s
         attempt.run_s += ran.run_s
         self._attempt.ended(self._at, outputs)
+        return self
 
     def failed(self, error: Exception) -> None:
         """Take what went wrong."""
@@ -225,6 +238,9 @@ class _Part:
 
     def withdraw(self, error: BaseException) -> None:
         """Leave the queue; nothing is heard any more."""
+        if self._later is not None:
+            self._later.withdraw(error)
+            self._later = None
         item, self._item = self._item, None
         if item is not None and not item.over:
             self._attempt.served.batcher.withdraw(item)
@@ -249,6 +265,10 @@ def _arrays(inputs: Mapping[str, Held], served: Served) -> tuple[dict[str, Array
     return {called: held.array for called, held in inputs.items()}, rows or 1
 
 
+def _all_held(ran: Ran, served: Served) -> dict[str, Held]:
+    return {name: _held(array, served, name) for name, array in ran.outputs.items()}
+
+
 def _held(array: Any, served: Served, name: str) -> Held:
     """Return an output as the next step gets it. Raises `ModelFailed` unless it is what the signature says."""
     found: Array = np.asarray(array)
@@ -262,7 +282,7 @@ def _held(array: Any, served: Served, name: str) -> Held:
         raise ModelFailed(said)
     if dtype is Dtype.BYTES:
         # Models give text in several ways; they take it in one.
-        found = decode_raw(encode_raw(found, dtype), dtype, found.shape)
+        found = taken(found)
     else:
         found = found.view()
         found.flags.writeable = False

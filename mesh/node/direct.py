@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from contextlib import aclosing
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 from mesh.api.messages import ModelInferRequest
 from mesh.api.question import decode
@@ -19,6 +19,7 @@ from mesh.core.errors import Code, MeshError, RemoteError, let_go
 from mesh.node.fused import FusedRunning
 from mesh.node.graph import GraphRunning
 from mesh.node.infer import WINDOW, Infer
+from mesh.node.labor import Later
 from mesh.node.plan import Part
 from mesh.node.running import Asked, Running, failed_message, fate_trailers
 from mesh.node.served import Pins, Served
@@ -82,7 +83,7 @@ class DirectUnary(UnaryCall):
     def __init__(self, connection: Connection, stream: Stream, origin: Origin, infer: Infer) -> None:
         super().__init__(connection, stream, origin)
         self._infer = infer
-        self._running: Running | GraphRunning | FusedRunning | None = None
+        self._running: Running | GraphRunning | FusedRunning | Later[Any] | None = None
         infer.outstanding += 1
 
     def received(self, message: bytes) -> None:
@@ -334,7 +335,7 @@ class _Turn:
         self.id = ""
         self.message: bytes | None = None
         """With its prefix; None while it is not there."""
-        self.running: Running | GraphRunning | FusedRunning | None = None
+        self.running: Running | GraphRunning | FusedRunning | Later[Any] | None = None
 
     def answer(self, response: list[Part]) -> None:
         """Take the response."""

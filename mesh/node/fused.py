@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from mesh.api.question import decode
+from mesh.api.question import decode, is_long
 from mesh.api.tensors import NUMPY
 from mesh.core.batching import Run as RunTogether
 from mesh.core.batching import next_batch
@@ -27,12 +27,13 @@ from mesh.core.types import Dtype, ModelVersion, TensorSpec
 from mesh.node.batcher import Batcher
 from mesh.node.gauge import ON_LOOP_S
 from mesh.node.item import Item, Ran
+from mesh.node.labor import Begun
 from mesh.node.plan import Part
 from mesh.node.plans import Plans
 from mesh.node.running import NOBODY, Asked, Reply, Running
 from mesh.node.runtimes.base import Array, Request, Tensors
 from mesh.node.served import Served
-from mesh.node.steps import Copies, Steps
+from mesh.node.steps import Copies
 from mesh.telemetry.metrics import NodeMetrics
 from mesh.telemetry.statistics import StepStatistics
 
@@ -319,14 +320,14 @@ class FusedRunning:
     __slots__ = ("_asked", "_message", "_otherwise", "_reply", "_running", "_served", "copies")
 
     def __init__(
-        self, served: Served, asked: Asked, message: bytes, reply: Reply, otherwise: Callable[[], Steps]
+        self, served: Served, asked: Asked, message: bytes, reply: Reply, otherwise: Callable[[], Begun]
     ) -> None:
         self._served = served
         self._asked = asked
         self._message = message
         self._reply = reply
         self._otherwise = otherwise
-        self._running: Running | Steps | None = None
+        self._running: Begun | None = None
         chain = served.loaded
         assert isinstance(chain, Chain)
         self.copies = chain.copies
@@ -342,6 +343,8 @@ class FusedRunning:
                 running.submit_planned(inputs, plan, self._asked.deadline_s)
                 return
         request = decode(message)
+        if is_long(len(message), request):
+            raise NotNow("a request that is read in a thread")
         if request.parameters or any(output.parameters for output in request.outputs):
             raise NotNow("a request with parameters")
         self._running = running = Running(served, message, None, self, _Unseen())
@@ -375,5 +378,5 @@ class FusedRunning:
             running.withdraw(error)
 
 
-def _over() -> Steps:
+def _over() -> Begun:
     raise NotNow("this request is over")

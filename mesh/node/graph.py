@@ -9,19 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from mesh.api.question import Question
+from mesh.api.question import Question, decode, is_long
 from mesh.api.tensors import TensorError
 from mesh.core.errors import MeshError, ModelFailed, NotHere
 from mesh.core.pipeline.run import Graph, Graphs, of_step
 from mesh.core.pipeline.signatures import pipeline_model
 from mesh.core.traffic.route import resolve
-from mesh.core.types import ModelVersion
+from mesh.core.types import Dtype, ModelVersion
 from mesh.core.view import ClusterView
 from mesh.node.attempt import Held, carried
 from mesh.node.fused import Counters, Ends, FusedRunning, fuse, whole
+from mesh.node.labor import LONG_ELEMENTS, Later
 from mesh.node.running import NOBODY, Asked, Beginner, Reply
 from mesh.node.served import Served
-from mesh.node.steps import Copies, See, Steps, Watch
+from mesh.node.steps import Copies, See, Steps, Watch, held
 from mesh.telemetry.statistics import StepStatistics
 
 Described = Callable[[ClusterView, Copies], tuple[ModelVersion, Ends | None]]
@@ -82,7 +83,7 @@ class PipelineRuns:
         self.graphs = Graphs()
         self._kept: dict[str, Kept] = {}
 
-    def begin(self, asked: Asked, message: bytes, reply: Reply) -> GraphRunning | FusedRunning:
+    def begin(self, asked: Asked, message: bytes, reply: Reply) -> GraphRunning | FusedRunning | Later[Any]:
         """Begin one request of the pipeline that the router named; `reply` hears its end.
 
         Raises `NotHere` when this node does not know this revision or lacks one of its models, and `InvalidRequest`.
@@ -114,11 +115,23 @@ class PipelineRuns:
         """Tell whether each step of a request is to have a span."""
         return self._beginner.is_traced(traceparent)
 
-    def _step_by_step(self, kept: Kept, asked: Asked, message: bytes, reply: Reply) -> GraphRunning:
-        question = Question(message, kept.graph.pipeline, kept.model.inputs)
-        running = GraphRunning(self, kept, asked, question, reply)
-        running.start(question.given)
-        return running
+    def _step_by_step(
+        self, kept: Kept, asked: Asked, message: bytes, reply: Reply
+    ) -> GraphRunning | Later[tuple[Question, Mapping[str, Held]]]:
+        request, copies = decode(message), kept.copies
+
+        def read() -> tuple[Question, Mapping[str, Held]]:
+            question = Question(request, kept.graph.pipeline, kept.model.inputs)
+            return question, held(question.given)
+
+        def begin(found: tuple[Question, Mapping[str, Held]]) -> GraphRunning:
+            running = GraphRunning(self, kept.graph, copies, asked, found[0], reply)
+            running.start(found[1])
+            return running
+
+        if is_long(len(message), request):
+            return Later(tuple(dict.fromkeys(copies.values())), read, begin, reply.fail)
+        return begin(read())
 
     def copy(self, view: ClusterView, model: str, version: str) -> Served:
         """Return the copy here that a step asks. Raises `NotHere`."""
@@ -144,22 +157,42 @@ def _as_model(graph: Graph, view: ClusterView) -> tuple[ModelVersion, Ends | Non
 class GraphRunning(Steps):
     """One request for a pipeline that runs here as a whole."""
 
-    def __init__(self, watch: Watch, kept: Kept, asked: Asked, question: Question, reply: Reply) -> None:
+    def __init__(  # noqa: PLR0917 - its parts
+        self, watch: Watch, graph: Graph, copies: Copies, asked: Asked, question: Question, reply: Reply
+    ) -> None:
         self._question = question
         self._reply = reply
-        super().__init__(watch, kept.graph, kept.copies, asked, question.parameters)
+        self._later: Later[bytes] | None = None
+        """What writes a long answer."""
+        super().__init__(watch, graph, copies, asked, question.parameters)
 
     def finished(self, outputs: Mapping[str, Held]) -> None:
         """Answer."""
+        wanted = {name: outputs[name] for name in self._question.wanted if name in outputs}
+        if any(each.dtype is Dtype.BYTES and each.array.size > LONG_ELEMENTS for each in wanted.values()):
+            self._later = Later(
+                self.copies, lambda: self._answered(wanted), self._answer, lambda error: self._told().fail(error)
+            )
+            return
+        try:
+            self._answer(self._answered(wanted))
+        except ModelFailed as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self._told().fail(error)
+
+    def _answered(self, outputs: Mapping[str, Held]) -> bytes:
         question = self._question
         try:
-            tensors = {name: carried(outputs[name]) for name in question.wanted if name in outputs}
-            answer = question.answer(tensors)
+            return question.answer({name: carried(each) for name, each in outputs.items()}).SerializeToString()
         except TensorError as error:
             name = question.pipeline.name
-            self._told().fail(ModelFailed(f"pipeline '{name}' gave a bad output: {error.message}"))
-            return
-        self._told().answer([answer.SerializeToString()])
+            raise ModelFailed(f"pipeline '{name}' gave a bad output: {error.message}") from error
+
+    def _answer(self, response: bytes) -> GraphRunning:
+        self._told().answer([response])
+        return self
 
     def broke(self, step: str, error: Exception) -> None:
         """Answer what went wrong."""

@@ -10,9 +10,12 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
+from typing import Any
 
+from mesh.api.bytes_elements import rest
+from mesh.api.carried import wants_typed
 from mesh.api.messages import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
-from mesh.api.question import decode
+from mesh.api.question import decode, is_long
 from mesh.api.session import message_with_state
 from mesh.api.stream import final_message
 from mesh.core.errors import InvalidRequest, MeshError
@@ -22,9 +25,11 @@ from mesh.node.fused import FusedRunning
 from mesh.node.generation import responses
 from mesh.node.graph import GraphRunning, PipelineRuns
 from mesh.node.item import Ran
+from mesh.node.labor import Later, is_long_answer, pause
 from mesh.node.observe import Observed
-from mesh.node.plan import Part
+from mesh.node.plan import Part, Wanted
 from mesh.node.running import Asked, Beginner, Reply, Running, failed_message, fate_trailers, read_request
+from mesh.node.runtimes.base import Tensors
 from mesh.node.served import Pins, Served
 from mesh.node.validate import read_inputs
 from mesh.telemetry.metrics import NodeMetrics
@@ -52,7 +57,7 @@ class Infer:
         self.tracing = tracing
         self.outstanding = 0
 
-    def begin(self, asked: Asked, message: bytes, reply: Reply) -> Running | GraphRunning | FusedRunning:
+    def begin(self, asked: Asked, message: bytes, reply: Reply) -> Running | GraphRunning | FusedRunning | Later[Any]:
         """Begin one request; `reply` hears its end. Raises `MeshError` when it cannot even be queued."""
         if asked.pipeline:
             return self.pipelines.begin(asked, message, reply)
@@ -133,21 +138,28 @@ class Infer:
         except MeshError as error:
             return failed_message(error, request_id, asked)
 
+    async def _read(self, request: ModelInferRequest, served: Served) -> tuple[Wanted, Tensors, int]:
+        def read(between: Callable[[], None] = rest) -> tuple[Wanted, Tensors, int]:
+            model = served.model
+            wanted = wanted_outputs(request, served)
+            given, rows = read_inputs(request, served.inputs, model.name, model.max_batch_size, between)
+            return wanted, served.loaded.admit(given), rows
+
+        size = sum(map(len, request.raw_input_contents)) or request.ByteSize()
+        return await served.in_thread(read, pause) if is_long(size, request) else read()
+
     async def several(self, asked: Asked, request: ModelInferRequest, served: Served) -> AsyncGenerator[bytes]:
         """Yield the responses of a several-response version as they come, then the empty final one if asked for."""
         self.outstanding += 1
         metadata = asked.metadata() if self.tracing.on else ()
         try:
             with Observed(self.metrics, self.tracing, asked.method, metadata, served) as seen:
-                wanted = wanted_outputs(request, served)
-                given, seen.rows = read_inputs(request, served.inputs, served.model.name, served.model.max_batch_size)
-                inputs = served.loaded.admit(given)
+                wanted, inputs, seen.rows = await self._read(request, served)
                 seen.read_ns = time.monotonic_ns()
                 told = read_request(request, tells=bool(asked.model))
                 async with aclosing(responses(served, inputs, told, asked.deadline_s)) as made:
                     async for outputs, state in made:
-                        response = final(encode(request, served, outputs, wanted), is_final=False)
-                        yield message_with_state(response.SerializeToString(), state)
+                        yield message_with_state(await _written(request, served, outputs, wanted), state)
                 seen.ran_ns = time.monotonic_ns()
                 run_ns = seen.ran_ns - seen.read_ns
                 seen.ran = Ran({}, 0.0, run_ns / 1e9, seen.rows)
@@ -161,6 +173,15 @@ class Infer:
             yield failed_message(error, request.id, asked)
         finally:
             self.outstanding -= 1
+
+
+async def _written(request: ModelInferRequest, served: Served, outputs: Tensors, wanted: Wanted) -> bytes:
+    def write(between: Callable[[], None] = rest) -> bytes:
+        return final(encode(request, served, outputs, wanted, between), is_final=False).SerializeToString()
+
+    if is_long_answer(outputs, wanted, typed=wants_typed(request)):
+        return await served.in_thread(write, pause)
+    return write()
 
 
 async def _later(message: bytes) -> bytes:

@@ -109,7 +109,7 @@ class Part(Steps):
 
     def _begin(self, given: Mapping[str, Carried]) -> None:
         self._begun = True
-        self.start(given, self._share)
+        self.start(held(given), self._share)
         early, self._early = self._early, []
         for step, tensors in early:
             self.heard(step, tensors)

@@ -5,20 +5,23 @@ Unary calls and messages of streams, on either engine, are the same to it; what 
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
-from mesh.api.carried import literals
+from mesh.api.bytes_elements import rest
+from mesh.api.carried import literals, wants_typed
 from mesh.api.messages import ModelInferRequest
-from mesh.api.question import decode
+from mesh.api.question import decode, is_long
 from mesh.api.session import state_field
 from mesh.api.stream import error_message
 from mesh.core.errors import MeshError, NotHere, Unimplemented, code_of, let_go
 from mesh.node.answer import encode, wanted_outputs
 from mesh.node.item import Item, Ran
+from mesh.node.labor import is_long_answer, pause
 from mesh.node.observe import Observed
 from mesh.node.plan import PLAIN, Part, Plan, Wanted
 from mesh.node.plans import Plans
@@ -84,7 +87,7 @@ class Seen(Protocol):
 class Running:
     """A `batcher.Waiter`: it is told the outputs and tells its reply the answer."""
 
-    __slots__ = ("_item", "_message", "_plan", "_reply", "_seen", "_wanted", "served")
+    __slots__ = ("_item", "_message", "_plan", "_reply", "_seen", "_task", "_wanted", "served")
 
     def __init__(self, served: Served, message: bytes, plan: Plan | None, reply: Reply, seen: Seen) -> None:
         self.served = served
@@ -93,6 +96,8 @@ class Running:
         self._reply = reply
         self._seen = seen
         self._item: Item | None = None
+        self._task: asyncio.Task[None] | None = None
+        """Reads a long request, or writes a long answer, in a thread."""
         self._wanted: Wanted = []
 
     def submit_planned(
@@ -110,11 +115,49 @@ class Running:
     def submit(
         self, request: ModelInferRequest, deadline_s: float | None, plans: Plans, *, tells: bool = False
     ) -> None:
-        """Read the inputs and put them into the queue. `tells`: who asks keeps states. Raises `MeshError`."""
+        """Read the inputs and put them into the queue. `tells`: who asks keeps states.
+
+        Raises `MeshError`; what is wrong with a long request, which is read in a thread, the reply hears.
+        """
+        if self.served.reading is not None or is_long(len(self._message), request):
+            served, before = self.served, self.served.reading
+            self._task = task = asyncio.get_running_loop().create_task(
+                self._submit_later(before, request, deadline_s, plans, tells)
+            )
+            if served.sequences is not None:
+                task.add_done_callback(served.line_up())
+            return
+        self._queue(request, self._read(request), deadline_s, plans, tells=tells)
+
+    async def _submit_later(
+        self,
+        before: asyncio.Future[None] | None,
+        request: ModelInferRequest,
+        deadline_s: float | None,
+        plans: Plans,
+        tells: bool,
+    ) -> None:
+        try:
+            read = await self.served.in_thread(self._read, request, pause)
+            if before is not None:
+                await asyncio.wait((before,))
+            self._queue(request, read, deadline_s, plans, tells=tells)
+        except Exception as error:  # noqa: BLE001 - the edge: every failure becomes a status
+            self.failed(error)
+        finally:
+            self._task = None
+
+    def _read(self, request: ModelInferRequest, between: Callable[[], None] = rest) -> _Read:
+        served = self.served
+        wanted = wanted_outputs(request, served)
+        given, rows = read_inputs(request, served.inputs, served.model.name, served.model.max_batch_size, between)
+        return _Read(wanted, given, served.loaded.admit(given), rows)
+
+    def _queue(
+        self, request: ModelInferRequest, read: _Read, deadline_s: float | None, plans: Plans, *, tells: bool
+    ) -> None:
         served, seen = self.served, self._seen
-        self._wanted = wanted_outputs(request, served)
-        given, seen.rows = read_inputs(request, served.inputs, served.model.name, served.model.max_batch_size)
-        inputs = served.loaded.admit(given)
+        self._wanted, given, inputs, seen.rows = read
         plans.learn(self._message, request, served, wanted=self._wanted, inputs=given, rows=seen.rows)
         seen.read_ns = time.monotonic_ns()
         self._item = served.batcher.submit(
@@ -134,24 +177,38 @@ class Running:
         try:
             response = self._plan.write(ran.outputs) if self._plan is not None else None
             if response is None:
-                response = [self._encoded(ran.outputs)]
-            if ran.state:
-                response = [state_field(ran.state), *response]
+                request = decode(self._message)
+                wanted = self._wanted or wanted_outputs(request, self.served)
+                if is_long_answer(ran.outputs, wanted, typed=wants_typed(request)):
+                    self._task = asyncio.get_running_loop().create_task(self._answer_later(ran, request, wanted))
+                    return
+                response = [encode(request, self.served, ran.outputs, wanted).SerializeToString()]
         except Exception as error:  # noqa: BLE001 - what a model answers can be anything
             self.failed(error)
             return
-        seen.end(None)
-        self._ended().answer(response)
+        self._answer(ran, response)
 
     def _ended(self) -> Reply:
         """Return who hears of the end, and let go: who asked and what was asked know each other."""
         reply, self._reply, self._item = self._reply, NOBODY, None
         return reply
 
-    def _encoded(self, outputs: Tensors) -> bytes:
-        request = decode(self._message)
-        wanted = self._wanted or wanted_outputs(request, self.served)
-        return encode(request, self.served, outputs, wanted).SerializeToString()
+    async def _answer_later(self, ran: Ran, request: ModelInferRequest, wanted: Wanted) -> None:
+        def write() -> bytes:
+            return encode(request, self.served, ran.outputs, wanted, pause).SerializeToString()
+
+        try:
+            response = await self.served.in_thread(write)
+        except Exception as error:  # noqa: BLE001 - what a model answers can be anything
+            self.failed(error)
+        else:
+            self._answer(ran, [response])
+        finally:
+            self._task = None
+
+    def _answer(self, ran: Ran, response: list[Part]) -> None:
+        self._seen.end(None)
+        self._ended().answer([state_field(ran.state), *response] if ran.state else response)
 
     def failed(self, error: Exception) -> None:
         """Answer what went wrong."""
@@ -161,10 +218,24 @@ class Running:
 
     def withdraw(self, error: BaseException) -> None:
         """Leave: the caller is gone, and `error` is what is counted. The reply hears nothing."""
-        if self._item is not None and not self._item.over:
+        if self._task is not None:
+            self._task.cancel()
+            self._seen.end(error)
+            self._ended()
+        elif self._item is not None and not self._item.over:
             self.served.batcher.withdraw(self._item)
             self._seen.end(error)
             self._ended()
+
+
+class _Read(NamedTuple):
+    """A request that was read."""
+
+    wanted: Wanted
+    given: Tensors
+    inputs: Tensors
+    """As the runtime takes them."""
+    rows: int
 
 
 class Beginner:

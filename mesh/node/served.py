@@ -75,6 +75,9 @@ class Served:
         self.inputs: tuple[TensorSpec, ...] = loaded.inputs
         self.outputs: dict[str, TensorSpec] = {spec.name: spec for spec in loaded.outputs}
         self._steps: set[Future[Any]] = set()
+        self.reading: asyncio.Future[None] | None = None
+        """Done when the latest request for a sequence that is read in a thread has been read: those that come behind it
+        wait for it. None while there is none, and for a copy whose requests have no order."""
         self.in_flight = 0
         self.idle = asyncio.Event()
         self.idle.set()
@@ -148,6 +151,21 @@ class Served:
         self._steps.add(step)
         step.add_done_callback(self._steps.discard)
         return step
+
+    def line_up(self) -> Callable[[asyncio.Task[None]], None]:
+        """Take a place behind the requests that are being read, and return what leaves it when a task is done."""
+        before, mine = self.reading, asyncio.get_running_loop().create_future()
+        self.reading = mine
+
+        def leave(_: object) -> None:
+            if before is not None and not before.done():
+                before.add_done_callback(leave)
+                return
+            mine.set_result(None)
+            if self.reading is mine:
+                self.reading = None
+
+        return leave
 
     async def drained(self) -> None:
         """Return when the model is at nothing: no request in flight, no run left by a caller who is gone."""

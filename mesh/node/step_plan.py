@@ -36,6 +36,8 @@ class StepPlan(Plan):
         self._parameters: Mapping[str, bool | int | float | str] = literals(request.parameters)
 
     def request(self, message: bytes, *, tells: bool) -> Request | None:
-        """Return what the step says; None when its id is not written as the plan's was."""
+        """Return what the step says; None when its id is not written as the plan's was, or it has to wait its turn."""
         id_ = self._ids.read(message)
-        return None if id_ is None else Request("", {**self._parameters, "sequence_id": id_}, b"", tells)
+        if id_ is None or self.served.reading is not None:
+            return None
+        return Request("", {**self._parameters, "sequence_id": id_}, b"", tells)

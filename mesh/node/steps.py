@@ -67,9 +67,9 @@ class Steps:
         for each in self.copies:
             each.hold()
 
-    def start(self, given: Mapping[str, Carried], share: Share | None = None) -> None:
-        """Start the steps that wait for nothing else. Raises `InvalidRequest` for inputs that cannot be read."""
-        self._run = Run(self.graph, held(given), _holds, share)
+    def start(self, given: Mapping[str, Held], share: Share | None = None) -> None:
+        """Start the steps that wait for nothing else."""
+        self._run = Run(self.graph, given, _holds, share)
         self.take(self._run.begin())
 
     def heard(self, step: str, outputs: Mapping[str, Carried] | None) -> None:

@@ -5,9 +5,10 @@ Decodes each input to an array on the way, without a copy where the type allows 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from mesh.api.bytes_elements import rest
 from mesh.api.messages import ModelInferRequest
 from mesh.api.signature import check_tensor, show_shape
 from mesh.api.tensors import TensorError, decode_contents, decode_raw
@@ -19,11 +20,16 @@ _NO_ROWS = 0
 
 
 def read_inputs(
-    request: ModelInferRequest, specs: Sequence[TensorSpec], name: str, max_batch_size: int
+    request: ModelInferRequest,
+    specs: Sequence[TensorSpec],
+    name: str,
+    max_batch_size: int,
+    between: Callable[[], None] = rest,
 ) -> tuple[dict[str, Array], int]:
     """Return the inputs as arrays by name, and the number of rows (1 for a version that does not batch).
 
-    Raises `InvalidRequest` for any input that is missing, unknown, doubled, or of another type, shape or size.
+    `between` is called between pieces of long inputs. Raises `InvalidRequest` for any input that is missing, unknown,
+    doubled, or of another type, shape or size.
     """
     given = request.inputs
     known = {spec.name: spec for spec in specs}
@@ -37,9 +43,8 @@ def read_inputs(
         check_tensor(tensor.datatype, shape, spec, name)
         if max_batch_size:
             rows = check_rows(shape, spec, name, rows, max_batch_size)
-        arrays[spec.name] = _read(
-            tensor, raws[index] if index < len(raws) else None, spec, name, uses_raw=len(raws) > 0
-        )
+        raw = raws[index] if index < len(raws) else None
+        arrays[spec.name] = _read(tensor, raw, spec, name, between, uses_raw=len(raws) > 0)
     if len(raws) > len(given):
         raise InvalidRequest(f"expected {len(given)} raw inputs for model '{name}', one per input; got {len(raws)}")
     return arrays, rows or 1
@@ -85,7 +90,9 @@ def check_rows(shape: tuple[int, ...], spec: TensorSpec, name: str, rows: int, l
     return shape[0]
 
 
-def _read(tensor: Any, raw: bytes | None, spec: TensorSpec, name: str, *, uses_raw: bool) -> Array:
+def _read(
+    tensor: Any, raw: bytes | None, spec: TensorSpec, name: str, between: Callable[[], None], *, uses_raw: bool
+) -> Array:
     of = f"for input '{spec.name}' for model '{name}'"
     typed = tensor.HasField("contents")
     if uses_raw and typed:
@@ -96,8 +103,8 @@ def _read(tensor: Any, raw: bytes | None, spec: TensorSpec, name: str, *, uses_r
         raise InvalidRequest(f"unable to find data for input tensor '{spec.name}' for model '{name}' in request")
     try:
         if raw is not None:
-            return decode_raw(raw, spec.dtype, tensor.shape)
-        return decode_contents(tensor.contents, spec.dtype, tensor.shape)
+            return decode_raw(raw, spec.dtype, tensor.shape, between)
+        return decode_contents(tensor.contents, spec.dtype, tensor.shape, between)
     except TensorError as error:
         if error.unit == "bytes" and spec.dtype is not Dtype.BYTES:
             said = f"input byte size mismatch {of}. Expected {error.expected}, got {error.got}"

@@ -10,14 +10,14 @@ import time
 
 from mesh.api.carried import Carried
 from mesh.api.notes import begun
-from mesh.api.question import Question
+from mesh.api.question import Question, decode, is_long
 from mesh.core.errors import Code, MeshError
 from mesh.core.pipeline.cut import ROUTER
 from mesh.core.pipeline.run import Finish, Run
 from mesh.core.traffic.retry import Fate, Tries
 from mesh.router.attempt import holds, trace_of
 from mesh.router.dispatch import Dispatch
-from mesh.router.pipelines import after, question
+from mesh.router.pipelines import after, asked_of
 from mesh.router.spread import Away, Ended, Event
 from mesh.router.target import Target
 from mesh.wire.connection import Connection
@@ -82,7 +82,10 @@ class PartsUnary(TaskUnary):
         plan = dispatch.pipelines.spread.plain(graph)
         if plan is None:
             return False
-        asked = self._asked = question(message, self._target)
+        request = decode(message)
+        if is_long(len(message), request):
+            return False
+        asked = self._asked = asked_of(request, self._target)
         if asked.parameters:
             return False
         course = self._course = Run(graph, asked.given, holds, plan.shares[ROUTER])

@@ -5,15 +5,16 @@ Which parts, `spread` knows; how one attempt at a request goes, `attempt` does.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from mesh.api.carried import Carried
-from mesh.api.messages import control
+from mesh.api.messages import ModelInferRequest, control
 from mesh.api.notes import begun
-from mesh.api.question import Question
+from mesh.api.question import Question, decode, is_long
 from mesh.core.errors import Code, MeshError, RemoteError, code_of
 from mesh.core.pipeline.run import Graph, Graphs
 from mesh.core.pipeline.spec import Literal, Pipeline
@@ -98,7 +99,7 @@ class Pipelines:
 
     async def _in_parts(self, call: Call, message: bytes, target: Target, seen: Observed) -> bytes:
         """Run the steps where their copies are; those that no node can run as asked are ordinary requests from here."""
-        asked = question(message, target)
+        asked = await question(message, target)
         graph, tries = self.graph(asked.pipeline), seen.tries
         outputs = await self.outputs(call, graph, asked.given, asked.parameters, seen, tries=tries)
         return asked.answer(outputs).SerializeToString()
@@ -164,10 +165,18 @@ class Pipelines:
         return f"<Pipelines {self._graphs!r} {self.spread!r}>"
 
 
-def question(message: bytes, target: Target) -> Question:
+async def question(message: bytes, target: Target) -> Question:
+    """Return a request for a pipeline, read in a thread when it is long. Raises `InvalidRequest`."""
+    request = decode(message)
+    if is_long(len(message), request):
+        return await asyncio.to_thread(asked_of, request, target)
+    return asked_of(request, target)
+
+
+def asked_of(request: ModelInferRequest, target: Target) -> Question:
     """Return a request for a pipeline. Raises `InvalidRequest`."""
     assert target.pipeline is not None
-    return Question(message, target.pipeline, target.model.inputs)
+    return Question(request, target.pipeline, target.model.inputs)
 
 
 _UNFIT = frozenset({Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.DEADLINE_EXCEEDED})

@@ -62,7 +62,7 @@ class Several:
 
     async def responses(self, call: Call, message: bytes, target: Target, seen: Observed) -> AsyncGenerator[bytes]:
         """Yield the messages that answer one request. Raises a `MeshError` that names the step."""
-        asked = question(message, target)
+        asked = await question(message, target)
         one = _One(call, seen, asked.parameters, asked.pipeline)
         async with aclosing(self._outputs(one, asked.pipeline, "", asked.given)) as found:
             async for outputs in found:
