@@ -35,6 +35,7 @@ def test_the_wheel_holds_the_client_the_messages_and_the_wire_alone(wheel: Path)
     assert [name for name in names if name.startswith("mesh/core/")] == [
         "mesh/core/__init__.py",
         "mesh/core/errors.py",
+        "mesh/core/texts.py",
         "mesh/core/types.py",
     ]
 
