@@ -247,3 +247,18 @@ def code_of(error: BaseException) -> Code:
     if isinstance(error, RemoteError):
         return error.status
     return error.code if isinstance(error, MeshError) else Code.INTERNAL
+
+
+def let_go(error: BaseException) -> None:
+    """Drop what `error` and those that led to it hold of the places they came through. Call it when it was told.
+
+    Frames hold whatever was at hand there, a request's tensors among it, and often the error itself: without this they
+    stay until a full collection.
+    """
+    left = [error]
+    while left:
+        each = left.pop()
+        left += [other for other in (each.__cause__, each.__context__) if other is not None]
+        if isinstance(each, BaseExceptionGroup):
+            left += each.exceptions
+        each.__traceback__ = each.__cause__ = each.__context__ = None

@@ -58,6 +58,8 @@ class Death(StrEnum):
     """A node's, by running there: it alone was at work, or the crash itself names it."""
     LOADING = "loading"
     """A node's, by being loaded there."""
+    HUNG = "hung"
+    """None, but a run in a node's process that did not end, and which nothing there could end."""
     SHARED = "shared"
     """A node's, in which others were at work as well."""
 

@@ -110,7 +110,9 @@ class Attempt:
         self.over = True
         if self._timer is not None:
             self._timer.cancel()
-        for part in self._parts:
+        # They know this attempt as it knows them.
+        parts, self._parts = self._parts, []
+        for part in parts:
             part.withdraw(error)
 
     def _next(self) -> None:
@@ -131,6 +133,7 @@ class Attempt:
             self._timer.cancel()
         name = self.call.step.name
         self._count(name)
+        self._parts = []
         if not self.call.step.each:
             self.owner.ended(name, answers[0])
             return
@@ -195,7 +198,7 @@ class _Part:
         """Take the outputs."""
         seen, served = self._seen, self._attempt.served
         assert seen is not None
-        self._seen = None
+        self._seen = self._item = None
         seen.ran, seen.ran_ns = ran, time.monotonic_ns()
         try:
             outputs = {name: _held(array, served, name) for name, array in ran.outputs.items()}
@@ -214,6 +217,7 @@ class _Part:
 
     def failed(self, error: Exception) -> None:
         """Take what went wrong."""
+        self._item = None
         if self._seen is not None:
             self._seen.end(error)
             self._seen = None
@@ -221,8 +225,9 @@ class _Part:
 
     def withdraw(self, error: BaseException) -> None:
         """Leave the queue; nothing is heard any more."""
-        if self._item is not None and not self._item.over:
-            self._attempt.served.batcher.withdraw(self._item)
+        item, self._item = self._item, None
+        if item is not None and not item.over:
+            self._attempt.served.batcher.withdraw(item)
         if self._seen is not None:
             self._seen.end(error)
             self._seen = None

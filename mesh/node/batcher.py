@@ -12,14 +12,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
+from functools import partial
 from itertools import islice
 from typing import Any
 
 from mesh.core.batching import Run, Waiting, next_batch
-from mesh.core.errors import DeadlineExceeded, MeshError, ModelFailed, Overloaded
+from mesh.core.errors import DeadlineExceeded, MeshError, ModelFailed, Overloaded, let_go
 from mesh.core.types import ModelVersion
 from mesh.node.gauge import ON_LOOP_S, Gauge
-from mesh.node.item import Item, Ran, Waiter, bytes_of, is_late, joined, kind_of, model_failed
+from mesh.node.item import Item, Ran, Waiter, any_waits, bytes_of, is_late, joined, kind_of, model_failed
 from mesh.node.runtimes.base import Loaded, Request, Tensors
 from mesh.telemetry.statistics import Statistics
 
@@ -71,6 +72,8 @@ class Batcher:
         self._timer: asyncio.TimerHandle | None = None
         self._gauge = Gauge(steady=loaded.steady)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._in_threads: dict[tuple[Item, ...], float] = {}
+        """Runs in threads, and since when nobody waits for them; 0: somebody did when it was looked at."""
         self._loop = asyncio.get_running_loop()
         if self._apart is not None:
             self._apart.on_free = self._freed
@@ -213,15 +216,12 @@ class Batcher:
             if not self._soon:
                 self._look()
 
-        def waited() -> bool:
-            return not all(item.over for item in batch)
-
         try:
             inputs = joined(batch)
         except ValueError as error:
             self._loop.call_soon(finished, {}, 0.0, model_failed(self._name, error))
             return
-        self._apart.begin(inputs, batch[0].request, waited=waited, finished=finished)
+        self._apart.begin(inputs, batch[0].request, waited=partial(any_waits, batch), finished=finished)
 
     def _try_to_finish(self, batch: list[Item], began_s: float, outputs: Tensors, run_s: float) -> None:
         try:
@@ -241,7 +241,20 @@ class Batcher:
         finally:
             self.running -= 1
 
+    def stuck(self, now_s: float, alone_s: float) -> bool:
+        """Tell whether a run in a thread has gone on for `alone_s` since everybody who waited for it left."""
+        for batch, alone_since_s in self._in_threads.items():
+            if any_waits(list(batch)):
+                self._in_threads[batch] = 0.0
+            elif not alone_since_s:
+                self._in_threads[batch] = now_s
+            elif now_s - alone_since_s > alone_s:
+                return True
+        return False
+
     async def _run_in_thread(self, batch: list[Item], began_s: float) -> None:
+        runs = tuple(batch)
+        self._in_threads[runs] = 0.0
         try:
             ran = await self._loop.run_in_executor(self._executor, self._call, batch, self._run)
             self._finish(batch, began_s, *ran)
@@ -252,6 +265,7 @@ class Batcher:
             else:
                 self._fail(batch, error)
         finally:
+            del self._in_threads[runs]
             self.running -= 1
             if not self._soon:
                 self._look()
@@ -342,6 +356,7 @@ class Batcher:
 
     def _fail(self, batch: list[Item], error: Exception) -> None:
         told = error if isinstance(error, MeshError) else model_failed(self._name, error)
+        let_go(error)
         for item in batch:
             if item.end():
                 item.waiter.failed(told)

@@ -15,7 +15,7 @@ from typing import Final
 from mesh.api.messages import ModelInferRequest
 from mesh.api.question import decode
 from mesh.api.stream import FINAL, INFER_RESPONSE_TAG, varint
-from mesh.core.errors import Code, MeshError, RemoteError
+from mesh.core.errors import Code, MeshError, RemoteError, let_go
 from mesh.node.fused import FusedRunning
 from mesh.node.graph import GraphRunning
 from mesh.node.infer import WINDOW, Infer
@@ -88,7 +88,9 @@ class DirectUnary(UnaryCall):
     def received(self, message: bytes) -> None:
         """Begin."""
         try:
-            self._running = self._infer.begin(_asked(self.head, self.deadline_s), message, self)
+            running = self._infer.begin(_asked(self.head, self.deadline_s), message, self)
+            if not self.over:
+                self._running = running
         except Exception as error:  # noqa: BLE001 - the edge: every failure becomes a status
             self.fail(error)
 
@@ -100,14 +102,16 @@ class DirectUnary(UnaryCall):
 
     def cancelled(self) -> None:
         """Leave the queue."""
-        if self._running is not None:
-            self._running.withdraw(asyncio.CancelledError())
+        running, self._running = self._running, None
+        if running is not None:
+            running.withdraw(asyncio.CancelledError())
 
     def answer(self, response: list[Part]) -> None:
         """Send the response with the load as it is now."""
         if self.over:
             return
         self.finish()
+        self._running = None
         data = b"".join([pack_prefix(0, sum(map(len, response))), *response])
         self.connection.answer(self.stream, ANSWER, data, OK_TRAILERS + _load(self._infer.outstanding))
         stop_sending(self.connection, self.stream)
@@ -130,7 +134,6 @@ class DirectStream(ServerCall):
         "_messages",
         "_owed",
         "_pins",
-        "_room",
         "_several",
         "_telling",
         "_turns",
@@ -146,7 +149,6 @@ class DirectStream(ServerCall):
         self._several: set[asyncio.Task[None]] = set()
         self._owed = 0
         self._ended = False
-        self._room: asyncio.Future[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._telling = False
         self._pins = Pins()
@@ -169,8 +171,7 @@ class DirectStream(ServerCall):
 
     def drained(self, stream: Stream) -> None:
         """Go on: the caller reads again."""
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
+        super().drained(stream)
         self._go_on()
 
     def _go_on(self) -> None:
@@ -244,6 +245,7 @@ class DirectStream(ServerCall):
         """Return the message for a request that failed."""
         code, text = status_of(error)
         told = error if isinstance(error, MeshError) else RemoteError(code, text)
+        let_go(error)
         return framed(failed_message(told, request_id, self._asked))
 
     def send(self, data: bytes) -> None:
@@ -259,9 +261,7 @@ class DirectStream(ServerCall):
         async with aclosing(self._infer.several(self._asked, request, served)) as responses:
             async for response in responses:
                 self.send(framed(response))
-                while self.stream.pending_bytes > STREAM_BUFFER and not self.over:
-                    self._room = asyncio.get_running_loop().create_future()
-                    await self._room
+                await self.room()
 
     def _several_done(self, task: asyncio.Task[None]) -> None:
         self._several.discard(task)
@@ -304,14 +304,13 @@ class DirectStream(ServerCall):
             if turn.message is None:
                 self._infer.outstanding -= 1
                 turn.message = b""
-                if turn.running is not None:
-                    turn.running.withdraw(asyncio.CancelledError())
+                running, turn.running = turn.running, None
+                if running is not None:
+                    running.withdraw(asyncio.CancelledError())
         self._turns.clear()
         self._messages.clear()
         for task in self._several:
             task.cancel()
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
 
 
 @lru_cache(maxsize=4096)
@@ -349,4 +348,5 @@ class _Turn:
     def _end(self, message: bytes) -> None:
         if self.message is None:
             self.message = message
+            self.running = None
             self._stream.done_one()

@@ -29,7 +29,7 @@ from mesh.node.gauge import ON_LOOP_S
 from mesh.node.item import Item, Ran
 from mesh.node.plan import Part
 from mesh.node.plans import Plans
-from mesh.node.running import Asked, Reply, Running
+from mesh.node.running import NOBODY, Asked, Reply, Running
 from mesh.node.runtimes.base import Array, Request, Tensors
 from mesh.node.served import Served
 from mesh.node.steps import Copies, Steps
@@ -349,19 +349,31 @@ class FusedRunning:
 
     def answer(self, response: list[Part]) -> None:
         """Pass the answer on."""
-        self._reply.answer(response)
+        self._ended().answer(response)
+
+    def _ended(self) -> Reply:
+        """Return who hears of the end, and let go of it: it knows this as this knows it."""
+        reply, self._reply, self._otherwise = self._reply, NOBODY, _over
+        return reply
 
     def fail(self, error: BaseException) -> None:
         """Begin the other way, or pass on what went wrong."""
         if isinstance(error, NotNow):
+            otherwise, reply = self._otherwise, self._ended()
             try:
-                self._running = self._otherwise()
+                self._running = otherwise()
             except Exception as failed:  # noqa: BLE001 - the edge: every failure becomes a status
-                self._reply.fail(failed)
+                reply.fail(failed)
         else:
-            self._reply.fail(error)
+            self._ended().fail(error)
 
     def withdraw(self, error: BaseException) -> None:
         """Leave: the caller is gone."""
-        if self._running is not None:
-            self._running.withdraw(error)
+        running, self._running = self._running, None
+        self._ended()
+        if running is not None:
+            running.withdraw(error)
+
+
+def _over() -> Steps:
+    raise NotNow("this request is over")

@@ -19,7 +19,7 @@ from mesh.core.types import ModelVersion
 from mesh.core.view import ClusterView
 from mesh.node.attempt import Held, carried
 from mesh.node.fused import Counters, Ends, FusedRunning, fuse, whole
-from mesh.node.running import Asked, Beginner, Reply
+from mesh.node.running import NOBODY, Asked, Beginner, Reply
 from mesh.node.served import Served
 from mesh.node.steps import Copies, See, Steps, Watch
 from mesh.telemetry.statistics import StepStatistics
@@ -157,10 +157,15 @@ class GraphRunning(Steps):
             answer = question.answer(tensors)
         except TensorError as error:
             name = question.pipeline.name
-            self._reply.fail(ModelFailed(f"pipeline '{name}' gave a bad output: {error.message}"))
+            self._told().fail(ModelFailed(f"pipeline '{name}' gave a bad output: {error.message}"))
             return
-        self._reply.answer([answer.SerializeToString()])
+        self._told().answer([answer.SerializeToString()])
 
     def broke(self, step: str, error: Exception) -> None:
         """Answer what went wrong."""
-        self._reply.fail(of_step(self.graph.pipeline.name, step, error))
+        self._told().fail(of_step(self.graph.pipeline.name, step, error))
+
+    def _told(self) -> Reply:
+        """Return who hears of the end, and let go of it: it knows this as this knows it."""
+        reply, self._reply = self._reply, NOBODY
+        return reply

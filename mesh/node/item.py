@@ -67,6 +67,11 @@ def model_failed(name: str, error: Exception) -> ModelFailed:
     return ModelFailed(f"model '{name}' raised {said(error)}")
 
 
+def any_waits(items: list[Item]) -> bool:
+    """Tell whether somebody still wants the answer of one of them."""
+    return not all(item.over for item in items)
+
+
 def is_late(item: Item, now_s: float) -> bool:
     """Tell whether nobody wants its answer any more."""
     return (

@@ -365,8 +365,11 @@ class Loader:
 
     async def _close(self, served: Served, within_s: float | None = None) -> None:
         """Wait for what is in flight, then close."""
+        if within_s is None:
+            # What hangs in this process is not waited for: it was, before it was told.
+            within_s = ENDING_S if served.in_process and self._suspects.must_isolate(served.model) else self._drain_s
         try:
-            async with asyncio.timeout(self._drain_s if within_s is None else within_s):
+            async with asyncio.timeout(within_s):
                 await served.drained()
         except TimeoutError:
             log.warning("closing a model that is still at work", model=served.model.name, in_flight=served.in_flight)

@@ -196,6 +196,7 @@ class QuickPart:
 
     def ran(self, ran: Ran) -> None:
         """Tell the places that wait for them."""
+        self._item = None
         try:
             for step, place, names in self._planned.gives:
                 outputs = {name: ran.outputs[str(Ref(step, name))] for name in names}
@@ -208,6 +209,7 @@ class QuickPart:
 
     def failed(self, error: Exception) -> None:
         """Begin again the other way, or tell the router."""
+        self._item = None
         if not isinstance(error, NotNow):
             self._line.failed("", error)
             return
@@ -222,5 +224,6 @@ class QuickPart:
         """Leave: nobody waits for it any more."""
         if self._slow is not None:
             self._slow.withdraw(error)
-        elif self._item is not None and not self._item.over:
-            self._fused.batcher.withdraw(self._item)
+        item, self._item = self._item, None
+        if item is not None and not item.over:
+            self._fused.batcher.withdraw(item)

@@ -81,6 +81,7 @@ class Parts:
         try:
             async for note in outbox:
                 yield note
+                del note
             if reading.done():
                 reading.result()
         finally:
@@ -103,6 +104,7 @@ class Parts:
                     self._hear_router(router, read_note(data))
                 else:
                     self._hear_node(read_note(data))
+                del data
         finally:
             outbox.close()
 

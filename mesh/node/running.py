@@ -9,14 +9,14 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from mesh.api.carried import literals
 from mesh.api.messages import ModelInferRequest
 from mesh.api.question import decode
 from mesh.api.session import state_field
 from mesh.api.stream import error_message
-from mesh.core.errors import MeshError, NotHere, Unimplemented, code_of
+from mesh.core.errors import MeshError, NotHere, Unimplemented, code_of, let_go
 from mesh.node.answer import encode, wanted_outputs
 from mesh.node.item import Item, Ran
 from mesh.node.observe import Observed
@@ -38,6 +38,19 @@ class Reply(Protocol):
 
     def fail(self, error: BaseException) -> None:
         """Take what went wrong."""
+
+
+class _Nobody:
+    """Stands where a `Reply` was that has heard of the end."""
+
+    def answer(self, response: list[Part]) -> None:
+        """Drop it."""
+
+    def fail(self, error: BaseException) -> None:
+        """Drop it."""
+
+
+NOBODY: Final[Reply] = _Nobody()
 
 
 @dataclass(slots=True)
@@ -128,7 +141,12 @@ class Running:
             self.failed(error)
             return
         seen.end(None)
-        self._reply.answer(response)
+        self._ended().answer(response)
+
+    def _ended(self) -> Reply:
+        """Return who hears of the end, and let go: who asked and what was asked know each other."""
+        reply, self._reply, self._item = self._reply, NOBODY, None
+        return reply
 
     def _encoded(self, outputs: Tensors) -> bytes:
         request = decode(self._message)
@@ -138,13 +156,15 @@ class Running:
     def failed(self, error: Exception) -> None:
         """Answer what went wrong."""
         self._seen.end(error)
-        self._reply.fail(error)
+        self._ended().fail(error)
+        let_go(error)
 
     def withdraw(self, error: BaseException) -> None:
         """Leave: the caller is gone, and `error` is what is counted. The reply hears nothing."""
         if self._item is not None and not self._item.over:
             self.served.batcher.withdraw(self._item)
             self._seen.end(error)
+            self._ended()
 
 
 class Beginner:
@@ -239,6 +259,7 @@ def failed_message(error: MeshError, request_id: str, asked: Asked) -> bytes:
 
     A router, who is known by the name it resolved, also reads the code and whether the request was certainly not run.
     """
+    let_go(error)
     if not asked.model:
         return error_message(error, request_id)
     return error_message(error, request_id, code=int(code_of(error)), not_run=error.retry_safe)

@@ -17,16 +17,16 @@ from typing import Any, cast
 
 from mesh.api.snapshot import encode_snapshot
 from mesh.core.batching import Waiting, WaitUntil
-from mesh.core.errors import DeadlineExceeded, MeshError, Overloaded
+from mesh.core.errors import DeadlineExceeded, MeshError, Overloaded, let_go
 from mesh.core.sessions.policy import is_due
 from mesh.core.sessions.schedule import Schedule, Sequence, SequenceId, Step, unknown
 from mesh.core.types import ModelVersion, Sequencing
 from mesh.node.gauge import ON_LOOP_S, Gauge
-from mesh.node.item import Item, Ran, Waiter, kind_of, model_failed
+from mesh.node.item import Item, Ran, Waiter, any_waits, kind_of, model_failed
 from mesh.node.runtimes.base import Loaded, Request, Tensors, Turn
 from mesh.node.sequence_item import Generating, SequenceItem
 from mesh.node.sequence_request import Flags, flags_of, restored
-from mesh.node.turns import Errors, in_worker, one_by_one, run_turns, together
+from mesh.node.turns import Errors, in_worker, one_by_one, run_turns, together, turn_of
 from mesh.telemetry.statistics import Statistics
 
 TAKEN_S = 2.0
@@ -146,8 +146,9 @@ class SequenceBatcher:
         if item.end() and item.sequence is not None and item.step is not None:
             if item.paused:
                 self.schedule.ended(item.sequence, time.monotonic())
-            else:
-                self.schedule.withdraw(item.sequence, item.step, time.monotonic())
+                item.step = None
+            elif self.schedule.withdraw(item.sequence, item.step, time.monotonic()):
+                item.step = None
 
     def resume(self, item: SequenceItem) -> None:
         """Let a generation go on whose caller reads again. Idempotent."""
@@ -213,7 +214,7 @@ class SequenceBatcher:
                 continue
             self.running += 1
             size = sum([each.steps[0].what.size for each in batch])
-            turns = [_turn(each) for each in batch]
+            turns = [turn_of(each) for each in batch]
             if self._apart is not None and self._apart.takes_turns:
                 self._keep(self._in_worker(batch, turns, size))
             elif self._gauge.predicted_s(size) < ON_LOOP_S:
@@ -247,6 +248,7 @@ class SequenceBatcher:
                 item.impatient.cancel()
             return True
         self.schedule.skipped(sequence, now_s)
+        cast("SequenceItem", item).step = None
         if error is not None and item.end():
             item.waiter.failed(error)
         return False
@@ -261,7 +263,9 @@ class SequenceBatcher:
 
     async def _in_worker(self, batch: list[Sequence[Item]], turns: list[Turn], size: int) -> None:
         assert self._apart is not None
-        errors, run_s = await in_worker(self._apart, turns, reruns=self._reruns)
+        items = [each.steps[0].what for each in batch]
+        waited = partial(any_waits, items)
+        errors, run_s = await in_worker(self._apart, turns, waited, reruns=self._reruns)
         self._finish(batch, turns, errors, run_s, -1.0, size)
         if not self._soon:
             self._look()
@@ -302,6 +306,7 @@ class SequenceBatcher:
                 elif item.end():
                     queue_s = item.began_s - item.waiting.enqueued_s
                     item.waiter.ran(Ran(turn.outputs[0], queue_s, run_s, len(batch), state))
+            item.step = None  # It knows this item as this item knows it.
 
     def _responded(  # noqa: PLR0917 - what a turn gives
         self,
@@ -327,6 +332,7 @@ class SequenceBatcher:
                 item.paused = True
             return
         self.schedule.ended(sequence, now_s)
+        item.step = None
         if error is not None:
             self._failed(item, error)
         elif item.end():
@@ -355,8 +361,10 @@ class SequenceBatcher:
         return state, None
 
     def _failed(self, item: Item, error: Exception) -> None:
+        told = error if isinstance(error, MeshError) else model_failed(self._name, error)
+        let_go(error)
         if item.end():
-            item.waiter.failed(error if isinstance(error, MeshError) else model_failed(self._name, error))
+            item.waiter.failed(told)
 
     def _give_up(self, item: SequenceItem) -> None:
         assert item.sequence is not None
@@ -387,9 +395,3 @@ class SequenceBatcher:
     def __repr__(self) -> str:
         """Show the counts."""
         return f"<SequenceBatcher {self._name} running={self.running} {self.schedule!r}>"
-
-
-def _turn(sequence: Sequence[Item]) -> Turn:
-    step = sequence.steps[0]
-    item = step.what
-    return Turn(item.inputs, item.request, sequence.id, step.start, step.end, sequence.state, done=False)

@@ -124,7 +124,7 @@ def _build(  # noqa: PLR0917 - what lives longer than the parts
         default_queue_size=config.default_queue_size,
         drain_s=config.drain_s,
     )
-    upkeep = Upkeep(loader.memory, workers, served=loader.held, device_of=loader.device_of, resized=loader.resized)
+    upkeep = Upkeep(loader, workers, suspects)
     report = Report(
         node,
         labels=config.labels,

@@ -140,10 +140,14 @@ class Served:
 
     async def in_thread(self, call: Callable[..., T], *given: Any) -> T:
         """Return what `call` returns in a thread. Cancelled, the thread goes on, and `drained` waits for it."""
+        # No name for the future here: one that fails keeps this frame, which would keep the future.
+        return await asyncio.wrap_future(self._begun(call, *given))
+
+    def _begun(self, call: Callable[..., T], *given: Any) -> Future[T]:
         step = self.executor.submit(call, *given)
         self._steps.add(step)
         step.add_done_callback(self._steps.discard)
-        return await asyncio.wrap_future(step)
+        return step
 
     async def drained(self) -> None:
         """Return when the model is at nothing: no request in flight, no run left by a caller who is gone."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mesh.core.errors import MeshError
+from mesh.core.sessions import schedule
+from mesh.node.item import Item
 from mesh.node.runtimes.base import Apart, Steps, Turn
 
 Errors = list[Exception | None]
@@ -36,17 +38,22 @@ def one_by_one(steps: Steps, turns: Sequence[Turn], states: Sequence[Any]) -> Er
     return found
 
 
-async def in_worker(apart: Apart, turns: Sequence[Turn], *, reruns: bool) -> tuple[Errors, float]:
-    """Run a turn of each in another process; return the seconds too. What fails there has changed no state here."""
+async def in_worker(
+    apart: Apart, turns: Sequence[Turn], waited: Callable[[], bool], *, reruns: bool
+) -> tuple[Errors, float]:
+    """Run a turn of each in another process; return the seconds too. What fails there has changed no state here.
+
+    `waited` tells whether anybody still waits for one of them.
+    """
     try:
-        return [None] * len(turns), await apart.turns(turns)
+        return [None] * len(turns), await apart.turns(turns, waited)
     except MeshError as error:
         if len(turns) == 1 or not reruns or not _may_rerun(error):
             return [error] * len(turns), 0.0
     found: Errors = []
     run_s = 0.0
     for turn in turns:
-        errors, taken_s = await in_worker(apart, [turn], reruns=False)
+        errors, taken_s = await in_worker(apart, [turn], waited, reruns=False)
         found += errors
         run_s += taken_s
     return found, run_s
@@ -54,3 +61,10 @@ async def in_worker(apart: Apart, turns: Sequence[Turn], *, reruns: bool) -> tup
 
 def _may_rerun(error: Exception) -> bool:
     return not (isinstance(error, MeshError) and not error.reruns)
+
+
+def turn_of(sequence: schedule.Sequence[Item]) -> Turn:
+    """Return the turn that a sequence is at."""
+    step = sequence.steps[0]
+    item = step.what
+    return Turn(item.inputs, item.request, sequence.id, step.start, step.end, sequence.state, done=False)

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
 from typing import Final
 
 from mesh.core.placement.ledger import MIN_BYTES
+from mesh.core.suspects import Death
 from mesh.core.types import DeviceKind
 from mesh.core.view import VersionKey
-from mesh.node.memory import Memory, NoRoom
+from mesh.node.batcher import Batcher
+from mesh.node.loader import Loader
+from mesh.node.memory import NoRoom
 from mesh.node.served import Served
+from mesh.node.suspects import Suspects
+from mesh.node.workers.copy import ALONE_S
 from mesh.node.workers.runtime import WorkerRuntime
 from mesh.telemetry import logs
 
@@ -32,23 +36,14 @@ GROWN_BYTES: Final = 4 * 1024 * 1024
 
 
 class Upkeep:
-    """`served` are the copies that answer; `account_of` names the device of one; `resized` is told new sizes."""
+    """Of the copies of one node."""
 
-    def __init__(
-        self,
-        memory: Memory,
-        workers: WorkerRuntime,
-        *,
-        served: Callable[[], Iterable[tuple[VersionKey, Served]]],
-        device_of: Callable[[VersionKey], str],
-        resized: Callable[[VersionKey, int], None],
-    ) -> None:
-        self._memory = memory
+    def __init__(self, loader: Loader, workers: WorkerRuntime, suspects: Suspects) -> None:
+        self._loader = loader
+        self._memory = loader.memory
         self._workers = workers
-        self._served = served
-        self._device_of = device_of
-        self._resized = resized
-        self._cpu = next(each for each in memory.accounts if each.device.kind is DeviceKind.CPU)
+        self._suspects = suspects
+        self._cpu = next(each for each in loader.memory.accounts if each.device.kind is DeviceKind.CPU)
 
     async def run(self) -> None:
         """Look for ever."""
@@ -58,10 +53,21 @@ class Upkeep:
             looks += 1
             now_s = time.monotonic()
             self._workers.look_at_loads(self._cpu.ledger.capacity)
-            for key, served in list(self._served()):
-                if served.loaded.apart is not None and (not served.is_idle or looks % IDLE_LOOKS == 0):
+            for key, served in self._loader.held():
+                if served.loaded.apart is None:
+                    self._look_at(served, now_s)
+                elif not served.is_idle or looks % IDLE_LOOKS == 0:
                     served.loaded.apart.look(now_s)
                     await self._measure(key, served)
+
+    def _look_at(self, served: Served, now_s: float) -> None:
+        """Tell of a run in this process that does not end: from then on the version is loaded in a worker."""
+        batcher = served.batcher
+        if not batcher.running or not isinstance(batcher, Batcher) or not served.in_process:
+            return
+        if batcher.stuck(now_s, ALONE_S) and not self._suspects.must_isolate(served.model):
+            text = f"a run went on for {ALONE_S:g} s after everybody who waited for it had left"
+            self._suspects.died(served.model, Death.HUNG, text)
 
     async def _measure(self, key: VersionKey, served: Served) -> None:
         apart = served.loaded.apart
@@ -72,7 +78,7 @@ class Upkeep:
             apart.end(f"took {held} bytes, and memory_limit_bytes is {limit}")
             return
         account = self._cpu
-        if self._device_of(key) != account.name:
+        if self._loader.device_of(key) != account.name:
             return
         counted = account.ledger.bytes_of(key)
         if abs(held - counted) < max(GROWN_BYTES, counted >> 4) or not counted:
@@ -83,7 +89,7 @@ class Upkeep:
         except NoRoom:
             apart.end(f"took {held} bytes, and {account.name} of this node has {account.ledger.capacity} in all")
             return
-        self._resized(key, held)
+        self._loader.resized(key, held)
 
     def __repr__(self) -> str:
         """Show the accounts."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mesh.api.carried import Carried, read_tensors, request_message, stacked
 from mesh.api.messages import ModelInferResponse
-from mesh.core.errors import DeadlineExceeded, MeshError, RemoteError, code_of
+from mesh.core.errors import DeadlineExceeded, MeshError, RemoteError, code_of, let_go
 from mesh.core.pipeline import run as graphs
 from mesh.core.pipeline.cut import ROUTER
 from mesh.core.pipeline.run import EACH_AT_ONCE, NEVER_BETTER, Action, Run, compare, count_of, of_step
@@ -140,6 +140,7 @@ class Attempt:
         if failed is None:
             return run.done(step, event.result())
         alone = _alone(failed)
+        let_go(failed)
         # What ended a process was asked of another one already, where that may be.
         again = code_of(alone) not in NEVER_BETTER and not _died(alone) and _has_time(self._call)
         return run.failed(step, alone, again=again)

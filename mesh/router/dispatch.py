@@ -120,7 +120,7 @@ class Dispatch:
         seen.attempts -= free
         node, fate = located.node.id, fate_told(error)
         if not self.retries.may_follow(seen.tries, node, fate, model, in_sequence=in_sequence, free=free):
-            raise named(error, located, model) from error
+            raise named(error, located, model)  # Not `from error`: it may be the same, and a circle.
 
     def target(self, call: Call, request: Peeked) -> Target:
         """Return what answers. Raises as `resolve` does."""

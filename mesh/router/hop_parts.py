@@ -43,7 +43,7 @@ class PartsUnary(TaskUnary):
         target: Target,
         tries: Tries | None,
     ) -> None:
-        super().__init__(connection, stream, origin, self._again)
+        super().__init__(connection, stream, origin, dispatch.infer)
         self._dispatch = dispatch
         self._target = target
         self._tries = tries
@@ -134,7 +134,8 @@ class PartsUnary(TaskUnary):
         self._lost = lost
         super().received(self._parts_message)
 
-    async def _again(self, call: Call, message: bytes) -> bytes:
+    async def answered(self, call: Call, message: bytes) -> bytes:
+        """Answer the other way."""
         if self._ends and self._lost is not None:
             with self._dispatch.observe(call, tries=self._tries) as seen:
                 seen.model = self._target.model

@@ -167,6 +167,7 @@ class SessionCarrier:
             if up.outbox:
                 up.flush()
             up.half_close()
+        self._ups.clear()
 
     def stop(self, turns: Iterable[Turn]) -> None:
         """Give up the steps of these turns: the caller is gone."""

@@ -11,8 +11,9 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Final
 
 from mesh.api.stream import ERROR_TAG, Failure, error_message, read_error
@@ -56,7 +57,7 @@ class HopStream(ServerCall):
 
     __slots__ = (
         "_arrived", "_bytes", "_call", "_deframer", "_draining", "_ended", "_messages", "_metrics", "_owed", "_passed",
-        "_room", "_sequences", "_sessions", "_streams", "_strict", "_targets", "_tasks", "_turns", "_ups",
+        "_sequences", "_sessions", "_streams", "_strict", "_targets", "_tasks", "_turns", "_ups",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, stream: Stream, origin: Origin, streams: Streams) -> None:
@@ -76,7 +77,6 @@ class HopStream(ServerCall):
         self._call: Call | None = None
         self._owed = 0
         self._ended = False
-        self._room: asyncio.Future[None] | None = None
         self._metrics = streams.metrics
         self._targets = streams.dispatch.targets
         self._arrived = 0
@@ -102,8 +102,7 @@ class HopStream(ServerCall):
 
     def drained(self, stream: Stream) -> None:
         """Go on: the caller reads again."""
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
+        super().drained(stream)
         self._go_on()
 
     def finish(self) -> None:
@@ -125,8 +124,6 @@ class HopStream(ServerCall):
             task.cancel()
         self._turns.clear()
         self._messages.clear()
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
 
     def drain(self) -> None:
         """Let a client that goes on elsewhere by itself do so, between two of its steps; others end their streams."""
@@ -170,8 +167,10 @@ class HopStream(ServerCall):
         self.finish()
         for up in self._ups.values():
             up.half_close()
+        self._ups.clear()  # They end by themselves, and know this call as it knew them.
         if self._sessions is not None:
             self._sessions.half_close()
+            self._sessions = None
         if not self._begun:
             self.connection.send_headers(self.stream, ANSWER)
         self.connection.send_headers(self.stream, OK_TRAILERS, end=True)
@@ -215,8 +214,8 @@ class HopStream(ServerCall):
         turn.model = model
         self._turns.append(turn)
         if said.name:
-            one = self._streams.one(self.as_call(), message[PREFIX_BYTES:], request, strict=self._strict)
-            self._start(self._one(turn, in_turn(self._sequences, (model.name, said.name), one)))
+            one = in_turn(self._sequences, (model.name, said.name), partial(self._slowly, turn, request))
+            self._start(self._one(turn, one))
         elif not self._send(turn, target):
             self.again(turn)
 
@@ -292,9 +291,11 @@ class HopStream(ServerCall):
 
     def again(self, turn: Turn, tries: Tries | None = None) -> None:
         """Send a message that cannot go on a stream, or was not answered there, as a call of its own."""
-        request, message = peek_framed(turn.message), turn.message[PREFIX_BYTES:]
-        one = self._streams.one(self.as_call(), message, request, strict=self._strict, traced=turn.traced, tries=tries)
-        self._start(self._one(turn, one))
+        self._start(self._one(turn, partial(self._slowly, turn, peek_framed(turn.message), tries)))
+
+    def _slowly(self, turn: Turn, request: Peeked, tries: Tries | None = None) -> Awaitable[bytes]:
+        message, call, traced = turn.message[PREFIX_BYTES:], self.as_call(), turn.traced
+        return self._streams.one(call, message, request, strict=self._strict, traced=traced, tries=tries)
 
     def failed(self, turn: Turn, error: MeshError, request_id: str) -> None:
         """Answer an error: a message, or the end of the stream where the caller asked for that."""
@@ -354,8 +355,9 @@ class HopStream(ServerCall):
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
 
-    async def _one(self, turn: Turn, answer: Awaitable[bytes]) -> None:
-        turn.reply = framed(await answer)
+    async def _one(self, turn: Turn, answer: Callable[[], Awaitable[bytes]]) -> None:
+        # Not the awaitable itself: one that was cancelled before it began would never be awaited.
+        turn.reply = framed(await answer())
 
     async def _several(self, message: bytes, request: Peeked, target: Target) -> None:
         responses = self._streams.several(self.as_call(), message, request, target, strict=self._strict)
@@ -363,9 +365,7 @@ class HopStream(ServerCall):
             async for response in responses:
                 self._streams.metrics.stream_message("response")
                 self._put(framed(response))
-                while self.stream.pending_bytes > STREAM_BUFFER and not self.over:
-                    self._room = asyncio.get_running_loop().create_future()
-                    await self._room
+                await self.room()
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -8,11 +8,13 @@ request is a message with its error, and the stream goes on, unless the caller a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
+from functools import partial
+from typing import Any
 
 from mesh.api.stream import error_message, final_message
-from mesh.core.errors import InvalidRequest, MeshError
+from mesh.core.errors import InvalidRequest, MeshError, let_go
 from mesh.core.traffic.retry import Tries
 from mesh.router.dispatch import Dispatch
 from mesh.router.relay import relay
@@ -54,10 +56,10 @@ class Streams:
             if target.model.decoupled:
                 return Interleaved(self.several(call, message, request, target, strict=strict))
             sequence = str(request.parameters.get("sequence_id") or "")
-            one = self.one(call, message, request, strict=strict)
+            one: Callable[[], Coroutine[Any, Any, bytes]] = partial(self.one, call, message, request, strict=strict)
             if sequence:
                 one = in_turn(turns, (target.model.name, sequence), one)
-            return Interleaved(_alone(one)) if unordered else Ordered(one)
+            return Interleaved(_alone(one())) if unordered else Ordered(one())
 
         self.metrics.stream_opened()
         try:
@@ -113,9 +115,9 @@ class Streams:
 
 
 def in_turn(
-    turns: dict[tuple[str, str], asyncio.Event], key: tuple[str, str], one: Awaitable[bytes]
-) -> Coroutine[None, None, bytes]:
-    """Return `one`, to be awaited after the request of the same sequence before it, which is in `turns`.
+    turns: dict[tuple[str, str], asyncio.Event], key: tuple[str, str], one: Callable[[], Awaitable[bytes]]
+) -> Callable[[], Coroutine[Any, Any, bytes]]:
+    """Return `one`, to be called and awaited after the request of the same sequence before it, which is in `turns`.
 
     The order of a sequence's requests is its meaning, while requests of a stream are otherwise answered side by side.
     """
@@ -126,13 +128,13 @@ def in_turn(
         try:
             if before is not None:
                 await before.wait()
-            return await one
+            return await one()
         finally:
             done.set()
             if turns.get(key) is done:
                 del turns[key]
 
-    return wait_and_answer()
+    return wait_and_answer
 
 
 async def _alone(one: Awaitable[bytes]) -> AsyncGenerator[bytes]:
@@ -158,4 +160,5 @@ async def _failed(error: MeshError, request_id: str, *, strict: bool) -> bytes:
     """Return the error as a stream message, or raise it where the caller asked for a status."""
     if strict:
         raise error
+    let_go(error)
     return error_message(error, request_id)

@@ -127,7 +127,7 @@ class _Call:
                 text = f"the deadline passed while connecting to {self._channel.address}"
                 raise RemoteError(Code.DEADLINE_EXCEEDED, text, unsent=True) from None
         if isinstance(self._end, RemoteError):
-            raise self._end
+            raise _again(self._end)
         return connection
 
     def begin(self, connection: Connection, stream: Stream) -> None:
@@ -260,7 +260,7 @@ class _Call:
                 self._let_go()
                 if self._end is True:
                     return None
-                raise self._end
+                raise _again(self._end)
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         message = self._messages.popleft()
@@ -288,6 +288,17 @@ class _Call:
             self._room = asyncio.get_running_loop().create_future()
             await self._room
             self._check_open()
+
+
+def _again(error: RemoteError) -> RemoteError:
+    """Return `error` for a caller. Raised itself it would keep the caller's frames, and these this call."""
+    return RemoteError(
+        error.status,
+        error.message,
+        transport_failed=error.transport_failed,
+        unsent=error.unsent,
+        trailers=error.trailers,
+    )
 
 
 class WireDuplex:

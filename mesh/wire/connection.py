@@ -32,7 +32,7 @@ from mesh.wire.frames import (
 )
 from mesh.wire.header_cache import MAX_BLOCK
 from mesh.wire.sending import Sending
-from mesh.wire.streams import MAY_RECEIVE, Happening, Receiver, State, Stream
+from mesh.wire.streams import MAY_RECEIVE, NOBODY, Happening, Receiver, State, Stream
 
 Accept = Callable[["Connection", Stream, Block, bool], Receiver]
 """Returns who takes a stream that the peer opened. May raise `StreamFault`."""
@@ -199,9 +199,10 @@ class Connection(Sending):
             if stream.body_left < 0 or (end and stream.body_left):
                 self.fail_stream(StreamFault(stream.id, ErrorCode.PROTOCOL_ERROR, "DATA unlike content-length"))
                 return
+        receiver = stream.receiver
         if end and stream.move(Happening.RECEIVED_END) is State.CLOSED:
             self.forget(stream)
-        stream.receiver.data(stream, data, end)
+        receiver.data(stream, data, end)
 
     def _headers(self, stream_id: int, flags: int, payload: bytes) -> None:
         if stream_id == 0:
@@ -242,21 +243,15 @@ class Connection(Sending):
             self.ask_for_no_table()
         stream = self.streams.get(stream_id)
         if stream is None:
-            stream = self._opened(stream_id)
-            if stream is None:
-                return
-            if end:
-                stream.move(Happening.RECEIVED_END)
-            stream.seen_headers = True
-            assert self._accept is not None
-            stream.receiver = self._accept(self, stream, block, end)
+            self._open_peers(stream_id, block, end=end)
             return
         if not MAY_RECEIVE[stream.state]:
             self.stray(stream_id, stream, "HEADERS")
             return
         if block.size > self.bounds.max_header_list:
+            receiver = stream.receiver
             self.reset(stream, ErrorCode.CANCEL)
-            stream.receiver.reset(stream, OVERSIZED)
+            receiver.reset(stream, OVERSIZED)
             if not self.is_client:
                 self.nuisance("trailers that are too long")
             return
@@ -269,9 +264,22 @@ class Connection(Sending):
             raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, "pseudo-headers in trailers")
         if end and stream.body_left > 0:
             raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, "a body shorter than its content-length")
+        receiver = stream.receiver
         if end and stream.move(Happening.RECEIVED_END) is State.CLOSED:
             self.forget(stream)
-        stream.receiver.headers(stream, block, end)
+        receiver.headers(stream, block, end)
+
+    def _open_peers(self, stream_id: int, block: Block, *, end: bool) -> None:
+        stream = self._opened(stream_id)
+        if stream is None:
+            return
+        if end:
+            stream.move(Happening.RECEIVED_END)
+        stream.seen_headers = True
+        assert self._accept is not None
+        receiver = self._accept(self, stream, block, end)
+        if stream.state is not State.CLOSED:
+            stream.receiver = receiver
 
     def _opened(self, stream_id: int) -> Stream | None:
         """Return a new stream for HEADERS of the peer on an id without one, None when it is not to be answered."""
@@ -288,28 +296,9 @@ class Connection(Sending):
             self.nuisance("streams above the limit")
             self.remember_reset(stream_id)
             return None
-        stream = Stream(stream_id, _NOBODY, self.peer_stream_window, self.bounds.stream_window)
+        stream = Stream(stream_id, NOBODY, self.peer_stream_window, self.bounds.stream_window)
         self.streams[stream_id] = stream
         return stream
-
-
-class _Nobody:
-    """Stands in until the stream's receiver is known."""
-
-    def headers(self, stream: Stream, block: Block, end: bool) -> None:
-        """Ignore it."""
-
-    def data(self, stream: Stream, data: bytes, end: bool) -> None:
-        """Ignore it."""
-
-    def reset(self, stream: Stream, code: int) -> None:
-        """Ignore it."""
-
-    def drained(self, stream: Stream) -> None:
-        """Ignore it."""
-
-
-_NOBODY: Final = _Nobody()
 
 
 def _unpadded(payload: bytes) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from mesh.core.errors import let_go
 from mesh.wire.flow import Allowance, Bounds
 from mesh.wire.frames import (
     ACK,
@@ -43,7 +44,7 @@ from mesh.wire.frames import (
     window_update,
 )
 from mesh.wire.header_cache import HeaderReader
-from mesh.wire.streams import Happening, Stream
+from mesh.wire.streams import NOBODY, Happening, Stream
 from mesh.wire.windows import Windows
 
 DRAIN_PING: Final = b"mesh-bye"
@@ -305,8 +306,9 @@ class Control(Windows):
         stream = self.streams.get(fault.stream_id)
         self.nuisance("faults")
         if stream is not None:
+            receiver = stream.receiver
             self.reset(stream, fault.code)
-            stream.receiver.reset(stream, fault.code)
+            receiver.reset(stream, fault.code)
         else:
             self.write(rst_stream(fault.stream_id, fault.code))
             self.remember_reset(fault.stream_id)
@@ -321,12 +323,14 @@ class Control(Windows):
         """Hear that the connection is gone: every stream hears it too."""
         if self.broken is None:
             self.broken = fault
+        let_go(fault)
         streams, self.streams = self.streams, {}
         self.waiting.clear()
         for stream in streams.values():
             stream.move(Happening.RESET)
             stream.pending = None
-            stream.receiver.reset(stream, -1)
+            receiver, stream.receiver = stream.receiver, NOBODY
+            receiver.reset(stream, -1)
 
     # -- streams and windows -------------------------------------------------------------------------------------
 
@@ -339,9 +343,10 @@ class Control(Windows):
             self.write(rst_stream(stream.id, code))
 
     def _reset_here(self, stream: Stream, code: int) -> None:
+        receiver = stream.receiver
         stream.move(Happening.RESET)
         self.forget(stream)
-        stream.receiver.reset(stream, code)
+        receiver.reset(stream, code)
 
     # -- ends ----------------------------------------------------------------------------------------------------
 

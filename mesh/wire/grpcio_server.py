@@ -13,7 +13,7 @@ import grpc
 
 from mesh.api.details import trailers_of
 from mesh.api.status import status_of
-from mesh.core.errors import MeshError
+from mesh.core.errors import MeshError, let_go
 from mesh.wire.transport import Call, HotMethods, Limits, StreamHandler, TlsConfig, UnaryHandler
 
 log = logging.getLogger(__name__)
@@ -133,6 +133,7 @@ async def _fail(call: Call, context: Any, error: Exception) -> None:
     code, text = status_of(error)
     if not isinstance(error, MeshError):
         log.error("a handler failed", extra={"method": call.method}, exc_info=error)
+    let_go(error)
     await context.abort(code, text, (*call.trailers, *trailers_of(error)))
 
 
@@ -144,6 +145,7 @@ def _unary(method: str, handler: UnaryHandler) -> Any:
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - the edge: every failure becomes a status
+            message = b""  # grpcio keeps what `abort` raises, with this frame.
             await _fail(call, context, error)
             return None
         if call.trailers:
@@ -160,6 +162,7 @@ def _stream(method: str, handler: StreamHandler) -> Any:
         try:
             async for reply in replies:
                 yield reply
+                del reply
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - the edge: every failure becomes a status

@@ -104,6 +104,7 @@ class Post:
         try:
             while (note := await self._duplex.receive()) is not None:
                 self._hear(note)
+                note = b""  # What was heard must not stay until the next one comes.
             raise RemoteError(Code.UNAVAILABLE, "the peer ended the stream", transport_failed=True)
         finally:
             sending.cancel()
@@ -114,6 +115,7 @@ class Post:
             async for note in self._outbox:
                 self._sending = True
                 await self._duplex.send(note)
+                del note
                 self._sending = False
         except MeshError:
             # `receive` tells why.

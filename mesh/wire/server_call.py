@@ -6,12 +6,12 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
 from mesh.api.details import trailers_of
-from mesh.core.errors import Code, DeadlineExceeded, MeshError, TooLarge, code_of
+from mesh.core.errors import Code, DeadlineExceeded, MeshError, TooLarge, code_of, let_go
 from mesh.wire.connection import STOPPED, Connection
 from mesh.wire.deadlines import Bucket, Deadlines
 from mesh.wire.fields import Block
@@ -65,7 +65,7 @@ Direct = Callable[[Connection, Stream, Origin], Receiver]
 class ServerCall:
     """What every call of a server has: its stream, its caller's words, its deadline. Subclasses are `Receiver`s."""
 
-    __slots__ = ("_begun", "_bucket", "_held", "connection", "deadline_s", "head", "over", "peer", "stream")
+    __slots__ = ("_begun", "_bucket", "_held", "_room", "connection", "deadline_s", "head", "over", "peer", "stream")
 
     def __init__(self, connection: Connection, stream: Stream, origin: Origin) -> None:
         self.connection = connection
@@ -75,6 +75,7 @@ class ServerCall:
         self.over = False
         self._held = 0
         self._begun = False
+        self._room: asyncio.Event | None = None
         self._bucket: Bucket | None = None
         self.deadline_s: float | None = None
         if head.timeout_s is not None:
@@ -112,6 +113,15 @@ class ServerCall:
 
     def drained(self, stream: Stream) -> None:
         """Hear that what waited is sent."""
+        if self._room is not None:
+            self._room.set()
+
+    async def room(self) -> None:
+        """Return when little waits for a slow reader, or when the call is over. For any number of tasks at a time."""
+        while self.stream.pending_bytes > STREAM_BUFFER and not self.over:
+            if self._room is None or self._room.is_set():
+                self._room = asyncio.Event()
+            await self._room.wait()
 
     def cancelled(self) -> None:
         """Stop whatever works on this call."""
@@ -128,6 +138,8 @@ class ServerCall:
     def finish(self) -> None:
         """Mark the call as over."""
         self.over = True
+        if self._room is not None:
+            self._room.set()
         if self._held:
             self.connection.assembling -= self._held
             self._held = 0
@@ -144,6 +156,7 @@ class ServerCall:
         metadata = (*metadata, *trailers_of(error))
         if not isinstance(error, MeshError):
             log.error("a handler failed", extra={"method": self.head.path.decode("latin-1")}, exc_info=error)
+        let_go(error)
         if self._begun:
             self.connection.send_headers(self.stream, trailers(code, text, metadata), end=True)
             stop_sending(self.connection, self.stream)
@@ -234,14 +247,20 @@ class TaskUnary(UnaryCall):
 
     def cancelled(self) -> None:
         """Cancel the handler."""
-        if self._task is not None:
-            self._task.cancel()
+        # What a task was cancelled with keeps its frames, and these this call.
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+
+    def answered(self, call: Call, message: bytes) -> Awaitable[bytes]:
+        """Return the handler's answer."""
+        return self._handler(call, message)
 
     async def _run(self, message: bytes) -> None:
         call: Call | None = None
         try:
             call = self.call()
-            reply = await self._handler(call, message)
+            reply = await self.answered(call, message)
         except asyncio.CancelledError:
             self.fail(_Cut("the server stopped before the answer was there"))
             raise
@@ -254,7 +273,7 @@ class TaskUnary(UnaryCall):
 class TaskStream(ServerCall):
     """A stream of messages answered by an async generator."""
 
-    __slots__ = ("_arrived", "_deframer", "_ended", "_handler", "_messages", "_owed", "_room", "_task")
+    __slots__ = ("_arrived", "_deframer", "_ended", "_handler", "_messages", "_owed", "_task")
 
     def __init__(self, connection: Connection, stream: Stream, origin: Origin, handler: StreamHandler) -> None:
         super().__init__(connection, stream, origin)
@@ -264,8 +283,7 @@ class TaskStream(ServerCall):
         self._owed = 0
         self._ended = False
         self._arrived: asyncio.Future[None] | None = None
-        self._room: asyncio.Future[None] | None = None
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._task: asyncio.Task[None] | None = asyncio.get_running_loop().create_task(self._run())
 
     def data(self, stream: Stream, data: bytes, end: bool) -> None:
         """Take a piece of the messages."""
@@ -294,14 +312,11 @@ class TaskStream(ServerCall):
             self.connection.consumed(self.stream, self._owed)
             self._owed = 0
 
-    def drained(self, stream: Stream) -> None:
-        """Let the handler go on."""
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
-
     def cancelled(self) -> None:
         """Cancel the handler."""
-        self._task.cancel()
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
 
     async def _incoming(self) -> AsyncIterator[bytes]:
         while True:
@@ -310,6 +325,7 @@ class TaskStream(ServerCall):
                 if not self._messages:
                     self._give_back()
                 yield message
+                del message
             if self._ended:
                 return
             self._arrived = asyncio.get_running_loop().create_future()
@@ -323,6 +339,7 @@ class TaskStream(ServerCall):
             try:
                 async for reply in replies:
                     await self._send(reply)
+                    del reply  # It must not stay until the next one comes.
             finally:
                 close = getattr(replies, "aclose", None)
                 if close is not None:
@@ -339,9 +356,8 @@ class TaskStream(ServerCall):
         if self.over:
             return
         self._begin()
-        if not self.connection.send_data(self.stream, framed(reply)) and self.stream.pending_bytes > STREAM_BUFFER:
-            self._room = asyncio.get_running_loop().create_future()
-            await self._room
+        if not self.connection.send_data(self.stream, framed(reply)):
+            await self.room()
 
     def _begin(self) -> None:
         if not self._begun:

@@ -11,6 +11,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from mesh.core.errors import let_go
+
 
 @dataclass(frozen=True, slots=True)
 class Ordered:
@@ -43,6 +45,7 @@ async def answer_stream(
     try:
         while (response := await out.take()) is not None:
             yield response
+            response = b""  # What was sent must not stay until the next one comes.
         await feeder
     finally:
         feeder.cancel()
@@ -83,8 +86,14 @@ async def _feed(requests: AsyncIterator[bytes], answer: Callable[[bytes], Answer
                 else:
                     task = tasks.create_task(_as_they_come(what.responses, out))
                 task.add_done_callback(lambda _: room.release())
+                del request, what, task
+    except asyncio.CancelledError as error:
+        let_go(error)  # The group's frame has a name for it.
+        raise
     except BaseExceptionGroup as group:
-        raise group.exceptions[0] from None
+        first = group.exceptions[0]
+        let_go(group)
+        raise first from None
     finally:
         out.end()
 
@@ -101,3 +110,4 @@ async def _as_they_come(responses: AsyncGenerator[bytes], out: _Out) -> None:
     async with aclosing(responses):
         async for message in responses:
             await out.put(message)
+            del message

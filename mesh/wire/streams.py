@@ -119,3 +119,22 @@ class Stream:
             f"<Stream {self.id} {State(self.state).name} send={self.send_window} recv={self.recv_window}/{self.window} "
             f"pending={self.pending_bytes}>"
         )
+
+
+class _Nobody:
+    """Stands in until the stream's receiver is known, and once it has heard its last."""
+
+    def headers(self, stream: Stream, block: Block, end: bool) -> None:
+        """Ignore it."""
+
+    def data(self, stream: Stream, data: bytes, end: bool) -> None:
+        """Ignore it."""
+
+    def reset(self, stream: Stream, code: int) -> None:
+        """Ignore it."""
+
+    def drained(self, stream: Stream) -> None:
+        """Ignore it."""
+
+
+NOBODY: Final[Receiver] = _Nobody()

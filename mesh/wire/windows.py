@@ -10,7 +10,7 @@ from typing import Final
 
 from mesh.wire.flow import Bounds
 from mesh.wire.frames import DEFAULT_MAX_FRAME, DEFAULT_WINDOW, headers, pack_head, window_update
-from mesh.wire.streams import MAY_SEND, Happening, State, Stream
+from mesh.wire.streams import MAY_SEND, NOBODY, Happening, State, Stream
 
 OUT_BYTES: Final = 256 * 1024
 """Bytes of DATA put together for one write, and left in a socket's buffer: a few loopback round trips at 10 Gbit/s."""
@@ -53,6 +53,8 @@ class Windows:
         """Drop a stream that is closed. What its receiver has not consumed is given back here, once."""
         if self.streams.pop(stream.id, None) is None:
             return
+        # Its receiver knows it, and perhaps a whole request: each would keep the other until a full collection.
+        stream.receiver = NOBODY
         unconsumed = stream.window - stream.recv_window - stream.unacked
         if unconsumed:
             self.give_back(unconsumed)

@@ -106,7 +106,7 @@ class Apart(Protocol):
     def begin(self, inputs: Tensors, request: Request, *, waited: Callable[[], bool], finished: Finished) -> None:
         """Begin a run; `finished` hears its end, never from within this call. `waited`: whether anybody still waits."""
 
-    async def turns(self, turns: Sequence[Turn]) -> float:
+    async def turns(self, turns: Sequence[Turn], waited: Callable[[], bool]) -> float:
         """Run one turn of sequences together, as `Steps.step` does; return its seconds."""
 
     def responses(self, inputs: Tensors, request: Request) -> AsyncGenerator[Tensors]:

@@ -135,7 +135,7 @@ class WorkerCopy:
             return
         self._ask("run", [inputs, _said(request)], request, waited, finished)
 
-    async def turns(self, turns: Sequence[Turn]) -> float:
+    async def turns(self, turns: Sequence[Turn], waited: Callable[[], bool]) -> float:
         """Run one turn of sequences or generations together: set what it leaves; return its seconds.
 
         Raises what it raised; then nothing has changed.
@@ -151,7 +151,7 @@ class WorkerCopy:
             else:
                 ended.set_exception(error)
 
-        self._ask("turns", [said], turns[0].request, lambda: True, finished)
+        self._ask("turns", [said], turns[0].request, waited, finished)
         left, run_s = await ended
         if len(left) != len(turns):
             raise ModelFailed(f"the worker of model '{self.model.name}' answered {len(turns)} turns with {len(left)}")
@@ -172,7 +172,7 @@ class WorkerCopy:
             else:
                 news.put_nowait(error)
 
-        asked = Asked(ended, lambda: True, time.monotonic(), request.id, streams=True)
+        asked = Asked(ended, lambda: True, time.monotonic(), request.id, AHEAD)
         given = await _travelling(inputs)
         number = worker.run("stream", given, _said(request), AHEAD, asked=asked)
         try:

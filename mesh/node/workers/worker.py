@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -47,8 +48,11 @@ class Asked:
     waited: Callable[[], bool]
     """Tells whether somebody still waits for it."""
     began_s: float
+    """When it began, or its last response came."""
     request_id: str
-    streams: bool = False
+    left: int = 1
+    """Responses of a stream that may be made before who takes them has to say more; at 0 the model is waited for by
+    nobody, and its time stands."""
     alone_s: float = 0.0
     """Since when nobody waits; 0: somebody did when it was looked at."""
 
@@ -143,6 +147,12 @@ class Worker:
 
     def more(self, number: int) -> None:
         """Let one more response of a stream be made."""
+        asked = self._asked.get(number)
+        if asked is None:
+            return
+        if not asked.left:
+            asked.began_s = time.monotonic()
+        asked.left += 1
         self._line.send(["credit", number])
 
     def cancel(self, number: int) -> None:
@@ -153,7 +163,7 @@ class Worker:
     def look(self, now_s: float, *, max_run_s: float, alone_s: float) -> None:
         """End it when a run takes longer than `max_run_s` (0: none), or than `alone_s` while nobody waits for it."""
         for asked in self._asked.values():
-            if max_run_s and now_s - asked.began_s > max_run_s:
+            if max_run_s and asked.left and now_s - asked.began_s > max_run_s:
                 self.kill(f"a run did not end within {max_run_s:g} s (max_run_s)")
             if asked.waited():
                 asked.alone_s = 0.0
@@ -175,6 +185,9 @@ class Worker:
             self._loaded(message)
         elif number in self._asked:
             asked = self._asked[number] if kind == "response" else self._asked.pop(number)
+            if kind == "response":
+                asked.left -= 1
+                asked.began_s = time.monotonic()
             if kind == "failed":
                 self._raised.tell(self._model, message[2], message[3], asked.request_id)
                 asked.ended(None, ModelFailed(f"model '{self._model.name}' raised {message[2]}"))
