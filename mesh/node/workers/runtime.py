@@ -28,11 +28,18 @@ log = logs.get(__name__)
 STREAMS: Final = 32
 """Requests of one instance of a decoupled model that go on at once: they mostly wait."""
 
-_LAUNCH: Final = (
-    "import sys; sys.path.insert(0, sys.argv[1]); from inside.main import in_another_interpreter as run; "
-    "del sys.path[0]; run()"
-)
-_FOLDER: Final = str(Path(__file__).parent)
+_LAUNCH: Final = """\
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+spec = spec_from_file_location("mesh_worker", f"{sys.argv[1]}/__init__.py", submodule_search_locations=[sys.argv[1]])
+sys.modules["mesh_worker"] = module_from_spec(spec)
+sys.path[:] = [each for each in sys.path if each]
+from mesh_worker.main import in_another_interpreter
+in_another_interpreter()
+"""
+"""Imports the files of `inside` by their place, as the other interpreter has no mesh and no folder of ours in its path:
+beside them lie files with names of the standard library's. The node's working folder is not looked into either."""
+_FOLDER: Final = str(Path(__file__).parent / "inside")
 
 
 class WorkerRuntime:
@@ -162,7 +169,7 @@ def _command(model: ModelVersion) -> list[str] | None:
         raise LoadFailed(
             f"failed to load '{model.name}', expected a Python interpreter at {model.process.python} (python)"
         )
-    return [found, "-c", _LAUNCH, _FOLDER]
+    return [str(found), "-c", _LAUNCH, _FOLDER]
 
 
 def _signature(

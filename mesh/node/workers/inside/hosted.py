@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,22 +135,30 @@ class Hosted:
         answered = self._call(inputs, request)
         if inspect.isawaitable(answered):
             answered = guarded(self._awaited, answered)
-        return arrays(answered)
+        found: dict[str, Any] = guarded(arrays, answered)
+        return found
 
     def stream(self, inputs: Tensors, request: Any) -> Iterator[Tensors]:
         """Yield what a several-response model answers."""
         answered = self._call(inputs, request)
         if isinstance(answered, Mapping):
+            yield guarded(arrays, answered)
+            return
+        steps = guarded(iter, answered)
+        while (step := guarded(next, steps, _NO_MORE)) is not _NO_MORE:
+            yield guarded(arrays, step)
+
+    async def stream_async(self, inputs: Tensors, request: Any) -> AsyncGenerator[Tensors]:
+        """Yield what an ``async def infer`` answers. What would end the process leaves it, as its task's end."""
+        answered = self._call(inputs, request)
+        if inspect.isawaitable(answered):
+            answered = await answered
+        if isinstance(answered, Mapping):
             yield arrays(answered)
             return
-        steps = iter(answered)
-        while (step := guarded(next, steps, None)) is not None:
-            yield arrays(step)
-
-    def stream_async(self, inputs: Tensors, request: Any) -> AsyncIterator[Tensors]:
-        """Return what an ``async def infer`` with ``yield`` answers, as it does."""
-        answered: AsyncIterator[Tensors] = self._call(inputs, request)
-        return answered
+        async with aclosing(answered) as steps:
+            async for step in steps:
+                yield arrays(step)
 
     def rows(self, turns: Sequence[Any]) -> None:
         """Run one step of several sequences together: set their outputs and states."""
@@ -160,7 +170,7 @@ class Hosted:
         answered = guarded(self.instance.infer, given, turns)
         if inspect.isawaitable(answered):
             answered = guarded(self._awaited, answered)
-        found = arrays(answered)
+        found = guarded(arrays, answered)
         if not self._plan.batched:
             turns[0].outputs = [found]
             return
@@ -235,9 +245,23 @@ def said(error: BaseException) -> str:
     if isinstance(error, Left):
         return str(error)
     try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:  # noqa: BLE001 - a model's own error class may raise when it is shown
+        return carried(f"{type(error).__name__}: {error}")
+    except BaseException:  # noqa: BLE001 - a model's own error class may raise anything when it is shown
         return type(error).__name__
+
+
+def carried(text: str) -> str:
+    """Return a text that UTF-8 can carry: halves of surrogate pairs are written as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def failure(number: int, error: BaseException) -> list[Any]:
+    """Return the message about a run that failed."""
+    return ["failed", number, said(error), carried("".join(traceback.format_exception(error)))]
+
+
+_NO_MORE = object()
+"""In place of a response, as a model may yield anything."""
 
 
 def _loading(what: str, call: Any) -> Any:

@@ -25,7 +25,10 @@ class Line:
 
     def receive(self) -> list[Any] | None:
         """Return the next message, None when the node is gone."""
-        packet, ancillary, _, _ = self._socket.recvmsg(PACKET_BYTES, _ANCILLARY_BYTES)
+        try:
+            packet, ancillary, _, _ = self._socket.recvmsg(PACKET_BYTES, _ANCILLARY_BYTES)
+        except ConnectionError:
+            return None
         if not packet:
             return None
         with self._lock:

@@ -24,7 +24,9 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from .hosted import CannotLoad, Context, Hosted, ModelRequest, ModelTurn, Plan, arrays, said
+import numpy as np
+
+from .hosted import CannotLoad, Context, Hosted, ModelRequest, ModelTurn, Plan, arrays, carried, failure, said
 from .line import Line
 from .streams import AsyncStreams, Streams
 from .values import BadValue, decode_state, encode_state
@@ -72,6 +74,9 @@ def _settle() -> None:
     sys.dont_write_bytecode = True
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_bytes(_OOM_SCORE)
+    if "numpy.random" in sys.modules:
+        # Else all draw the same numbers: what the template was forked with.
+        np.random.seed()  # noqa: NPY002 - the generator that models share without asking for one
     # New ones: those of the template were made for its own, which may have been files.
     sys.stdout, sys.stderr = _text(1), _text(2)
 
@@ -90,7 +95,7 @@ def _serve(line: Line) -> None:
     except CannotLoad as error:
         cause = error.__cause__
         told = "".join(traceback.format_exception(cause)) if cause is not None else ""
-        line.send(["refused", 0, str(error), told])
+        line.send(["refused", 0, str(error), carried(told)])
         return
     line.send(["ready", 0, _facts(hosted)])
     if isinstance(hosted, Hosted) and plan["decoupled"] and not hosted.generates:
@@ -140,7 +145,7 @@ def _answer(line: Line, hosted: Any) -> None:
             # In a function of its own, so that nothing here refers to the message's arrays when it is answered.
             answer = _run(hosted, message) if message[0] == "run" else _turns(hosted, message)
         except Exception as error:  # noqa: BLE001 - what a model raises can be anything
-            answer = ["failed", number, said(error), traceback.format_exc()]
+            answer = failure(number, error)
         del message
         try:
             line.send(answer)

@@ -10,10 +10,10 @@ import asyncio
 import queue
 import threading
 import time
-import traceback
+from contextlib import aclosing
 from typing import Any
 
-from .hosted import Hosted, ModelRequest, arrays, said
+from .hosted import Hosted, ModelRequest, failure
 from .line import Line
 from .values import BadValue
 
@@ -57,9 +57,10 @@ class Streams:
                     threading.Thread(target=self._respond, args=(stream,), name=f"stream-{number}", daemon=True).start()
                 else:
                     self._work.put(stream)
-            elif number in self._live:
-                self._live[number].gone = kind == "cancel"
-                self._live[number].left.release()
+            elif (live := self._live.get(number)) is not None:
+                # It may end at this moment, on its own thread.
+                live.gone = live.gone or kind == "cancel"
+                live.left.release()
         self._work.put(None)
 
     def _respond(self, stream: _Stream) -> None:
@@ -81,7 +82,7 @@ class Streams:
         except BadValue as error:
             self._line.send(["failed", stream.number, f"answered what cannot be carried: {error}", ""])
         except Exception as error:  # noqa: BLE001 - what a model raises can be anything
-            self._line.send(["failed", stream.number, said(error), traceback.format_exc()])
+            self._line.send(failure(stream.number, error))
         finally:
             self._live.pop(stream.number, None)
 
@@ -93,6 +94,7 @@ class AsyncStreams:
         self._line = line
         self._hosted = hosted
         self._tasks: dict[int, tuple[asyncio.Task[None], asyncio.Semaphore]] = {}
+        self._cancelled: set[int] = set()
         self._closing = asyncio.Event()
 
     def run(self) -> None:
@@ -119,21 +121,24 @@ class AsyncStreams:
             task, left = self._tasks[number]
             left.release()
             if kind == "cancel":
+                self._cancelled.add(number)
                 task.cancel()
 
     async def _respond(self, number: int, inputs: Any, request: ModelRequest, left: asyncio.Semaphore) -> None:
         began_ns = time.perf_counter_ns()
         try:
-            async for step in self._hosted.stream_async(inputs, request):
-                await left.acquire()
-                self._line.send(["response", number, arrays(step)])
-                del step  # What was sent is not held while the next is made.
-            self._line.send(["done", number, time.perf_counter_ns() - began_ns, {}])
-        except asyncio.CancelledError:
+            async with aclosing(self._hosted.stream_async(inputs, request)) as steps:
+                async for step in steps:
+                    await left.acquire()
+                    self._line.send(["response", number, step])
+                    del step  # What was sent is not held while the next is made.
             self._line.send(["done", number, time.perf_counter_ns() - began_ns, {}])
         except BadValue as error:
             self._line.send(["failed", number, f"answered what cannot be carried: {error}", ""])
-        except Exception as error:  # noqa: BLE001 - what a model raises can be anything
-            self._line.send(["failed", number, said(error), traceback.format_exc()])
+        except BaseException as error:  # noqa: BLE001 - what a model raises can be anything, and ends its request alone
+            cancelled = isinstance(error, asyncio.CancelledError) and number in self._cancelled
+            taken_ns = time.perf_counter_ns() - began_ns
+            self._line.send(["done", number, taken_ns, {}] if cancelled else failure(number, error))
         finally:
             self._tasks.pop(number, None)
+            self._cancelled.discard(number)

@@ -57,7 +57,10 @@ class _Template:
             self._reap()
 
     def _take(self) -> bool:
-        packet, ancillary, _, _ = self._socket.recvmsg(_PACKET_BYTES, socket.CMSG_SPACE(3 * 4))
+        try:
+            packet, ancillary, _, _ = self._socket.recvmsg(_PACKET_BYTES, socket.CMSG_SPACE(3 * 4))
+        except ConnectionError:
+            return False  # It ended before it had read everything.
         if not packet:
             return False
         fds = array.array("i")
