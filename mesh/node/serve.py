@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from mesh.api.messages import INFERENCE_SERVICE, NODE_CONTROL_SERVICE
 from mesh.api.service import generic_handler
+from mesh.core.errors import Conflict, RegistryRefused
 from mesh.core.placement.duties import HOT_RATE
 from mesh.core.types import NodeId
 from mesh.core.view import ClusterView
@@ -37,6 +39,7 @@ from mesh.telemetry.metrics import NodeMetrics
 from mesh.telemetry.tracing import Tracing
 from mesh.wire.engine import Carrier
 from mesh.wire.grpc_services import health_handlers, reflection_handlers
+from mesh.wire.lasting import lasting
 from mesh.wire.transport import MODEL_INFER, MODEL_STREAM_INFER, PARTS_EXCHANGE, HotMethods, Server
 
 log = logs.get(__name__)
@@ -155,7 +158,7 @@ async def _serve(
 
     loader.on_change = changed
     async with asyncio.TaskGroup() as tasks:
-        work = [tasks.create_task(parts.mirror.run())]
+        work = [tasks.create_task(lasting("following the registry", parts.mirror.run, ends=(RegistryRefused,)))]
         try:
             await parts.mirror.wait_synced()
             await parts.server.start()
@@ -164,13 +167,14 @@ async def _serve(
             http_address = parts.http.address if parts.http is not None else ""
             report.address = _advertised(config, parts.server.address)
             report.through(presence)
-            registration = tasks.create_task(presence.run())
+            registration = tasks.create_task(lasting("the registration", presence.run, ends=(Conflict,)))
             work.append(registration)
             await presence.registered()
             await parts.publisher.scan()
-            work.append(tasks.create_task(parts.publisher.run(config.repository_poll_s)))
-            work.append(tasks.create_task(loader.run()))
-            work.append(tasks.create_task(report.run()))
+            publishing = partial(parts.publisher.run, config.repository_poll_s)
+            work.append(tasks.create_task(lasting("scanning the repository", publishing)))
+            work.append(tasks.create_task(lasting("loading and unloading", loader.run)))
+            work.append(tasks.create_task(lasting("reporting this node", report.run)))
             log.info("node serving", id=config.id, grpc=parts.server.address, http=http_address)
             on_started(parts.server.address, http_address)
             await stop.wait()
