@@ -53,6 +53,10 @@ MaxConnectionAge = Annotated[
         min=0, help="Seconds after which clients are asked to connect anew; 0: never.", rich_help_panel=TUNING
     ),
 ]
+MaxConnections = Annotated[
+    int,
+    typer.Option(min=0, help="Connections at a time; 0: what the limit of open files leaves.", rich_help_panel=TUNING),
+]
 LogLevel = Annotated[str, typer.Option(metavar="|".join(LEVELS), help="Least level to log.", rich_help_panel=TELEMETRY)]
 LogJson = Annotated[bool, typer.Option("--log-json", help="Log JSON lines.", rich_help_panel=TELEMETRY)]
 TraceSample = Annotated[
@@ -142,9 +146,9 @@ def node_tls(cert: Path | None, key: Path | None, ca: Path | None, *, asked: boo
     return tls_config(cert, key, ca, "--node-tls") if asked or ca or cert or key else None
 
 
-def limits(max_message_bytes: int, max_connection_age_s: float = 0.0) -> Limits:
+def limits(max_message_bytes: int, max_connection_age_s: float = 0.0, max_connections: int = 0) -> Limits:
     """Return the bounds every engine enforces."""
-    return Limits(max_message_bytes=max_message_bytes, max_connection_age_s=max_connection_age_s)
+    return Limits(max_message_bytes, max_connection_age_s, max_connections)
 
 
 def engine(name: str) -> Engine:

@@ -89,6 +89,7 @@ def node(  # noqa: PLR0917 - typer calls it by name
     move_s: Move = DEFAULT.move_s,
     settle_s: Settle = DEFAULT.settle_s,
     max_message_bytes: flags.MaxMessageBytes = DEFAULT.limits.max_message_bytes,
+    max_connections: flags.MaxConnections = DEFAULT.limits.max_connections,
     loop: flags.Loop = "auto",
     wire: flags.Wire = DEFAULT.wire,
     log_level: flags.LogLevel = "info",
@@ -121,7 +122,7 @@ def node(  # noqa: PLR0917 - typer calls it by name
         move_s=move_s,
         settle_s=settle_s,
         wire=flags.engine(wire),
-        limits=flags.limits(max_message_bytes),
+        limits=flags.limits(max_message_bytes, max_connections=max_connections),
         tls=tls,
         # Nodes of one mesh are alike: what one shows to its callers and trusts, it uses towards another.
         node_tls=flags.node_tls(node_tls_cert, node_tls_key, node_tls_ca, asked=False) or tls,

@@ -21,6 +21,7 @@ from mesh.cli.flags import OTLP_VARIABLE
 from mesh.core.errors import MeshError
 from mesh.telemetry import logs, tracing
 from mesh.telemetry.tracing import Tracing
+from mesh.wire.files import raise_limit
 from mesh.wire.memory import keep_large_buffers
 
 INTERRUPTED: Final = 130
@@ -45,6 +46,7 @@ def run(main: Main, *, loop: str = "auto", exit_with_stdin: bool = False) -> Non
     or "asyncio". With `exit_with_stdin` the end of stdin is a signal too, and nothing outlives it by `ORPHAN_S`.
     """
     keep_large_buffers()
+    raise_limit()
     try:
         with asyncio.Runner(loop_factory=_factory(loop)) as runner:
             runner.run(_with_signals(main, exit_with_stdin=exit_with_stdin))

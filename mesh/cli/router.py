@@ -82,6 +82,7 @@ def router(  # noqa: PLR0917 - typer calls it by name
     compact_s: Compact = DEFAULT.compact_s,
     max_message_bytes: flags.MaxMessageBytes = DEFAULT.limits.max_message_bytes,
     max_connection_age_s: flags.MaxConnectionAge = DEFAULT.limits.max_connection_age_s,
+    max_connections: flags.MaxConnections = DEFAULT.limits.max_connections,
     workers: WorkerCount = 1,
     loop: flags.Loop = "auto",
     wire: flags.Wire = DEFAULT.wire,
@@ -110,7 +111,7 @@ def router(  # noqa: PLR0917 - typer calls it by name
         compact_s=compact_s,
         wire=flags.engine(wire),
         reuse_port=reuse_port,
-        limits=flags.limits(max_message_bytes, max_connection_age_s),
+        limits=flags.limits(max_message_bytes, max_connection_age_s, max_connections),
         tls=flags.server_tls(tls_cert, tls_key, tls_ca),
         node_tls=flags.node_tls(node_tls_cert, node_tls_key, node_tls_ca, asked=node_tls),
     )

@@ -18,6 +18,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from mesh.gateway.patient import Patient
+
 INDEX = """<!doctype html><title>mesh</title><p>A model mesh. \
 <a href="/metrics">/metrics</a> <a href="/v2/health/live">/v2/health/live</a> \
 <a href="/v2/health/ready">/v2/health/ready</a></p>
@@ -51,6 +53,7 @@ class HttpServer:
         self._address = _name(listener)
         config = uvicorn.Config(
             self._app(),
+            http=Patient,
             log_config=None,
             access_log=False,
             lifespan="off",

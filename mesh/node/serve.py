@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from mesh.api.messages import INFERENCE_SERVICE, NODE_CONTROL_SERVICE
 from mesh.api.service import generic_handler
+from mesh.core.errors import Conflict, RegistryRefused
 from mesh.core.journal import Charge
 from mesh.core.placement.duties import HOT_RATE
 from mesh.core.types import NodeId
@@ -44,6 +46,7 @@ from mesh.telemetry.metrics import NodeMetrics
 from mesh.telemetry.tracing import Tracing
 from mesh.wire.engine import Carrier
 from mesh.wire.grpc_services import health_handlers, reflection_handlers
+from mesh.wire.lasting import lasting
 from mesh.wire.transport import MODEL_INFER, MODEL_STREAM_INFER, PARTS_EXCHANGE, HotMethods, Server
 
 log = logs.get(__name__)
@@ -184,7 +187,7 @@ async def _serve(
     loader.on_change = changed
     parts.publisher.on_refused = changed
     async with asyncio.TaskGroup() as tasks:
-        work = [tasks.create_task(parts.mirror.run())]
+        work = [tasks.create_task(lasting("following the registry", parts.mirror.run, ends=(RegistryRefused,)))]
         try:
             await parts.mirror.wait_synced()
             _charge(parts, await asyncio.to_thread(parts.journal.open))
@@ -194,17 +197,21 @@ async def _serve(
             http_address = parts.http.address if parts.http is not None else ""
             report.address = _advertised(config, parts.server.address)
             report.through(presence)
-            registration = tasks.create_task(presence.run())
+            registration = tasks.create_task(lasting("the registration", presence.run, ends=(Conflict,)))
             work.append(registration)
             await presence.registered()
-            work.append(tasks.create_task(parts.publisher.run(config.repository_poll_s)))
+            publishing = partial(parts.publisher.run, config.repository_poll_s)
+            work.append(tasks.create_task(lasting("scanning the repository", publishing)))
             await parts.publisher.scanned()
             if "python" in parts.publisher.kinds and config.isolation != "none":
                 work.append(tasks.create_task(parts.workers.warm()))
-            work.append(tasks.create_task(parts.suspects.run()))
-            work.append(tasks.create_task(loader.run()))
-            work.append(tasks.create_task(report.run()))
-            work.append(tasks.create_task(parts.upkeep.run()))
+            rounds = (
+                ("writing what processes died of", parts.suspects.run),
+                ("loading and unloading", loader.run),
+                ("reporting this node", report.run),
+                ("looking after workers", parts.upkeep.run),
+            )
+            work += [tasks.create_task(lasting(what, each)) for what, each in rounds]
             log.info("node serving", id=config.id, grpc=parts.server.address, http=http_address)
             on_started(parts.server.address, http_address)
             await stop.wait()

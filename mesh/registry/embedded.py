@@ -24,6 +24,7 @@ from mesh.registry.embedded_lease import Leases
 from mesh.registry.embedded_state import EtcdError, Keys
 from mesh.registry.embedded_txn import Writer, check_key
 from mesh.registry.embedded_watch import Watchers
+from mesh.wire.lasting import lasting
 
 Response = TypeVar("Response", bound=Message)
 
@@ -84,7 +85,9 @@ class EmbeddedRegistry:
             raise OSError(f"expected a free address for the embedded registry, got {self.address}: {error}") from error
         await server.start()
         self._server, self._servicer = server, servicer
-        self._timer = asyncio.create_task(servicer.expire_leases(), name="embedded registry leases")
+        self._timer = asyncio.create_task(
+            lasting("ending leases", servicer.expire_leases), name="embedded registry leases"
+        )
 
     async def stop(self) -> None:
         """End every call and forget everything. Idempotent."""

@@ -8,9 +8,11 @@ import socket
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 
 from mesh.api.messages import INFERENCE_SERVICE, MESH_CONTROL_SERVICE
 from mesh.api.service import generic_handler
+from mesh.core.errors import RegistryRefused
 from mesh.core.traffic.balance import Balancer
 from mesh.core.types import NodeId
 from mesh.core.view import ClusterView
@@ -37,6 +39,7 @@ from mesh.telemetry.tracing import Tracing
 from mesh.wire.engine import Carrier
 from mesh.wire.flow import Bounds
 from mesh.wire.grpc_services import health_handlers, reflection_handlers
+from mesh.wire.lasting import lasting
 from mesh.wire.transport import MODEL_INFER, MODEL_STREAM_INFER, HotMethods, Server
 
 log = logs.get(__name__)
@@ -145,10 +148,10 @@ async def _serve(
     config: RouterConfig, parts: _Parts, stop: asyncio.Event, on_started: Callable[[str, str], None]
 ) -> None:
     async with asyncio.TaskGroup() as tasks:
-        following = tasks.create_task(parts.mirror.run())
+        following = tasks.create_task(lasting("following the registry", parts.mirror.run, ends=(RegistryRefused,)))
         await parts.mirror.wait_synced()
-        tidying = tasks.create_task(_tidy(parts))
-        leading = tasks.create_task(parts.steward.run())
+        tidying = tasks.create_task(lasting("forgetting nodes that left", partial(_tidy, parts)))
+        leading = tasks.create_task(lasting("leading", parts.steward.run))
         try:
             await parts.server.start()
             if parts.http is not None:

@@ -27,6 +27,7 @@ from mesh.registry.mirror import Mirror
 from mesh.registry.store import Store
 from mesh.router.channels import Channels
 from mesh.telemetry import logs
+from mesh.wire.lasting import lasting
 
 log = logs.get(__name__)
 
@@ -72,13 +73,13 @@ class Steward:
 
     async def run(self) -> None:
         """Campaign and lead, for ever. Cancelled, it steps down at once."""
-        campaign = asyncio.create_task(self._election.run())
+        campaign = asyncio.create_task(lasting("the election", self._election.run))
         try:
             while True:
                 await self._election.wait_for(leader=True)
                 async with asyncio.TaskGroup() as tasks:
-                    compacting = tasks.create_task(self._compact(), name="compact the registry")
-                    await self._lead()
+                    compacting = tasks.create_task(lasting("compacting the registry", self._compact))
+                    await lasting("the leader's duties", self._lead)
                     compacting.cancel()
         finally:
             # The next leader need not wait for the lease: no more than a moment, or the registry is away anyway.

@@ -95,7 +95,10 @@ class Connection(Sending):
         if stream is None:
             self.give_back(taken)
         elif stream.state is not State.CLOSED:
-            self._deliver(stream, data[:taken], end=end and taken == left)
+            try:
+                self._deliver(stream, data[:taken], end=end and taken == left)
+            except Exception as error:  # noqa: BLE001 - faults, and bugs in what takes one call
+                self._failed(stream.id, error)
         return taken
 
     def _frames(self, data: bytes, position: int) -> int:
@@ -133,10 +136,19 @@ class Connection(Sending):
                     self._continuation(stream_id, flags, data[start:end])
                 else:
                     self.control(kind, flags, stream_id, data[start:end])
-            except StreamFault as fault:
-                self.fail_stream(fault)
+            except Exception as error:  # noqa: BLE001 - faults, and bugs in what takes one call
+                self._failed(stream_id, error)
             position = end
         return position
+
+    def _failed(self, stream_id: int, error: Exception) -> None:
+        """End the stream because of a frame on it; raises `ConnectionFault` for one that ends more."""
+        if isinstance(error, StreamFault):
+            self.fail_stream(error)
+        elif isinstance(error, ConnectionFault):
+            raise error
+        else:
+            self.bug(stream_id, error)
 
     def _together(self, stream_id: int, data: bytes, payload: bytes, position: int) -> tuple[bytes, int]:
         """Return a DATA frame's payload and those of the frames behind it on its stream, and where the next one begins.

@@ -7,6 +7,7 @@ SETTINGS, PING, GOAWAY, WINDOW_UPDATE, RST_STREAM, PRIORITY; floods of them; dra
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from mesh.core.errors import let_go
@@ -81,6 +82,8 @@ class Control(Windows):
         """Our last GOAWAY is out: streams opened from now on are not answered."""
         self.on_settings: Callable[[], None] | None = None
         """Called when SETTINGS of the peer came: it says how many calls it takes."""
+        self.on_bug: Callable[[Exception], None] | None = None
+        """Called with what a receiver raised that it should not have, after its stream was reset."""
         self.broken: ConnectionFault | None = None
         self.now_s = 0.0
         self.pings_unanswered = 0
@@ -312,6 +315,18 @@ class Control(Windows):
         else:
             self.write(rst_stream(fault.stream_id, fault.code))
             self.remember_reset(fault.stream_id)
+
+    def bug(self, stream_id: int, error: Exception) -> None:
+        """End the one stream whose receiver raised: the others on this connection have no part in it."""
+        if self.on_bug is not None:
+            self.on_bug(error)
+        let_go(error)
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            receiver = stream.receiver
+            self.reset(stream, ErrorCode.INTERNAL_ERROR)
+            with suppress(Exception):  # It did not work before, and may not now.
+                receiver.reset(stream, ErrorCode.INTERNAL_ERROR)
 
     def fail(self, fault: ConnectionFault) -> None:
         """End the connection because of `fault`: GOAWAY, and every stream hears that it is lost."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Final, Protocol
+
+log = logging.getLogger(__name__)
 
 TICK_S: Final = 0.02
 """How late a deadline may be noticed. Callers keep their own; this one is for those that do not."""
@@ -46,4 +49,7 @@ class Deadlines:
 
     def _expire(self, tick: int) -> None:
         for call in list(self._buckets.pop(tick, ())):
-            call.expired()
+            try:
+                call.expired()
+            except Exception:
+                log.exception("a call could not be ended at its deadline")

@@ -40,7 +40,11 @@ class Flusher:
     def _flush(self) -> None:
         dirty, self._dirty = self._dirty, []
         for endpoint in dirty:
-            endpoint.flush()
+            try:
+                endpoint.flush()
+            except Exception:
+                log.exception("a connection failed while it sent")
+                endpoint.abort()
 
 
 class Endpoint(asyncio.Protocol):
@@ -65,9 +69,10 @@ class Endpoint(asyncio.Protocol):
         self._paused = False
         self._said_while_paused = 0
         self.connection = Connection(bounds, accept=accept, notify=self._notify)
+        self.connection.on_bug = _log_bug
         self._receive = self.connection.receive
         self.peer = "unknown"
-        self.last_heard_s = loop.time()
+        self.opened_s = self.last_heard_s = loop.time()
 
     # -- asyncio calls these -------------------------------------------------------------------------------------
 
@@ -172,6 +177,10 @@ class Endpoint(asyncio.Protocol):
     def __repr__(self) -> str:
         """Show the peer and the connection."""
         return f"<Endpoint {self.peer} {self.connection!r}>"
+
+
+def _log_bug(error: Exception) -> None:
+    log.error("a call failed where it should not have, and was reset", exc_info=error)
 
 
 def _peer_of(transport: asyncio.Transport) -> str:

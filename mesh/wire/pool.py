@@ -15,6 +15,7 @@ from mesh.core.errors import Code, RemoteError
 from mesh.wire.connection import Connection
 from mesh.wire.endpoint import Endpoint, Flusher
 from mesh.wire.flow import Bounds
+from mesh.wire.lasting import lasting
 
 BUSY_STREAMS: Final = 128
 """Calls on every connection above which another is opened. One connection batches best: a write carries many calls."""
@@ -115,7 +116,7 @@ class Links:
         if self._dialing is None and not self._closed and loop.time() >= self._retry_at_s:
             self._dialing = loop.create_task(self._connect())
             if self._keeping is None:
-                self._keeping = loop.create_task(self._keep())
+                self._keeping = loop.create_task(lasting(f"looking after {self.address}", self._keep))
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()

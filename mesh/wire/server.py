@@ -14,14 +14,17 @@ from typing import Any, Final
 import grpc
 
 from mesh.core.errors import Code
+from mesh.core.files import connections
 from mesh.wire.connection import STOPPED, Connection
 from mesh.wire.deadlines import Deadlines
 from mesh.wire.endpoint import Endpoint, Flusher
 from mesh.wire.fields import Block
+from mesh.wire.files import limit
 from mesh.wire.flow import Bounds
 from mesh.wire.frames import ErrorCode, StreamFault
 from mesh.wire.header_cache import encode
 from mesh.wire.heads import RequestHead, request_head
+from mesh.wire.lasting import lasting
 from mesh.wire.server_call import Origin, ServerCall, TaskStream, TaskUnary, refuse
 from mesh.wire.splice import Behind, Spliced
 from mesh.wire.streams import Receiver, Stream
@@ -35,9 +38,16 @@ KEEPALIVE_S: Final = 60.0
 KEEPALIVE_TIMEOUT_S: Final = 20.0
 """Silence after that which ends the connection (grpc's default)."""
 GREETING_S: Final = 20.0
-"""How long a connection may take to send its preface."""
+"""How long a connection may take to send its preface and SETTINGS."""
+HANDSHAKE_S: Final = 10.0
+"""How long TLS may take to begin: until then a connection is counted nowhere."""
+LOOK_FOR_ROOM_S: Final = 0.05
+"""How often a connection that could make way is looked for: the look is at all of them."""
 QUIET_S: Final = 2.0
 """A stopping server gives a client without calls this long to answer; then its connection is closed."""
+
+MAKES_WAY: Final = 64
+"""One part of so many of all connections is closed at a time, for those that come until the next look."""
 
 SWEEP_S: Final = 1.0
 """How often connections are looked at."""
@@ -78,6 +88,8 @@ class WireServer:
         self._deadlines = deadlines
         self._sweeping: asyncio.Task[None] | None = None
         self._stopping = False
+        self._most = limits.max_connections or connections(limit())
+        self._looked_s = self._told_s = 0.0
 
     @property
     def address(self) -> str:
@@ -99,20 +111,28 @@ class WireServer:
         await self._behind.start(flusher)
         try:
             if self._host.startswith("unix:"):
-                self._listener = await loop.create_unix_server(connected, self._host.removeprefix("unix:"), ssl=context)
+                self._listener = await loop.create_unix_server(
+                    connected, self._host.removeprefix("unix:"), ssl=context, **_handshake(context)
+                )
             else:
                 await self._listen(loop, connected, context)
         except OSError as error:
             await self._behind.stop(0)
             msg = f"cannot listen on {self.address}: is another server there? Choose another port ({error})"
             raise OSError(msg) from error
-        self._sweeping = loop.create_task(self._sweep())
+        self._sweeping = loop.create_task(lasting("looking after clients", self._sweep))
 
     async def _listen(
         self, loop: asyncio.AbstractEventLoop, connected: Callable[[], Endpoint], context: ssl.SSLContext | None
     ) -> None:
         self._listener = await loop.create_server(
-            connected, self._host, self._port, ssl=context, backlog=1024, reuse_port=self._reuse_port or None
+            connected,
+            self._host,
+            self._port,
+            ssl=context,
+            backlog=1024,
+            reuse_port=self._reuse_port or None,
+            **_handshake(context),
         )
         self._port = self._listener.sockets[0].getsockname()[1]
 
@@ -158,11 +178,35 @@ class WireServer:
     # -- connections ---------------------------------------------------------------------------------------------
 
     def _opened(self, endpoint: Endpoint) -> None:
+        if len(self._open) >= self._most and not self._make_room():
+            endpoint.abort()
+            return
         self._open[endpoint.connection] = endpoint
         if self._limits.max_connection_age_s:
             # Jitter of 10%, so that connections made together do not come back together (grpc's MAX_CONNECTION_AGE).
             age_s = self._limits.max_connection_age_s * random.uniform(0.9, 1.1)  # noqa: S311
             self._retire_at_s[endpoint.connection] = asyncio.get_running_loop().time() + age_s
+
+    def _make_room(self) -> bool:
+        """Close a connection that nobody uses; False when there is none. At most every `LOOK_FOR_ROOM_S`."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._told_s > SWEEP_S:
+            self._told_s = now_s
+            log.warning("all %d connections are taken", self._most)
+        if now_s - self._looked_s < LOOK_FOR_ROOM_S:
+            return False
+        self._looked_s = now_s
+        idle = [
+            endpoint
+            for connection, endpoint in self._open.items()
+            if not connection.streams and not connection.ended and connection.broken is None
+        ]
+        # Who never said a word goes first, then who was silent longest: a client that lives connects again.
+        idle.sort(key=lambda endpoint: (endpoint.connection.greeted, endpoint.last_heard_s))
+        for endpoint in idle[: max(1, self._most // MAKES_WAY)]:
+            endpoint.connection.end()
+            endpoint.flush()
+        return bool(idle)
 
     def _closed(self, endpoint: Endpoint) -> None:
         self._open.pop(endpoint.connection, None)
@@ -178,7 +222,7 @@ class WireServer:
                 if connection.pings_unanswered and silent_s > KEEPALIVE_S + KEEPALIVE_TIMEOUT_S:
                     log.info("a client that is silent was cut off", extra={"peer": endpoint.peer})
                     endpoint.abort()
-                elif not connection.greeted and silent_s > GREETING_S:
+                elif not connection.greeted and now_s - endpoint.opened_s > GREETING_S:
                     endpoint.abort()
                 elif silent_s > KEEPALIVE_S and not connection.pings_unanswered:
                     connection.ask_alive()
@@ -274,6 +318,10 @@ class _Ignored:
 
     def drained(self, stream: Stream) -> None:
         """Nothing waits."""
+
+
+def _handshake(context: ssl.SSLContext | None) -> dict[str, Any]:
+    return {} if context is None else {"ssl_handshake_timeout": HANDSHAKE_S}
 
 
 def socket_of(path: Path) -> str:

@@ -161,3 +161,6 @@ class Limits:
     max_connection_age_s: float = 0.0
     """Seconds after which a connection is asked to go (calls in flight finish), with 10% jitter; 0: never. Behind a
     plain TCP balancer, this spreads long-lived clients over routers that came later."""
+    max_connections: int = 0
+    """Connections to the gRPC port at a time; 0: what the limit of open files leaves beside a reserve for the process
+    itself. When all are taken, one that is idle makes way for a new one."""

@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from mesh.core.errors import Code
+from mesh.core.files import HTTP
+from mesh.gateway import patient
 from mesh.gateway.http import HttpServer
 from mesh.telemetry.metrics import NodeMetrics
 
@@ -122,3 +124,41 @@ async def test_stop_does_not_wait_for_an_idle_keep_alive_connection(served: Serv
     async with asyncio.timeout(60):
         await served.server.stop()
     writer.close()
+
+
+async def closed(address: str, *said: bytes) -> bytes:
+    """Say something at intervals, and return what came until the other side closed."""
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        for each in said:
+            writer.write(each)
+            await asyncio.sleep(0.01)
+        return await asyncio.wait_for(reader.read(), 60)
+    except ConnectionResetError:
+        return b""
+    finally:
+        writer.close()
+
+
+REQUEST = b"GET /v2/health/live HTTP/1.1\r\nhost: here\r\n\r\n"
+
+
+@pytest.mark.parametrize("said", [[], [b"G"], [b"GET / HTTP/1.1\r\n", b"a: b\r\n", b"c: d\r\n"], [REQUEST, b"GET"]])
+async def test_who_never_asks_to_the_end_is_cut_off(
+    served: Served, said: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patient, "HEADER_S", 0.2)
+    answer = await closed(served.server.address, *said)
+    assert answer.count(b"200 OK") == (said[:1] == [REQUEST])
+
+
+async def test_a_connection_that_asks_for_nothing_makes_way_for_one_that_does(served: Served) -> None:
+    host, _, port = served.server.address.rpartition(":")
+    idle = [await asyncio.open_connection(host, int(port)) for _ in range(2 * HTTP)]
+    assert (await served.get("/v2/health/live"))[0] == 200
+    assert (
+        b"".join(await asyncio.gather(*[reader.read(1) for reader, _ in idle[:HTTP]], return_exceptions=False)) == b""
+    )
+    for _, writer in idle:
+        writer.close()

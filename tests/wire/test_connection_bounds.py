@@ -35,6 +35,7 @@ from mesh.wire.frames import (
     window_update,
 )
 from mesh.wire.header_cache import MAX_BLOCK, encode
+from mesh.wire.streams import Stream
 from tests.wire.pair import HEADERS_BLOCK, REQUEST, TRAILERS, Frame, Recorder, Served, client, greeted, told
 
 BURST = int(NUISANCE_BURST)
@@ -207,6 +208,34 @@ def test_what_waits_for_a_whole_frame_is_at_most_one_frame() -> None:
     for start in range(0, len(whole) - 1, 1000):
         served.hear(whole[start : start + 1000][: len(whole) - 1 - start])
         assert len(served.connection._tail) <= 9 + 16_384
+
+
+class Broken(Recorder):
+    """A receiver with a bug."""
+
+    def data(self, stream: Stream, data: bytes, end: bool) -> None:
+        """Fail, unless it ends here."""
+        if not end:
+            raise KeyError("a bug")
+        super().data(stream, data, end)
+
+
+@pytest.mark.parametrize("cut", [1, 5000, 100_000])
+def test_a_bug_in_what_takes_one_call_costs_that_call_alone(cut: int) -> None:
+    served, bugs = greeted(), list[Exception]()
+    served.connection.on_bug = bugs.append
+    served.hear(opened(1), opened(3))
+    stream = served.connection.streams[1]
+    stream.receiver = broken = Broken(served.connection)
+    data = frame(DATA, 0, 1, b"x" * 10_000) + frame(DATA, END_STREAM, 3, b"y")
+    frames = [each for at in range(0, len(data), cut) for each in served.hear(data[at : at + cut])]
+    assert resets(frames) == [(1, ErrorCode.INTERNAL_ERROR)]
+    assert [type(bug) for bug in bugs] == [KeyError]
+    assert broken.codes == [ErrorCode.INTERNAL_ERROR]
+    assert (served.calls[1].whole, served.calls[1].ended) == (b"y", True)
+    connection = served.connection
+    assert connection.broken is None
+    assert connection.bounds.connection_window == connection.recv_window + connection.unacked
 
 
 # -- ends ----------------------------------------------------------------------------------------------------------
