@@ -30,6 +30,9 @@ ALONE_S: Final = 30.0
 AHEAD: Final = 4
 """Responses that a stream may be ahead of who takes them."""
 
+LONGEST_AGAIN_S: Final = 60.0
+"""Between two tries to start an instance while others are there; without any, the copy is loaded anew."""
+
 SHORT_S: Final = 0.2
 """A pause that callers wait for in the queue; before a longer one ends they are told to ask another copy."""
 
@@ -65,6 +68,7 @@ class WorkerCopy:
         self._on_death = on_death
         self._closed = False
         self._restarts: set[asyncio.Task[None]] = set()
+        self._texts: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self.takes_turns = False
         self._refusal = ""
@@ -120,9 +124,7 @@ class WorkerCopy:
 
     async def shut(self, within_s: float) -> str:
         """Let every instance close, within that time; return what a close raised, or empty."""
-        self._closed = True
-        for task in self._restarts:
-            task.cancel()
+        self._give_up()
         raised = await asyncio.gather(*[each.close(within_s) for each in list(self._workers)])
         return next(filter(None, raised), "")
 
@@ -131,7 +133,7 @@ class WorkerCopy:
     def begin(self, inputs: Tensors, request: Request, *, waited: Callable[[], bool], finished: Finished) -> None:
         """Begin a run; `finished` hears its end, never from within this call."""
         if any(_is_long(array) for array in inputs.values()):
-            self._keep(self._begin_text(inputs, request, waited, finished))
+            self._keep(self._begin_text(inputs, request, waited, finished), self._texts)
             return
         self._ask("run", [inputs, _said(request)], request, waited, finished)
 
@@ -161,9 +163,6 @@ class WorkerCopy:
 
     async def responses(self, inputs: Tensors, request: Request) -> AsyncGenerator[Tensors]:
         """Yield the responses of a several-response model. Closing it stops the model at its next one."""
-        if not self._workers:
-            raise self._not_there()
-        worker = min(self._workers, key=lambda each: each.runs)
         news: asyncio.Queue[Tensors | MeshError | None] = asyncio.Queue()
 
         def ended(message: list[Any] | None, error: MeshError | None) -> None:
@@ -174,6 +173,9 @@ class WorkerCopy:
 
         asked = Asked(ended, lambda: True, time.monotonic(), request.id, AHEAD)
         given = await _travelling(inputs)
+        if not self._workers:
+            raise self._not_there()
+        worker = min(self._workers, key=lambda each: each.runs)
         number = worker.run("stream", given, _said(request), AHEAD, asked=asked)
         try:
             while (found := await news.get()) is not None:
@@ -261,7 +263,7 @@ class WorkerCopy:
             elif kind == "turns" or not _has_held(message[3]):
                 finished(message[3], message[2] / 1e9, None)
             else:
-                self._keep(_finish_text(message, finished))
+                self._keep(_finish_text(message, finished), self._texts)
 
         try:
             worker.run(kind, *parts, asked=Asked(ended, waited, time.monotonic(), request.id))
@@ -278,10 +280,10 @@ class WorkerCopy:
             return
         self._ask("run", [given, _said(request)], request, waited, finished)
 
-    def _keep(self, work: Any) -> None:
+    def _keep(self, work: Any, among: set[asyncio.Task[None]]) -> None:
         task = self._loop.create_task(work)
-        self._restarts.add(task)
-        task.add_done_callback(self._restarts.discard)
+        among.add(task)
+        task.add_done_callback(among.discard)
 
     def _over(self, worker: Worker) -> None:
         if worker not in self._workers:
@@ -292,7 +294,13 @@ class WorkerCopy:
         if self._closed:
             return
         pause_s = self._on_death(self.model, over.why) if over.guilty else 0.0
-        self._keep(self._again(over, pause_s))
+        self._keep(self._again(over, pause_s), self._restarts)
+
+    def _give_up(self) -> None:
+        """Start nothing any more."""
+        self._closed = True
+        for task in self._restarts - {asyncio.current_task()}:
+            task.cancel()
 
     async def _again(self, over: Over, pause_s: float) -> None:
         """Start an instance in the place of one that ended, after a pause."""
@@ -306,8 +314,13 @@ class WorkerCopy:
         try:
             worker = await self._start()
         except MeshError as error:
-            if not self._workers:
-                self.on_lost(error.message)
+            if self._workers:
+                self._keep(self._again(over, min(LONGEST_AGAIN_S, max(1.0, 2 * pause_s))), self._restarts)
+                return
+            self._give_up()
+            self._refusal, self._again_s = error.message, time.monotonic() + 1.0
+            self.on_free()
+            self.on_lost(error.message)
             return
         self._refusal = ""
         worker.on_over = self._over
