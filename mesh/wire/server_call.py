@@ -205,9 +205,10 @@ class UnaryCall(ServerCall):
         try:
             self._take(data)
             if end:
-                if self._message is None:
+                message, self._message, self._deframer = self._message, None, None
+                if message is None:
                     raise _Unfinished("the call ended before its message was whole")
-                self.received(self._message)
+                self.received(message)
         except MeshError as error:
             self.fail(error)
 
