@@ -45,6 +45,9 @@ class NodeConfig:
     """How long a leaving node waits for its models in demand to serve elsewhere."""
     settle_s: float = 1.0
     """How long a stopping node keeps answering after it left the registry, so that routers hear of it first."""
+    hang_s: float = 60.0
+    """How long its event loop may stand before the process ends (`mesh.telemetry.watchdog`), so that it is started
+    again; 0: for ever. Nothing that it does on purpose takes a second."""
     wire: Engine = "mesh"
     """What carries the calls: our own wire, or grpcio for comparison and as a way out."""
     limits: Limits = field(default_factory=Limits)
