@@ -45,6 +45,14 @@ TlsCert = Annotated[Path | None, typer.Option(help="PEM certificate chain of the
 TlsKey = Annotated[Path | None, typer.Option(help="PEM key of the certificate.", rich_help_panel=TLS)]
 TlsCa = Annotated[Path | None, typer.Option(help="PEM roots that clients must chain to (mTLS).", rich_help_panel=TLS)]
 Drain = Annotated[float, typer.Option(min=0, help="Seconds for calls in flight at the end.", rich_help_panel=TUNING)]
+Hang = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        help="Seconds its event loop may stand before the process ends; 0: for ever.",
+        rich_help_panel=TUNING,
+    ),
+]
 NoHttp = Annotated[bool, typer.Option("--no-http", help="No HTTP port.")]
 MaxMessageBytes = Annotated[int, typer.Option(min=1, help="Largest message taken in.", rich_help_panel=TUNING)]
 MaxConnectionAge = Annotated[

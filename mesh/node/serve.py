@@ -44,6 +44,7 @@ from mesh.registry.ready import answers_before
 from mesh.telemetry import logs
 from mesh.telemetry.metrics import NodeMetrics
 from mesh.telemetry.tracing import Tracing
+from mesh.telemetry.watchdog import watching
 from mesh.wire.engine import Carrier
 from mesh.wire.grpc_services import health_handlers, reflection_handlers
 from mesh.wire.lasting import lasting
@@ -65,15 +66,16 @@ async def run(
     """
     store = EtcdClient(config.registry)
     try:
-        if await answers_before(stop, store):
-            executor = ThreadPoolExecutor(RUN_THREADS, thread_name_prefix="run")
-            journal = Journal(config.state_dir, config.id, config.registry.endpoints)
-            try:
-                await _serve(config, _build(config, store, tracing, stop, executor, journal), stop, on_started)
-            finally:
-                journal.close()
-                # A model that never returns must not keep the node from ending: its thread is left behind.
-                executor.shutdown(wait=False, cancel_futures=True)
+        with watching(config.hang_s):
+            if await answers_before(stop, store):
+                executor = ThreadPoolExecutor(RUN_THREADS, thread_name_prefix="run")
+                journal = Journal(config.state_dir, config.id, config.registry.endpoints)
+                try:
+                    await _serve(config, _build(config, store, tracing, stop, executor, journal), stop, on_started)
+                finally:
+                    journal.close()
+                    # A model that never returns must not keep the node from ending: its thread is left behind.
+                    executor.shutdown(wait=False, cancel_futures=True)
     finally:
         await store.close()
         await asyncio.to_thread(tracing.shutdown)

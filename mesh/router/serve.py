@@ -36,6 +36,7 @@ from mesh.router.streams import Streams
 from mesh.telemetry import logs
 from mesh.telemetry.metrics import RouterMetrics
 from mesh.telemetry.tracing import Tracing
+from mesh.telemetry.watchdog import watching
 from mesh.wire.engine import Carrier
 from mesh.wire.flow import Bounds
 from mesh.wire.grpc_services import health_handlers, reflection_handlers
@@ -59,8 +60,9 @@ async def run(
     """
     store = EtcdClient(config.registry)
     try:
-        if await answers_before(stop, store):
-            await _serve(config, _build(config, store, tracing), stop, on_started)
+        with watching(config.hang_s):
+            if await answers_before(stop, store):
+                await _serve(config, _build(config, store, tracing), stop, on_started)
     finally:
         await store.close()
         await asyncio.to_thread(tracing.shutdown)
