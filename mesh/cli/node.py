@@ -76,6 +76,7 @@ def node(  # noqa: PLR0917 - typer calls it by name
     settle_s: Settle = DEFAULT.settle_s,
     max_message_bytes: flags.MaxMessageBytes = DEFAULT.limits.max_message_bytes,
     max_connections: flags.MaxConnections = DEFAULT.limits.max_connections,
+    held_bytes: flags.HeldBytes = DEFAULT.limits.held_bytes,
     loop: flags.Loop = "auto",
     wire: flags.Wire = DEFAULT.wire,
     log_level: flags.LogLevel = "info",
@@ -106,7 +107,7 @@ def node(  # noqa: PLR0917 - typer calls it by name
         move_s=move_s,
         settle_s=settle_s,
         wire=flags.engine(wire),
-        limits=flags.limits(max_message_bytes, max_connections=max_connections),
+        limits=flags.limits(max_message_bytes, max_connections=max_connections, held_bytes=held_bytes),
         tls=tls,
         # Nodes of one mesh are alike: what one shows to its callers and trusts, it uses towards another.
         node_tls=flags.node_tls(node_tls_cert, node_tls_key, node_tls_ca, asked=False) or tls,

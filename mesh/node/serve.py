@@ -35,7 +35,7 @@ from mesh.registry.lease import Presence
 from mesh.registry.mirror import Mirror
 from mesh.registry.ready import answers_before
 from mesh.telemetry import logs
-from mesh.telemetry.metrics import NodeMetrics
+from mesh.telemetry.metrics import NodeMetrics, observe_held
 from mesh.telemetry.tracing import Tracing
 from mesh.wire.engine import Carrier
 from mesh.wire.grpc_services import health_handlers, reflection_handlers
@@ -133,6 +133,7 @@ def _build(
         *reflection_handlers([INFERENCE_SERVICE.full_name, NODE_CONTROL_SERVICE.full_name]),
     ]
     carrier = Carrier(config.wire, config.limits, asyncio.get_running_loop())
+    observe_held(metrics.registry, "mesh_node", carrier.held)
     shared = Parts(node, mirror=mirror, runs=infer.pipelines, connect=carrier.connector(config.node_tls))
     unary, stream = direct.methods(infer)
     hot = HotMethods(
