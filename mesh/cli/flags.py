@@ -61,6 +61,12 @@ MaxConnectionAge = Annotated[
         min=0, help="Seconds after which clients are asked to connect anew; 0: never.", rich_help_panel=TUNING
     ),
 ]
+HeldBytes = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Bytes that callers may make it hold; 0: an eighth of the memory.", rich_help_panel=TUNING
+    ),
+]
 MaxConnections = Annotated[
     int,
     typer.Option(min=0, help="Connections at a time; 0: what the limit of open files leaves.", rich_help_panel=TUNING),
@@ -154,9 +160,11 @@ def node_tls(cert: Path | None, key: Path | None, ca: Path | None, *, asked: boo
     return tls_config(cert, key, ca, "--node-tls") if asked or ca or cert or key else None
 
 
-def limits(max_message_bytes: int, max_connection_age_s: float = 0.0, max_connections: int = 0) -> Limits:
+def limits(
+    max_message_bytes: int, max_connection_age_s: float = 0.0, max_connections: int = 0, held_bytes: int = 0
+) -> Limits:
     """Return the bounds every engine enforces."""
-    return Limits(max_message_bytes, max_connection_age_s, max_connections)
+    return Limits(max_message_bytes, max_connection_age_s, held_bytes, max_connections)
 
 
 def engine(name: str) -> Engine:

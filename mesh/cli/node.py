@@ -91,6 +91,7 @@ def node(  # noqa: PLR0917 - typer calls it by name
     hang_s: flags.Hang = DEFAULT.hang_s,
     max_message_bytes: flags.MaxMessageBytes = DEFAULT.limits.max_message_bytes,
     max_connections: flags.MaxConnections = DEFAULT.limits.max_connections,
+    held_bytes: flags.HeldBytes = DEFAULT.limits.held_bytes,
     loop: flags.Loop = "auto",
     wire: flags.Wire = DEFAULT.wire,
     log_level: flags.LogLevel = "info",
@@ -124,7 +125,7 @@ def node(  # noqa: PLR0917 - typer calls it by name
         settle_s=settle_s,
         hang_s=hang_s,
         wire=flags.engine(wire),
-        limits=flags.limits(max_message_bytes, max_connections=max_connections),
+        limits=flags.limits(max_message_bytes, max_connections=max_connections, held_bytes=held_bytes),
         tls=tls,
         # Nodes of one mesh are alike: what one shows to its callers and trusts, it uses towards another.
         node_tls=flags.node_tls(node_tls_cert, node_tls_key, node_tls_ca, asked=False) or tls,

@@ -84,6 +84,7 @@ def router(  # noqa: PLR0917 - typer calls it by name
     max_message_bytes: flags.MaxMessageBytes = DEFAULT.limits.max_message_bytes,
     max_connection_age_s: flags.MaxConnectionAge = DEFAULT.limits.max_connection_age_s,
     max_connections: flags.MaxConnections = DEFAULT.limits.max_connections,
+    held_bytes: flags.HeldBytes = DEFAULT.limits.held_bytes,
     workers: WorkerCount = 1,
     loop: flags.Loop = "auto",
     wire: flags.Wire = DEFAULT.wire,
@@ -113,7 +114,7 @@ def router(  # noqa: PLR0917 - typer calls it by name
         hang_s=hang_s,
         wire=flags.engine(wire),
         reuse_port=reuse_port,
-        limits=flags.limits(max_message_bytes, max_connection_age_s, max_connections),
+        limits=flags.limits(max_message_bytes, max_connection_age_s, max_connections, held_bytes),
         tls=flags.server_tls(tls_cert, tls_key, tls_ca),
         node_tls=flags.node_tls(node_tls_cert, node_tls_key, node_tls_ca, asked=node_tls),
     )
