@@ -30,6 +30,10 @@ ALONE_S: Final = 30.0
 AHEAD: Final = 4
 """Responses that a stream may be ahead of who takes them."""
 
+FIRST_PAUSE_S: Final = 1.0
+LONGEST_PAUSE_S: Final = 60.0
+"""Between two tries to start an instance beside others that are there."""
+
 SHORT_S: Final = 0.2
 """A pause that callers wait for in the queue; before a longer one ends they are told to ask another copy."""
 
@@ -70,6 +74,7 @@ class WorkerCopy:
         self._refusal = ""
         """Why no run can begin for now, while no worker is there."""
         self._again_s = 0.0
+        self._lost = False
         self.on_free: Callable[[], None] = lambda: None
         """Called when a run may begin that could not, or when `refused` changed."""
         self.on_lost: Callable[[str], None] = lambda _: None
@@ -188,7 +193,7 @@ class WorkerCopy:
     @property
     def refused(self) -> NotReady | None:
         """Why no run can begin before a while."""
-        if self._workers or self._again_s - time.monotonic() <= SHORT_S:
+        if self._workers or (not self._lost and self._again_s - time.monotonic() <= SHORT_S):
             return None
         return self._not_there()
 
@@ -302,13 +307,19 @@ class WorkerCopy:
             self._again_s = time.monotonic() + pause_s
             if pause_s > SHORT_S:
                 self.on_free()
-        await asyncio.sleep(pause_s)
-        try:
-            worker = await self._start()
-        except MeshError as error:
-            if not self._workers:
-                self.on_lost(error.message)
-            return
+        worker = None
+        while worker is None:
+            await asyncio.sleep(pause_s)
+            try:
+                worker = await self._start()
+            except MeshError as error:
+                if not self._workers:
+                    self._refusal, self._lost = error.message, True
+                    self.on_free()
+                    self.on_lost(error.message)
+                    return
+                # The others answer meanwhile.
+                pause_s = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, pause_s * 2))
         self._refusal = ""
         worker.on_over = self._over
         self._workers.append(worker)
