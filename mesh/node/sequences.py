@@ -189,11 +189,9 @@ class SequenceBatcher:
             item.waiter.ran(Ran({}, 0.0, 0.0, 1))
 
     def _freed(self) -> None:
-        refused = self._apart.refused if self._apart is not None else None
-        if refused is None:
-            self._look_soon()
-        else:
+        if self._apart is not None and (refused := self._apart.refused) is not None:
             refuse(self.schedule, lambda item: self._failed(item, refused), time.monotonic())
+        self._look_soon()
 
     def _look_soon(self) -> None:
         if not self._soon and self.running < self._parallel:
