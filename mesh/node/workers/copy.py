@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from mesh.core.errors import MeshError, ModelFailed, NotReady
 from mesh.core.types import ModelVersion, TensorSpec
-from mesh.node.runtimes.base import Finished, Request, Steps, Tensors, Turn
+from mesh.node.runtimes.base import Array, Finished, Request, Steps, Tensors, Turn
 from mesh.node.runtimes.python_steps import as_dict, most_rows, tensor_steps
 from mesh.node.runtimes.stateful import TensorSteps
 from mesh.node.runtimes.text import TextSteps
-from mesh.node.workers.inside.port import HeldText
+from mesh.node.workers.inside.port import HeldText, Rows
 from mesh.node.workers.inside.values import BadValue, decode_state, encode_state
 from mesh.node.workers.line import HELD_ELEMENTS
 from mesh.node.workers.memory import rss_bytes
@@ -133,7 +133,9 @@ class WorkerCopy:
 
     # -- `Apart` -------------------------------------------------------------------------------------------------
 
-    def begin(self, inputs: Tensors, request: Request, *, waited: Callable[[], bool], finished: Finished) -> None:
+    def begin(
+        self, inputs: Mapping[str, Array | Rows], request: Request, *, waited: Callable[[], bool], finished: Finished
+    ) -> None:
         """Begin a run; `finished` hears its end, never from within this call."""
         if any(_is_long(array) for array in inputs.values()):
             self._keep(self._begin_text(inputs, request, waited, finished))
@@ -274,7 +276,7 @@ class WorkerCopy:
             self._loop.call_soon(finished, {}, 0.0, error)
 
     async def _begin_text(
-        self, inputs: Tensors, request: Request, waited: Callable[[], bool], finished: Finished
+        self, inputs: Mapping[str, Array | Rows], request: Request, waited: Callable[[], bool], finished: Finished
     ) -> None:
         try:
             given = await _travelling(inputs)
@@ -363,7 +365,7 @@ def _turn_said(turn: Turn) -> list[Any]:
 
 
 def _is_long(array: Any) -> bool:
-    return array.dtype.kind in "OSU" and array.size > HELD_ELEMENTS
+    return type(array) is not Rows and array.dtype.kind in "OSU" and array.size > HELD_ELEMENTS
 
 
 def _has_held(outputs: Any) -> bool:
@@ -383,7 +385,7 @@ async def _finish_text(message: list[Any], finished: Finished) -> None:
     finished(outputs, message[2] / 1e9, None)
 
 
-async def _travelling(inputs: Tensors) -> dict[str, Any]:
+async def _travelling(inputs: Mapping[str, Array | Rows]) -> dict[str, Any]:
     """Return inputs with long arrays of text as they travel. Raises `ModelFailed`."""
     found: dict[str, Any] = {}
     for name, array in inputs.items():
