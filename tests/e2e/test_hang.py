@@ -10,7 +10,6 @@ from pathlib import Path
 
 import grpc
 
-from mesh.node.repository import ModelYaml
 from mesh_client import Client
 from tests.fixtures import raw
 from tests.fixtures.etcd import EtcdServer
@@ -18,7 +17,7 @@ from tests.fixtures.mesh import start_node, start_router, until
 from tests.fixtures.repositories import add_echo, add_python
 from tests.fixtures.tools import need
 
-IN_THE_NODE = "isolation: none\n" if "isolation" in ModelYaml.__struct_fields__ else ""
+IN_THE_NODE = "isolation: none\n"
 YAML = """\
 inputs: [{name: x, dtype: FP32, shape: [-1, -1]}]
 outputs: [{name: y, dtype: FP32, shape: [-1, -1]}]
