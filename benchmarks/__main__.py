@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import goals, pipelines, placement, report, sessions
+from benchmarks import goals, isolation, pipelines, placement, report, sessions
 from benchmarks.compare import Effort, compare
 from benchmarks.figures import Figures, Results
 from benchmarks.load import LoadFailed
@@ -87,7 +87,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="print every shape/peer and end")
     parser.add_argument(
         "--section",
-        choices=("all", "wire", "placement", "pipelines", "sessions"),
+        choices=("all", "wire", "placement", "pipelines", "sessions", "isolation"),
         default="all",
         help="what to measure; --only is of the wire",
     )
@@ -110,6 +110,7 @@ def show(  # noqa: PLR0917 - every section, and how to show it
     placed: dict[str, dict[str, Any]],
     piped: dict[str, float],
     stepped: dict[str, float],
+    isolated: dict[str, float],
     asked: list[Shape],
     flags: argparse.Namespace,
 ) -> None:
@@ -125,6 +126,7 @@ def show(  # noqa: PLR0917 - every section, and how to show it
                     "placement": placed,
                     "pipelines": piped,
                     "sessions": stepped,
+                    "isolation": isolated,
                 }
             )
         )
@@ -143,6 +145,8 @@ def show(  # noqa: PLR0917 - every section, and how to show it
     if piped:
         print(f"\n{one('Pipelines', ('what', 'measured', 'target', 'verdict'), pipelines.rows(piped))}")
 
+    if isolated:
+        print(f"\n{one('Isolation', ('what', 'measured', 'target', 'verdict'), isolation.rows(isolated))}")
     if stepped:
         print(f"\n{one('Sessions', ('what', 'measured', 'target', 'verdict'), sessions.rows(stepped))}")
 
@@ -186,7 +190,11 @@ def main() -> None:
     if flags.section in {"all", "sessions"} and whole:
         print("measuring sessions ...", file=sys.stderr)
         stepped = sessions.measure(flags.runs, flags.seconds)
-    show(results, placed, piped, stepped, asked, flags)
+    isolated: dict[str, float] = {}
+    if flags.section in {"all", "isolation"} and whole:
+        print("measuring isolation ...", file=sys.stderr)
+        isolated = isolation.measure(flags.runs, flags.seconds, 50 if flags.quick else 1000)
+    show(results, placed, piped, stepped, isolated, asked, flags)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ class Goal:
     ours: tuple[str, str]
     """Keys of shape and peer."""
     theirs: tuple[str, str] | None
+    at_most_more: float | None = None
+    """Bound of ours less theirs."""
     at_most: float | None = None
     """Bound of ours to theirs."""
     times_less: float | None = None
@@ -98,6 +100,26 @@ GOALS = (
     ),
     Goal("node, small MLP: rate to Triton's", RATE, ("server-small", "node"), ("server-small", "triton"), times_more=4),
     Goal(
+        "worker, small MLP: rate to Triton's",
+        RATE,
+        ("server-small", "worker"),
+        ("server-small", "triton"),
+        times_more=4,
+    ),
+    Goal(
+        "worker, small MLP: CPU to Triton's", CPU, ("server-small", "worker"), ("server-small", "triton"), at_most=0.5
+    ),
+    Goal(
+        "worker, 600 KB: rate to Triton's", RATE, ("server-large", "worker"), ("server-large", "triton"), times_more=2
+    ),
+    Goal(
+        "worker, one at a time: median beyond in the node",
+        Quantity(Figures.latency, "µs"),
+        ("server-latency", "worker"),
+        ("server-latency", "hosted"),
+        at_most_more=150,
+    ),
+    Goal(
         "node, 600 KB: rate to MLServer's", RATE, ("server-large", "node"), ("server-large", "mlserver"), times_more=6
     ),
     Goal(
@@ -126,6 +148,9 @@ def row(goal: Goal, results: Results) -> tuple[str, ...]:
         return (goal.what, *shown, "-", target(goal), "not measured")
     if theirs is None:
         return (goal.what, *shown, "", target(goal), "met" if _met(goal, ours) else "missed")
+    if goal.at_most_more is not None:
+        more = ours - theirs
+        return (goal.what, *shown, f"{more:+,.0f}", target(goal), "met" if more <= goal.at_most_more else "missed")
     ratio = _ratio(theirs, ours) if goal.times_less is not None else _ratio(ours, theirs)
     return (goal.what, *shown, f"{ratio:.2f}x", target(goal), "met" if _met(goal, ratio) else "missed")
 
@@ -141,6 +166,8 @@ def reading(quantity: Quantity, where: tuple[str, str], results: Results) -> flo
 
 def target(goal: Goal) -> str:
     """Return the bound as tables show it."""
+    if goal.at_most_more is not None:
+        return f"≤ {goal.at_most_more:g} {goal.quantity.unit} more"
     if goal.at_most is not None:
         return f"≤ {goal.at_most:g}x" if goal.theirs else f"≤ {goal.at_most:g} {goal.quantity.unit}"
     return f"≥ {goal.times_less:g}x less" if goal.times_less is not None else f"≥ {goal.times_more:g}x"

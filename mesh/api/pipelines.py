@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from mesh.api.carried import Carried
 from mesh.api.messages import control
@@ -17,6 +17,12 @@ from mesh.core.types import TensorSpec
 
 T = TypeVar("T")
 
+MOST_STEPS: Final = 1000
+"""Of one pipeline, without those of the pipelines in it. What people draw has a few dozen."""
+
+MOST_TENSORS: Final = 20_000
+"""Inputs, outputs and parameters of a pipeline and all its steps."""
+
 
 class _Reader:
     """Reads parts, and keeps what is wrong with them."""
@@ -25,6 +31,9 @@ class _Reader:
         self.problems: list[Problem] = []
 
     def read(self, at: Path, read: Callable[[str], T], written: str, otherwise: T) -> T:
+        if len(written) > text.LONGEST:
+            self.problems.append(Problem(at, f"expected at most {text.LONGEST} characters, got {len(written)}"))
+            return otherwise
         try:
             return read(written)
         except text.BadText as error:
@@ -55,6 +64,8 @@ class _Reader:
 
 def read_pipeline(said: Any) -> tuple[Pipeline, list[Problem]]:
     """Return the pipeline that a `mesh.v1.Pipeline` describes, and what of it cannot be read."""
+    if large := _too_large(said):
+        return Pipeline(said.name, (), {}), [large]
     reader = _Reader()
     inputs: list[TensorSpec] = []
     for name, written in sorted(said.inputs.items()):
@@ -64,6 +75,16 @@ def read_pipeline(said: Any) -> tuple[Pipeline, list[Problem]]:
     steps = tuple(reader.step(index, each) for index, each in enumerate(said.steps))
     outputs = reader.sources(("outputs",), said.outputs)
     return Pipeline(said.name, steps, outputs, tuple(inputs)), reader.problems
+
+
+def _too_large(said: Any) -> Problem | None:
+    if len(said.steps) > MOST_STEPS:
+        return Problem(("steps",), f"expected at most {MOST_STEPS} steps, got {len(said.steps)}")
+    tensors = len(said.inputs) + len(said.outputs)
+    tensors += sum(len(step.inputs) + len(step.each) + len(step.parameters) for step in said.steps)
+    if tensors > MOST_TENSORS:
+        return Problem(("steps",), f"expected at most {MOST_TENSORS} inputs, outputs and parameters, got {tensors}")
+    return None
 
 
 def pipeline_message(pipeline: Pipeline) -> control.Pipeline:

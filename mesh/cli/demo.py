@@ -68,6 +68,19 @@ def demo() -> None:
         raise typer.Exit(1)
 
 
+async def crashes(trial: Trial) -> bool:
+    """Crash a model beside another one, and tell what came of it; return whether that was right."""
+    say("asking the model brittle for the root of -1, which ends its process, while iris is asked ...")
+    crashed = await trial.crash()
+    say(f"its caller was told: {short(crashed.told, 110) or 'NOTHING'}")
+    say(
+        f"it answered again after {crashed.back_s:.1f} s, in another process; the nodes went on, and {crashed.beside} "
+        "requests for iris meanwhile"
+    )
+    say("")
+    return crashed.right
+
+
 async def course(mesh: DemoMesh, started: dict[str, Any], trial: Trial) -> bool:
     """Run everything; return whether all of it was right."""
     from mesh.cli.demo_story import HALF, MODEL, shown  # noqa: PLC0415 - numpy and grpc are slow to import
@@ -90,6 +103,7 @@ async def course(mesh: DemoMesh, started: dict[str, Any], trial: Trial) -> bool:
     say("mesh explain product-matching:")
     say(await trial.cut())
     say("")
+    held = await crashes(trial)
     say("letting the language model prose tell a story ...")
     telling = await trial.begin_story()
     before = await trial.where()
@@ -125,7 +139,7 @@ async def course(mesh: DemoMesh, started: dict[str, Any], trial: Trial) -> bool:
     wrong = [tally for tally in trial.tallies if tally.accuracy < tally.least]
     for tally in wrong:
         say(f"  {tally.name}: expected at least {tally.least:.0%} right, got {tally.accuracy:.1%}")
-    right = not lost and not wrong and same
+    right = not lost and not wrong and same and held
     say("everything was right" if right else "NOT everything was right")
     return right
 

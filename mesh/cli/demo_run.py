@@ -19,6 +19,7 @@ from typing import Any, Final, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from mesh.cli.demo_crash import Crashed, crash
 from mesh.cli.demo_story import Story
 from mesh.cli.drawing import drawn, lively
 from mesh.cli.explain import cut_told, told
@@ -127,12 +128,13 @@ class Trial:
         self.talk = Tally("the same over one stream", ("text_features", "text_score"), least=0.85)
         self.told = Tally("a story while its node dies", ("prose",), least=1.0)
         self.story = Story(self._client)
+        self.beside = Tally("iris while a model crashes", ("iris",), least=0.9)
         self.load = Tally("iris and digits while a node dies", ("iris", "digits"), least=0.9)
 
     @property
     def tallies(self) -> tuple[Tally, ...]:
         """Everything that was asked."""
-        return (self.iris, self.digits, self.titles, self.talk, self.told, self.load)
+        return (self.iris, self.digits, self.titles, self.talk, self.told, self.beside, self.load)
 
     async def __aenter__(self) -> Self:
         """Connect."""
@@ -172,6 +174,10 @@ class Trial:
             if answer.problems:
                 problem = answer.problems[0]
                 raise InvalidRequest(f"{file}:{manifest.line_of(problem.path)}: {problem.path}: {problem.message}")
+
+    async def crash(self) -> Crashed:
+        """Crash a model, and ask another one meanwhile."""
+        return await _told(crash(self._client, partial(self._ask_iris, self.beside), len(self._data.iris)))
 
     async def cut(self) -> str:
         """Return where the pipeline's steps run, as `mesh explain` prints it."""

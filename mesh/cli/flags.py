@@ -45,12 +45,26 @@ TlsCert = Annotated[Path | None, typer.Option(help="PEM certificate chain of the
 TlsKey = Annotated[Path | None, typer.Option(help="PEM key of the certificate.", rich_help_panel=TLS)]
 TlsCa = Annotated[Path | None, typer.Option(help="PEM roots that clients must chain to (mTLS).", rich_help_panel=TLS)]
 Drain = Annotated[float, typer.Option(min=0, help="Seconds for calls in flight at the end.", rich_help_panel=TUNING)]
+Hang = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        help="Seconds its event loop may stand before the process ends; 0: for ever.",
+        rich_help_panel=TUNING,
+    ),
+]
 NoHttp = Annotated[bool, typer.Option("--no-http", help="No HTTP port.")]
 MaxMessageBytes = Annotated[int, typer.Option(min=1, help="Largest message taken in.", rich_help_panel=TUNING)]
 MaxConnectionAge = Annotated[
     float,
     typer.Option(
         min=0, help="Seconds after which clients are asked to connect anew; 0: never.", rich_help_panel=TUNING
+    ),
+]
+HeldBytes = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Bytes that callers may make it hold; 0: an eighth of the memory.", rich_help_panel=TUNING
     ),
 ]
 MaxConnections = Annotated[
@@ -146,9 +160,11 @@ def node_tls(cert: Path | None, key: Path | None, ca: Path | None, *, asked: boo
     return tls_config(cert, key, ca, "--node-tls") if asked or ca or cert or key else None
 
 
-def limits(max_message_bytes: int, max_connection_age_s: float = 0.0, max_connections: int = 0) -> Limits:
+def limits(
+    max_message_bytes: int, max_connection_age_s: float = 0.0, max_connections: int = 0, held_bytes: int = 0
+) -> Limits:
     """Return the bounds every engine enforces."""
-    return Limits(max_message_bytes, max_connection_age_s, max_connections)
+    return Limits(max_message_bytes, max_connection_age_s, held_bytes, max_connections)
 
 
 def engine(name: str) -> Engine:

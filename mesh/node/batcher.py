@@ -20,7 +20,7 @@ from mesh.core.batching import Run, Waiting, next_batch
 from mesh.core.errors import DeadlineExceeded, MeshError, ModelFailed, Overloaded, let_go
 from mesh.core.types import ModelVersion
 from mesh.node.gauge import ON_LOOP_S, Gauge
-from mesh.node.item import Item, Ran, Waiter, any_waits, bytes_of, is_late, joined, kind_of, model_failed
+from mesh.node.item import Item, Ran, Waiter, any_waits, bytes_of, is_late, joined, joined_there, kind_of, model_failed
 from mesh.node.runtimes.base import Loaded, Request, Tensors
 from mesh.telemetry.statistics import Statistics
 
@@ -217,7 +217,7 @@ class Batcher:
                 self._look()
 
         try:
-            inputs = joined(batch)
+            inputs = joined_there(batch)
         except ValueError as error:
             self._loop.call_soon(finished, {}, 0.0, model_failed(self._name, error))
             return

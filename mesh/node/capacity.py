@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import psutil
 import pynvml
@@ -17,12 +16,10 @@ import pynvml
 from mesh.core.errors import LoadFailed
 from mesh.core.placement.ledger import Ledger
 from mesh.core.types import Device, DeviceKind, ModelVersion
+from mesh.wire.memory import host_memory_bytes
 
 MODEL_SHARE = 0.8
 """Share of the memory that models may take: the process itself, requests in flight and the page cache need the rest."""
-
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""cgroup v2, then v1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +47,6 @@ def accounts(memory_bytes: int) -> list[Account]:
     total = memory_bytes or int(host_memory_bytes() * MODEL_SHARE)
     cpu = Device(DeviceKind.CPU, 0, f"{os.cpu_count()} cores", total, total)
     return [Account(device, Ledger(device.total_bytes)) for device in (*gpus(), cpu)]
-
-
-def host_memory_bytes() -> int:
-    """Return the memory that this process may use: the cgroup's limit where there is one, else the host's."""
-    host = int(psutil.virtual_memory().total)
-    for path in _CGROUP_LIMITS:
-        try:
-            text = Path(path).read_text().strip()
-        except OSError:
-            continue
-        if text.isdecimal() and int(text) < host:
-            return int(text)
-    return host
 
 
 def gpus() -> list[Device]:

@@ -52,6 +52,9 @@ class NodeConfig:
     state_dir: Path | None = None
     """Folder of the node's journal: what it loads and runs, from which the next process of this node sees after a crash
     what the last one died of. It should outlive the process, which a container's own files do not; None: no journal."""
+    hang_s: float = 60.0
+    """How long its event loop may stand before the process ends (`mesh.telemetry.watchdog`), so that it is started
+    again; 0: for ever. Nothing that it does on purpose takes a second."""
     wire: Engine = "mesh"
     """What carries the calls: our own wire, or grpcio for comparison and as a way out."""
     limits: Limits = field(default_factory=Limits)

@@ -16,6 +16,7 @@ from mesh.api.messages import ModelInferRequest
 from mesh.api.question import decode
 from mesh.api.stream import FINAL, INFER_RESPONSE_TAG, varint
 from mesh.core.errors import Code, MeshError, RemoteError, let_go
+from mesh.core.traffic.held import COUNTED
 from mesh.node.fused import FusedRunning
 from mesh.node.graph import GraphRunning
 from mesh.node.infer import WINDOW, Infer
@@ -24,7 +25,7 @@ from mesh.node.plan import Part
 from mesh.node.running import Asked, Running, failed_message, fate_trailers
 from mesh.node.served import Pins, Served
 from mesh.wire.connection import Connection
-from mesh.wire.grpc_framing import Deframer, framed, pack_prefix
+from mesh.wire.grpc_framing import Deframer, Packed, framed, pack_prefix
 from mesh.wire.header_cache import encode
 from mesh.wire.heads import ANSWER, OK_TRAILERS, RequestHead
 from mesh.wire.server_call import STREAM_BUFFER, Origin, ServerCall, UnaryCall, status_of, stop_sending
@@ -179,6 +180,9 @@ class DirectStream(ServerCall):
         """Begin what waits, as far as the window goes; the caller's window opens when all has begun."""
         messages = self._messages
         while messages and self._busy < WINDOW and self.stream.pending_bytes <= STREAM_BUFFER:
+            if messages[0].__class__ is Packed:
+                self.unpack(messages, self._deframer, self._go_on)
+                return
             self._begin_one(messages.popleft())
         if not messages and self._owed and not self.over:
             owed, self._owed = self._owed, 0
@@ -195,6 +199,9 @@ class DirectStream(ServerCall):
         self._turns.append(turn)
         infer.outstanding += 1
         try:
+            if len(message) >= COUNTED:
+                self.keep(len(message))
+                turn.size = len(message)
             if asked.pipeline:
                 turn.running = graph = infer.pipelines.begin(asked, message, turn)
                 for each in graph.copies:
@@ -207,7 +214,7 @@ class DirectStream(ServerCall):
                 served = infer.served(asked, request)
                 self._pins.add(served)
                 if served.model.decoupled:
-                    self._turns.pop()
+                    self.keep(-self._turns.pop().size)
                     infer.outstanding -= 1
                     self._begin_several(request, served)
                     return
@@ -228,7 +235,8 @@ class DirectStream(ServerCall):
         turns = self._turns
         ready: list[bytes] = []
         while turns and (message := turns[0].message) is not None:
-            turns.popleft()
+            if size := turns.popleft().size:
+                self.keep(-size)
             ready.append(message)
         if ready:
             self.send(b"".join(ready))
@@ -328,11 +336,13 @@ class _CutOff(MeshError):
 class _Turn:
     """One ordinary request of a stream, waiting for its turn: the `Reply` of its request."""
 
-    __slots__ = ("_stream", "id", "message", "running")
+    __slots__ = ("_stream", "id", "message", "running", "size")
 
     def __init__(self, stream: DirectStream) -> None:
         self._stream = stream
         self.id = ""
+        self.size = 0
+        """Of the request's message, where it is counted."""
         self.message: bytes | None = None
         """With its prefix; None while it is not there."""
         self.running: Running | GraphRunning | FusedRunning | Later[Any] | None = None

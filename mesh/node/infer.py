@@ -16,6 +16,7 @@ from mesh.api.bytes_elements import rest
 from mesh.api.carried import wants_typed
 from mesh.api.messages import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
 from mesh.api.question import decode, is_long
+from mesh.api.raw_places import decode_front
 from mesh.api.session import message_with_state
 from mesh.api.stream import final_message
 from mesh.core.errors import InvalidRequest, MeshError
@@ -64,7 +65,7 @@ class Infer:
         running = self.beginner.planned(asked, message, reply)
         if running is not None:
             return running
-        request = decode(message)
+        request = decode_front(message)
         return self.beginner.begin(asked, message, request, self.served(asked, request), reply)
 
     def served(self, asked: Asked, request: ModelInferRequest) -> Served:

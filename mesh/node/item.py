@@ -10,8 +10,9 @@ import numpy as np
 
 from mesh.core.batching import Waiting
 from mesh.core.errors import ModelFailed
-from mesh.node.runtimes.base import Request, Tensors
+from mesh.node.runtimes.base import Array, Request, Tensors
 from mesh.node.workers.inside.hosted import said
+from mesh.node.workers.inside.port import INLINE_BYTES, Rows
 
 
 @dataclass(slots=True)
@@ -87,6 +88,19 @@ def joined(batch: list[Item]) -> Tensors:
     if len(batch) == 1:
         return inputs
     return {name: np.concatenate([item.inputs[name] for item in batch]) for name in inputs}
+
+
+def joined_there(batch: list[Item]) -> dict[str, Array | Rows]:
+    """Return the inputs of a batch for a run in another process: large ones are joined where they arrive."""
+    inputs = batch[0].inputs
+    if len(batch) == 1:
+        return dict(inputs)
+    found: dict[str, Array | Rows] = {}
+    for name in inputs:
+        parts = [item.inputs[name] for item in batch]
+        large = len(batch) * parts[0].nbytes > INLINE_BYTES and Rows.can_join(parts)
+        found[name] = Rows(parts) if large else np.concatenate(parts)
+    return found
 
 
 def bytes_of(batch: list[Item]) -> int:

@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from mesh.api.messages import ModelInferRequest, ModelInferResponse
+from mesh.api.raw_places import RAW_INPUT_TAG
 from mesh.api.stream import varint
 from mesh.api.tensors import NUMPY
 from mesh.core.types import ITEM_BYTES, Dtype, TensorSpec
@@ -25,8 +26,6 @@ MAX_LENGTHS: Final = 8
 COPIED_BYTES: Final = 4096
 """Up to here a copy costs less than a view."""
 
-RAW_INPUT_TAG: Final = b"\x3a"
-"""Field 7 of ModelInferRequest, length-delimited."""
 _RAW_OUTPUT_TAG: Final = b"\x32"
 """Field 6 of ModelInferResponse, length-delimited."""
 LONG_WAY: Final = frozenset({Dtype.BYTES, Dtype.BOOL, Dtype.BF16})

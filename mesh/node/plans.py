@@ -7,8 +7,8 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from mesh.api.messages import ModelInferRequest
-from mesh.api.stream import varint
-from mesh.node.plan import LONG_WAY, MAX_LENGTHS, RAW_INPUT_TAG, Plan, Wanted
+from mesh.api.raw_places import Raws, front_bytes
+from mesh.node.plan import LONG_WAY, MAX_LENGTHS, Plan, Wanted
 from mesh.node.runtimes.base import Tensors
 from mesh.node.served import Served
 from mesh.node.step_plan import StepPlan
@@ -44,13 +44,21 @@ class Plans:
         return None
 
     def learn(
-        self, message: bytes, request: ModelInferRequest, served: Served, *, wanted: Wanted, inputs: Tensors, rows: int
+        self,
+        message: bytes,
+        request: ModelInferRequest,
+        served: Served,
+        *,
+        wanted: Wanted,
+        inputs: Tensors,
+        rows: int,
+        raws: Raws,
     ) -> None:
         """Keep what was found out about `message`, which was read the long way and fits, if it can be kept.
 
-        `inputs` are what the runtime gets, and `wanted` what it is asked for.
+        `raws` are its raw tensors, `inputs` are what the runtime gets, and `wanted` what it is asked for.
         """
-        if request.id or not request.raw_input_contents or request.session_state:
+        if request.id or not raws or request.session_state:
             return
         is_step = bool(request.parameters) and served.sequences is not None
         if request.parameters and not (is_step and set(request.parameters) <= CONSTANT):
@@ -58,10 +66,10 @@ class Plans:
         long_way = any(tensor.parameters or tensor.datatype in LONG_WAY for tensor in request.inputs)
         if long_way or any(classes or spec.dtype in LONG_WAY for spec, classes in wanted):
             return
-        behind = b"".join([RAW_INPUT_TAG + varint(len(raw)) + raw for raw in request.raw_input_contents])
-        front = message[: -len(behind)]
-        if not message.endswith(behind) or not front or len(front) > MAX_FRONT_BYTES:
+        size = front_bytes(message, raws)
+        if size < 1 or size > MAX_FRONT_BYTES:
             return
+        front = message[:size]
         try:
             ModelInferRequest.FromString(front)
         except DecodeError:

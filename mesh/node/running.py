@@ -15,7 +15,8 @@ from typing import Final, NamedTuple, Protocol
 from mesh.api.bytes_elements import rest
 from mesh.api.carried import literals, wants_typed
 from mesh.api.messages import ModelInferRequest
-from mesh.api.question import decode, is_long
+from mesh.api.question import is_long
+from mesh.api.raw_places import Raws, decode_front, raws_of
 from mesh.api.session import state_field
 from mesh.api.stream import error_message
 from mesh.core.errors import MeshError, NotHere, Unimplemented, code_of, let_go
@@ -150,15 +151,16 @@ class Running:
     def _read(self, request: ModelInferRequest, between: Callable[[], None] = rest) -> _Read:
         served = self.served
         wanted = wanted_outputs(request, served)
-        given, rows = read_inputs(request, served.inputs, served.model.name, served.model.max_batch_size, between)
-        return _Read(wanted, given, served.loaded.admit(given), rows)
+        model, raws = served.model, raws_of(self._message, request)
+        given, rows = read_inputs(request, served.inputs, model.name, model.max_batch_size, between, raws=raws)
+        return _Read(wanted, given, served.loaded.admit(given), rows, raws)
 
     def _queue(
         self, request: ModelInferRequest, read: _Read, deadline_s: float | None, plans: Plans, *, tells: bool
     ) -> None:
         served, seen = self.served, self._seen
-        self._wanted, given, inputs, seen.rows = read
-        plans.learn(self._message, request, served, wanted=self._wanted, inputs=given, rows=seen.rows)
+        self._wanted, given, inputs, seen.rows, raws = read
+        plans.learn(self._message, request, served, wanted=self._wanted, inputs=given, rows=seen.rows, raws=raws)
         seen.read_ns = time.monotonic_ns()
         self._item = served.batcher.submit(
             inputs,
@@ -177,7 +179,7 @@ class Running:
         try:
             response = self._plan.write(ran.outputs) if self._plan is not None else None
             if response is None:
-                request = decode(self._message)
+                request = decode_front(self._message)
                 wanted = self._wanted or wanted_outputs(request, self.served)
                 if is_long_answer(ran.outputs, wanted, typed=wants_typed(request)):
                     self._task = asyncio.get_running_loop().create_task(self._answer_later(ran, request, wanted))
@@ -236,6 +238,7 @@ class _Read(NamedTuple):
     inputs: Tensors
     """As the runtime takes them."""
     rows: int
+    raws: Raws
 
 
 class Beginner:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from mesh.api.snapshot import DIGEST_CHARS, Snapshot, decode_snapshot
 from mesh.core.errors import InvalidRequest, SessionLost
 from mesh.core.sessions.schedule import SequenceId
+from mesh.core.types import Sequencing
 from mesh.node.runtimes.base import Request
+
+GENERATING: Final = Sequencing(max_live=1_000_000, idle_s=1e9)
+"""Of generations, whose number the queue bounds and which end by themselves."""
 
 
 class Flags(NamedTuple):

@@ -20,13 +20,13 @@ from mesh.core.batching import Waiting, WaitUntil
 from mesh.core.errors import DeadlineExceeded, MeshError, Overloaded, let_go
 from mesh.core.sessions.policy import is_due
 from mesh.core.sessions.schedule import Schedule, Sequence, SequenceId, Step, unknown
-from mesh.core.types import ModelVersion, Sequencing
+from mesh.core.types import ModelVersion
 from mesh.node.gauge import ON_LOOP_S, Gauge
 from mesh.node.item import Item, Ran, Waiter, any_waits, kind_of, model_failed
 from mesh.node.runtimes.base import Loaded, Request, Tensors, Turn
 from mesh.node.sequence_item import Generating, SequenceItem
-from mesh.node.sequence_request import Flags, flags_of, restored
-from mesh.node.turns import Errors, in_worker, one_by_one, run_turns, together, turn_of
+from mesh.node.sequence_request import GENERATING, Flags, flags_of, restored
+from mesh.node.turns import Errors, in_worker, one_by_one, refuse, run_turns, together, turn_of
 from mesh.telemetry.statistics import Statistics
 
 TAKEN_S = 2.0
@@ -34,9 +34,6 @@ TAKEN_S = 2.0
 
 LOOKS = 4
 """How often within `idle_s` idle sequences are looked for."""
-
-GENERATING = Sequencing(max_live=1_000_000, idle_s=1e9)
-"""Of generations, whose number the queue bounds and which end by themselves."""
 
 
 class SequenceBatcher:
@@ -86,7 +83,7 @@ class SequenceBatcher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         if self._apart is not None:
-            self._apart.on_free = self._look_soon
+            self._apart.on_free = self._freed
 
     @property
     def _parallel(self) -> int:
@@ -190,6 +187,11 @@ class SequenceBatcher:
     def _was_done(self, item: SequenceItem) -> None:
         if item.end():
             item.waiter.ran(Ran({}, 0.0, 0.0, 1))
+
+    def _freed(self) -> None:
+        if self._apart is not None and (refused := self._apart.refused) is not None:
+            refuse(self.schedule, lambda item: self._failed(item, refused), time.monotonic())
+        self._look_soon()
 
     def _look_soon(self) -> None:
         if not self._soon and self.running < self._parallel:

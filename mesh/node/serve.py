@@ -42,8 +42,9 @@ from mesh.registry.lease import Presence
 from mesh.registry.mirror import Mirror
 from mesh.registry.ready import answers_before
 from mesh.telemetry import logs
-from mesh.telemetry.metrics import NodeMetrics
+from mesh.telemetry.metrics import NodeMetrics, observe_held
 from mesh.telemetry.tracing import Tracing
+from mesh.telemetry.watchdog import watching
 from mesh.wire.engine import Carrier
 from mesh.wire.grpc_services import health_handlers, reflection_handlers
 from mesh.wire.lasting import lasting
@@ -65,15 +66,16 @@ async def run(
     """
     store = EtcdClient(config.registry)
     try:
-        if await answers_before(stop, store):
-            executor = ThreadPoolExecutor(RUN_THREADS, thread_name_prefix="run")
-            journal = Journal(config.state_dir, config.id, config.registry.endpoints)
-            try:
-                await _serve(config, _build(config, store, tracing, stop, executor, journal), stop, on_started)
-            finally:
-                journal.close()
-                # A model that never returns must not keep the node from ending: its thread is left behind.
-                executor.shutdown(wait=False, cancel_futures=True)
+        with watching(config.hang_s):
+            if await answers_before(stop, store):
+                executor = ThreadPoolExecutor(RUN_THREADS, thread_name_prefix="run")
+                journal = Journal(config.state_dir, config.id, config.registry.endpoints)
+                try:
+                    await _serve(config, _build(config, store, tracing, stop, executor, journal), stop, on_started)
+                finally:
+                    journal.close()
+                    # A model that never returns must not keep the node from ending: its thread is left behind.
+                    executor.shutdown(wait=False, cancel_futures=True)
     finally:
         await store.close()
         await asyncio.to_thread(tracing.shutdown)
@@ -156,6 +158,7 @@ def _build(  # noqa: PLR0917 - what lives longer than the parts
         *reflection_handlers([INFERENCE_SERVICE.full_name, NODE_CONTROL_SERVICE.full_name]),
     ]
     carrier = Carrier(config.wire, config.limits, asyncio.get_running_loop())
+    observe_held(metrics.registry, "mesh_node", carrier.held)
     shared = Parts(node, mirror=mirror, runs=infer.pipelines, connect=carrier.connector(config.node_tls))
     server = carrier.server(config.host, config.grpc_port, _hot(infer, shared), services, tls=config.tls)
     http = None

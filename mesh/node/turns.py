@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mesh.core.batching import WaitUntil
 from mesh.core.errors import MeshError
 from mesh.core.sessions import schedule
 from mesh.node.item import Item
@@ -68,3 +69,12 @@ def turn_of(sequence: schedule.Sequence[Item]) -> Turn:
     step = sequence.steps[0]
     item = step.what
     return Turn(item.inputs, item.request, sequence.id, step.start, step.end, sequence.state, done=False)
+
+
+def refuse(waiting: schedule.Schedule[Item], fail: Callable[[Item], None], now_s: float) -> None:
+    """Let every step that waits and may run now hear that none is run; their sequences stay."""
+    while not isinstance(found := waiting.next(max_rows=1, delay_s=0.0, now_s=now_s), WaitUntil):
+        for each in found:
+            item = each.steps[0].what
+            waiting.skipped(each, now_s)
+            fail(item)

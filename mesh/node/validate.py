@@ -10,6 +10,7 @@ from typing import Any
 
 from mesh.api.bytes_elements import rest
 from mesh.api.messages import ModelInferRequest
+from mesh.api.raw_places import Raws
 from mesh.api.signature import check_tensor, show_shape
 from mesh.api.tensors import TensorError, decode_contents, decode_raw
 from mesh.core.errors import InvalidRequest
@@ -25,16 +26,19 @@ def read_inputs(
     name: str,
     max_batch_size: int,
     between: Callable[[], None] = rest,
+    *,
+    raws: Raws | None = None,
 ) -> tuple[dict[str, Array], int]:
     """Return the inputs as arrays by name, and the number of rows (1 for a version that does not batch).
 
-    `between` is called between pieces of long inputs. Raises `InvalidRequest` for any input that is missing, unknown,
-    doubled, or of another type, shape or size.
+    `raws` are the request's raw tensors, where they are at hand without a copy. `between` is called between pieces of
+    long inputs. Raises `InvalidRequest` for any input that is missing, unknown, doubled, or of another type, shape or
+    size.
     """
     given = request.inputs
     known = {spec.name: spec for spec in specs}
     _check_names([tensor.name for tensor in given], specs, name)
-    raws = request.raw_input_contents
+    raws = request.raw_input_contents if raws is None else raws
     arrays: dict[str, Array] = {}
     rows = _NO_ROWS
     for index, tensor in enumerate(given):
@@ -91,7 +95,13 @@ def check_rows(shape: tuple[int, ...], spec: TensorSpec, name: str, rows: int, l
 
 
 def _read(
-    tensor: Any, raw: bytes | None, spec: TensorSpec, name: str, between: Callable[[], None], *, uses_raw: bool
+    tensor: Any,
+    raw: bytes | memoryview | None,
+    spec: TensorSpec,
+    name: str,
+    between: Callable[[], None],
+    *,
+    uses_raw: bool,
 ) -> Array:
     of = f"for input '{spec.name}' for model '{name}'"
     typed = tensor.HasField("contents")

@@ -36,6 +36,9 @@ class RouterConfig:
     """How long a stopping router says NOT_SERVING before it refuses calls, so that balancers hear of it first."""
     compact_s: float = 300.0
     """The leading router lets the registry forget its history when it is this old; 0: somebody else does."""
+    hang_s: float = 60.0
+    """How long its event loop may stand before the process ends (`mesh.telemetry.watchdog`), so that it is started
+    again; 0: for ever. Nothing that it does on purpose takes a second."""
     wire: Engine = "mesh"
     """What carries the calls: our own wire, or grpcio for comparison and as a way out."""
     reuse_port: bool = False

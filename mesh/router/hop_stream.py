@@ -32,7 +32,7 @@ from mesh.router.streams import WINDOW, Streams, check_id, in_turn
 from mesh.router.target import Target, passed
 from mesh.wire.client import WireChannel
 from mesh.wire.connection import Connection
-from mesh.wire.grpc_framing import PREFIX_BYTES, Deframer, framed
+from mesh.wire.grpc_framing import PREFIX_BYTES, Deframer, Packed, framed
 from mesh.wire.heads import ANSWER, OK_TRAILERS, timeout_field
 from mesh.wire.peek import Peeked
 from mesh.wire.server_call import STREAM_BUFFER, Origin, ServerCall, stop_sending
@@ -148,6 +148,9 @@ class HopStream(ServerCall):
             and (self._bytes < MAX_BYTES or not self._turns)
             and self.stream.pending_bytes <= STREAM_BUFFER
         ):
+            if messages[0].__class__ is Packed:
+                self.unpack(messages, self._deframer, self._go_on)
+                break
             self._pass_on(messages.popleft())
         for up in self._ups.values():
             if up.outbox:
@@ -356,8 +359,7 @@ class HopStream(ServerCall):
         task.add_done_callback(self._task_done)
 
     async def _one(self, turn: Turn, answer: Callable[[], Awaitable[bytes]]) -> None:
-        # Not the awaitable itself: one that was cancelled before it began would never be awaited.
-        turn.reply = framed(await answer())
+        turn.reply = framed(await answer())  # A coroutine that was made before, and cancelled, is never awaited.
 
     async def _several(self, message: bytes, request: Peeked, target: Target) -> None:
         responses = self._streams.several(self.as_call(), message, request, target, strict=self._strict)
@@ -379,10 +381,7 @@ class HopStream(ServerCall):
         self._go_on()
 
     def lost(self, up: Up, error: RemoteError) -> None:
-        """Hear that the stream to a node ended: what it has not answered is sent another way.
-
-        Not where the node answered with more headers than are taken: another would do the same.
-        """
+        """Hear that a stream to a node ended: what is unanswered goes another way, unless its answer is too large."""
         dispatch = self._streams.dispatch
         self._ups = {key: each for key, each in self._ups.items() if each is not up}
         # A node that ends its stream in order has begun nothing of what it leaves unanswered.

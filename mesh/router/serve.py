@@ -34,8 +34,9 @@ from mesh.router.shelf import PipelineShelf
 from mesh.router.steward import Steward
 from mesh.router.streams import Streams
 from mesh.telemetry import logs
-from mesh.telemetry.metrics import RouterMetrics
+from mesh.telemetry.metrics import RouterMetrics, observe_held
 from mesh.telemetry.tracing import Tracing
+from mesh.telemetry.watchdog import watching
 from mesh.wire.engine import Carrier
 from mesh.wire.flow import Bounds
 from mesh.wire.grpc_services import health_handlers, reflection_handlers
@@ -59,8 +60,9 @@ async def run(
     """
     store = EtcdClient(config.registry)
     try:
-        if await answers_before(stop, store):
-            await _serve(config, _build(config, store, tracing), stop, on_started)
+        with watching(config.hang_s):
+            if await answers_before(stop, store):
+                await _serve(config, _build(config, store, tracing), stop, on_started)
     finally:
         await store.close()
         await asyncio.to_thread(tracing.shutdown)
@@ -87,6 +89,7 @@ def _build(config: RouterConfig, store: EtcdClient, tracing: Tracing) -> _Parts:
     metrics = RouterMetrics()
     balancer = Balancer()
     carrier = Carrier(config.wire, config.limits, asyncio.get_running_loop())
+    observe_held(metrics.registry, "mesh_router", carrier.held)
     channels = Channels(carrier.connector(config.node_tls, bounds=PASSING))
 
     def avoided(view: ClusterView) -> Collection[NodeId]:

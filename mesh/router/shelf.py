@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 from mesh.api.messages import control
 from mesh.api.pipelines import pipeline_message, read_pipeline
 from mesh.core.errors import Conflict, MeshError, UnknownModel
-from mesh.core.pipeline.check import Problem, check
-from mesh.core.pipeline.signatures import contains, signature
+from mesh.core.pipeline.check import MOST_PROBLEMS, Problem, check
+from mesh.core.pipeline.nesting import Nesting
+from mesh.core.pipeline.signatures import Signatures, signature
 from mesh.core.pipeline.spec import Pipeline
 from mesh.core.traffic.route import resolve
 from mesh.core.types import ModelName
+from mesh.core.view import ClusterView
 from mesh.registry import records
 from mesh.registry.keys import pipeline_key
 from mesh.registry.mirror import Mirror
@@ -38,7 +41,7 @@ class PipelineShelf:
 
         Models whose signature nobody knows yet are loaded for it, until `deadline_s` (monotonic).
         """
-        pipeline, problems = read_pipeline(request.pipeline)
+        pipeline, problems = await asyncio.to_thread(read_pipeline, request.pipeline)
         if not problems:
             problems = await self._check(pipeline, deadline_s)
         if problems:
@@ -66,34 +69,16 @@ class PipelineShelf:
 
     async def _check(self, pipeline: Pipeline, deadline_s: float) -> list[Problem]:
         view = self._mirror.view
-        for step in pipeline.steps:
-            known = signature(view, step.model, step.version)
-            if known is not None and not known.outputs and step.model not in view.pipelines:
+        for model, version in sorted({(step.model, step.version) for step in pipeline.steps}):
+            held = view.models.get(ModelName(model))
+            known = signature(view, model, version) if held is not None else None
+            if known is not None and not known.outputs:
                 try:
-                    await self._catalog.described(step.model, step.version, deadline_s)
+                    await self._catalog.described(model, version, deadline_s)
                 except MeshError as error:
-                    log.info("a step's signature is not known", model=step.model, why=error.message)
-        view = self._mirror.view
-        problems = []
-        if ModelName(pipeline.name) in view.models:
-            problems.append(Problem(("name",), f"expected a name of its own, there is a model '{pipeline.name}'"))
-        for index, step in enumerate(pipeline.steps):
-            if contains(view, pipeline.name, step.model):
-                message = f"expected a pipeline without this one in it, '{step.model}' contains '{pipeline.name}'"
-                problems.append(Problem(("steps", index, "model"), message))
-            problems += self._off(index, step.model, step.version)
-        return problems or check(pipeline, lambda model, version: signature(view, model, version))
-
-    def _off(self, index: int, model: str, version: str) -> list[Problem]:
-        """Return the problem of a model that is there and was unloaded: requests would not load it again."""
-        view = self._mirror.view
-        if ModelName(model) not in view.models:
-            return []
-        try:
-            resolve(view, model, version)
-        except MeshError as error:
-            return [Problem(("steps", index, "model"), error.message)]
-        return []
+                    log.info("a step's signature is not known", model=model, why=error.message)
+        # A large one takes a while, and a view never changes.
+        return await asyncio.to_thread(_problems, pipeline, self._mirror.view)
 
     async def _store_it(self, pipeline: Pipeline, *, dry_run: bool) -> tuple[Pipeline, bool]:
         key = pipeline_key(pipeline.name)
@@ -120,6 +105,45 @@ class PipelineShelf:
     def __repr__(self) -> str:
         """Show how many there are."""
         return f"<PipelineShelf pipelines={len(self._mirror.view.pipelines)}>"
+
+
+def _problems(pipeline: Pipeline, view: ClusterView) -> list[Problem]:
+    """Return what is wrong with a pipeline among the others of a view. O(steps of all pipelines)."""
+    problems = []
+    if ModelName(pipeline.name) in view.models:
+        problems.append(Problem(("name",), f"expected a name of its own, there is a model '{pipeline.name}'"))
+    around = Nesting(view.pipelines, view.models).around(pipeline.name)
+    for index, step in enumerate(pipeline.steps):
+        for name, _ in step.models():
+            if name in around:
+                message = f"expected a pipeline without this one in it, '{name}' contains '{pipeline.name}'"
+                problems.append(Problem(("steps", index, "model"), message))
+        problems += _off(view, index, step.model, step.version)
+    return (problems or _too_large(pipeline, view) or check(pipeline, Signatures(view)))[:MOST_PROBLEMS]
+
+
+def _too_large(pipeline: Pipeline, view: ClusterView) -> list[Problem]:
+    """Return the problem of a pipeline that would be too large, or make one too large that it is in."""
+    after = Nesting({**view.pipelines, pipeline.name: pipeline}, view.models)
+    before = Nesting(view.pipelines, view.models)
+    if why := after.too_large(pipeline.name):
+        return [Problem(("steps",), f"the pipeline {why}")]
+    for name in view.pipelines:
+        why = after.too_large(name)
+        if why and not before.too_large(name):
+            return [Problem(("steps",), f"pipeline '{name}', which has this one in it, then {why}")]
+    return []
+
+
+def _off(view: ClusterView, index: int, model: str, version: str) -> list[Problem]:
+    """Return the problem of a model that is there and was unloaded: requests would not load it again."""
+    if ModelName(model) not in view.models:
+        return []
+    try:
+        resolve(view, model, version)
+    except MeshError as error:
+        return [Problem(("steps", index, "model"), error.message)]
+    return []
 
 
 def _path(problem: Problem) -> str:

@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from mesh.core.errors import Code
 from mesh.core.pipeline.spec import Pipeline
+from mesh.core.traffic.held import HeldBytes
 from mesh.core.types import Copy, CopyState, Node
 from mesh.core.view import ClusterView
 from mesh.telemetry.series import Family, Histogram, SeriesTable
@@ -333,3 +334,14 @@ def _labelled(name: str, text: str, labels: tuple[str, ...], counts: Counter[tup
     for values, count in list(counts.items()):
         family.add_metric(values, count)
     return family
+
+
+def observe_held(registry: CollectorRegistry, prefix: str, held: HeldBytes) -> None:
+    """Show, at each scrape, what callers make the process hold. `prefix` is "mesh_node" or "mesh_router"."""
+
+    def collect() -> Iterator[Metric]:
+        yield GaugeMetricFamily(f"{prefix}_held_bytes", "Of requests and answers, from 64 KiB each.", held.held)
+        yield GaugeMetricFamily(f"{prefix}_held_limit_bytes", "What may be held of them.", held.limit)
+        yield CounterMetricFamily(f"{prefix}_held_refused", "What was not taken because of that.", held.refused)
+
+    registry.register(_Scrape(collect))

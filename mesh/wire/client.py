@@ -14,8 +14,9 @@ from mesh.wire.endpoint import Flusher
 from mesh.wire.fields import Block
 from mesh.wire.flow import Bounds
 from mesh.wire.frames import ErrorCode
-from mesh.wire.grpc_framing import Deframer, code_of_reset, framed
+from mesh.wire.grpc_framing import Deframer, Packed, code_of_reset, framed
 from mesh.wire.heads import AnswerHead, answer_head, metadata_block, request_block, timeout_field
+from mesh.wire.inflate import inflate
 from mesh.wire.pool import Links
 from mesh.wire.streams import State, Stream
 from mesh.wire.tls import client_context
@@ -264,9 +265,19 @@ class _Call:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         message = self._messages.popleft()
+        if message.__class__ is Packed:
+            message = await self._inflated(message)
         if not self._messages:
             self._give_back()
         return message
+
+    async def _inflated(self, packed: bytes) -> bytes:
+        assert self._connection is not None
+        try:
+            return await inflate(self._deframer.inflation(packed), self._connection.caller)
+        except MeshError as error:
+            self._stop(RemoteError(error.code, error.message))
+            raise RemoteError(error.code, error.message) from None
 
     def _check_open(self) -> None:
         if self._end is not False:

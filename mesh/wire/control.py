@@ -343,7 +343,9 @@ class Control(Windows):
         self.waiting.clear()
         for stream in streams.values():
             stream.move(Happening.RESET)
-            stream.pending = None
+            if stream.pending is not None:
+                self.caller.add(-stream.pending_bytes)
+                stream.pending = None
             receiver, stream.receiver = stream.receiver, NOBODY
             receiver.reset(stream, -1)
 

@@ -10,12 +10,14 @@ from typing import Any
 
 import grpc
 
+from mesh.core.traffic.held import HeldBytes
 from mesh.wire.client import CLIENT_BOUNDS, WireChannel
 from mesh.wire.deadlines import Deadlines
 from mesh.wire.endpoint import Flusher
 from mesh.wire.flow import Bounds
 from mesh.wire.grpcio_client import GrpcioChannel
 from mesh.wire.grpcio_server import GrpcioServer
+from mesh.wire.memory import default_held_bytes
 from mesh.wire.server import WireServer
 from mesh.wire.transport import Channel, Engine, HotMethods, Limits, Server, TlsConfig
 
@@ -28,6 +30,8 @@ class Carrier:
         self.limits = limits
         self.flusher = Flusher(loop)
         self.deadlines = Deadlines(loop)
+        self.held = HeldBytes(limits.held_bytes or default_held_bytes())
+        """What callers make this process hold. The grpcio engine counts nothing."""
 
     def server(
         self,
@@ -54,6 +58,7 @@ class Carrier:
             reuse_port=reuse_port,
             flusher=self.flusher,
             deadlines=self.deadlines,
+            held=self.held,
         )
 
     def connector(self, tls: TlsConfig | None, *, bounds: Bounds | None = None) -> Callable[[str], Channel]:

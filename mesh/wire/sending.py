@@ -148,6 +148,7 @@ class Sending(Control):
             else:
                 stream.pending.append(memoryview(data))
             stream.pending_bytes += len(data)
+            self.caller.add(len(data))
         if end:
             stream.ending = b""
         self.pump(stream, MAX_WINDOW)

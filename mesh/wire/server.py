@@ -13,8 +13,10 @@ from typing import Any, Final
 
 import grpc
 
+from mesh.api.details import trailers_of
 from mesh.core.errors import Code
 from mesh.core.files import connections
+from mesh.core.traffic.held import COUNTED, UNLIMITED, HeldBytes
 from mesh.wire.connection import STOPPED, Connection
 from mesh.wire.deadlines import Deadlines
 from mesh.wire.endpoint import Endpoint, Flusher
@@ -69,6 +71,7 @@ class WireServer:
         reuse_port: bool = False,
         flusher: Flusher | None = None,
         deadlines: Deadlines | None = None,
+        held: HeldBytes | None = None,
     ) -> None:
         self._host = host
         self._port = port
@@ -88,6 +91,7 @@ class WireServer:
         self._deadlines = deadlines
         self._sweeping: asyncio.Task[None] | None = None
         self._stopping = False
+        self._held = held or HeldBytes(limits.held_bytes or UNLIMITED)
         self._most = limits.max_connections or connections(limit())
         self._looked_s = self._told_s = 0.0
 
@@ -182,6 +186,7 @@ class WireServer:
             endpoint.abort()
             return
         self._open[endpoint.connection] = endpoint
+        endpoint.connection.caller = self._held.caller()
         if self._limits.max_connection_age_s:
             # Jitter of 10%, so that connections made together do not come back together (grpc's MAX_CONNECTION_AGE).
             age_s = self._limits.max_connection_age_s * random.uniform(0.9, 1.1)  # noqa: S311
@@ -210,6 +215,7 @@ class WireServer:
 
     def _closed(self, endpoint: Endpoint) -> None:
         self._open.pop(endpoint.connection, None)
+        endpoint.connection.caller.close()
         self._retire_at_s.pop(endpoint.connection, None)
 
     async def _sweep(self) -> None:
@@ -268,6 +274,11 @@ class WireServer:
             return self._behind.splice(connection, stream, block, end=end)
         if head.refused is not None:
             refuse(connection, stream, head.refused.code, head.refused.message)
+            return _Ignored(connection)
+        caller = connection.caller
+        if caller.held > COUNTED and caller.is_full:
+            error = caller.refusal(0)
+            refuse(connection, stream, error.code, error.message, trailers_of(error))
             return _Ignored(connection)
         assert self._deadlines is not None
         origin = Origin(head, self._open[connection].peer, self._deadlines, self._limits.max_message_bytes)

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from mesh.api.details import trailers_of
-from mesh.core.errors import Code, DeadlineExceeded, MeshError, TooLarge, code_of, let_go
+from mesh.core.errors import Code, DeadlineExceeded, MeshError, code_of, let_go
 from mesh.wire.connection import STOPPED, Connection
 from mesh.wire.deadlines import Bucket, Deadlines
 from mesh.wire.fields import Block
 from mesh.wire.frames import ErrorCode
-from mesh.wire.grpc_framing import PREFIX_BYTES, Deframer, framed, pack_prefix
+from mesh.wire.grpc_framing import PREFIX_BYTES, Deframer, Packed, framed, pack_prefix
 from mesh.wire.heads import ANSWER, ANSWER_NAMING_ENCODINGS, OK_TRAILERS, RequestHead, trailers
+from mesh.wire.holding import Holding
+from mesh.wire.inflate import inflate
 from mesh.wire.streams import Receiver, State, Stream
 from mesh.wire.transport import Call, Metadata, StreamHandler, UnaryHandler
 
@@ -62,18 +64,16 @@ Direct = Callable[[Connection, Stream, Origin], Receiver]
 """Answers calls of one method on the stream itself, without a task."""
 
 
-class ServerCall:
+class ServerCall(Holding):
     """What every call of a server has: its stream, its caller's words, its deadline. Subclasses are `Receiver`s."""
 
-    __slots__ = ("_begun", "_bucket", "_held", "_room", "connection", "deadline_s", "head", "over", "peer", "stream")
+    __slots__ = ("_begun", "_bucket", "_room", "deadline_s", "head", "peer", "stream")
 
     def __init__(self, connection: Connection, stream: Stream, origin: Origin) -> None:
-        self.connection = connection
+        super().__init__(connection)
         self.stream = stream
         self.head = head = origin.head
         self.peer = origin.peer
-        self.over = False
-        self._held = 0
         self._begun = False
         self._room: asyncio.Event | None = None
         self._bucket: Bucket | None = None
@@ -81,16 +81,6 @@ class ServerCall:
         if head.timeout_s is not None:
             self.deadline_s = time.monotonic() + head.timeout_s
             self._bucket = origin.deadlines.add(self.deadline_s, self)
-
-    def assemble(self, held: int) -> None:
-        """Say how much of a message that is not whole is held. Raises `TooLarge` when the connection holds too much."""
-        connection = self.connection
-        connection.assembling += held - self._held
-        self._held = held
-        if connection.assembling > connection.bounds.max_assembling:
-            raise TooLarge(
-                f"more than {connection.bounds.max_assembling} bytes of unfinished messages on one connection"
-            )
 
     def call(self) -> Call:
         """Return the call as handlers see it. Raises `InvalidRequest` for metadata that cannot be read."""
@@ -140,9 +130,7 @@ class ServerCall:
         self.over = True
         if self._room is not None:
             self._room.set()
-        if self._held:
-            self.connection.assembling -= self._held
-            self._held = 0
+        self.release()
         if self._bucket is not None:
             self._bucket.pop(self, None)
             self._bucket = None
@@ -162,6 +150,11 @@ class ServerCall:
             stop_sending(self.connection, self.stream)
         else:
             refuse(self.connection, self.stream, code, text, metadata)
+
+    def give_up(self, error: BaseException) -> None:
+        """End the call with the status of `error`, and stop whatever works on it."""
+        self.fail(error)
+        self.cancelled()
 
     def done(self, message: bytes, metadata: Metadata = ()) -> None:
         """Answer with one message and OK."""
@@ -205,20 +198,38 @@ class UnaryCall(ServerCall):
         try:
             self._take(data)
             if end:
-                if self._message is None:
+                message, self._message = self._message, None
+                if message is None:
                     raise _Unfinished("the call ended before its message was whole")
-                self.received(self._message)
+                self._whole(message)
         except MeshError as error:
             self.fail(error)
 
     def _take(self, data: bytes) -> None:
         if self._deframer is None:
             self._deframer = Deframer(self._max_bytes, compression=self.head.compression)
-        for message in self._deframer.feed(data):
+        messages = self._deframer.feed(data)
+        self.assemble(self._deframer.held)
+        for message in messages:
             if self._message is not None:
                 raise _Unfinished("more than one message in a call that takes one")
             self._message = message
-        self.assemble(self._deframer.held)
+            self.keep(len(message))
+
+    def _whole(self, message: bytes) -> None:
+        if message.__class__ is not Packed:
+            self._deframer = None
+            self.received(message)
+            return
+        assert self._deframer is not None
+        waiting: deque[bytes] = deque([message])
+
+        def unpacked() -> None:
+            whole = waiting.popleft()
+            self.keep(len(whole) - len(message))
+            self.received(whole)
+
+        self.unpack(waiting, self._deframer, unpacked)
 
     def received(self, message: bytes) -> None:
         """Begin the work on the whole message."""
@@ -322,6 +333,8 @@ class TaskStream(ServerCall):
         while True:
             while self._messages:
                 message = self._messages.popleft()
+                if message.__class__ is Packed:
+                    message = await inflate(self._deframer.inflation(message), self.connection.caller)
                 if not self._messages:
                     self._give_back()
                 yield message

@@ -161,6 +161,9 @@ class Limits:
     max_connection_age_s: float = 0.0
     """Seconds after which a connection is asked to go (calls in flight finish), with 10% jitter; 0: never. Behind a
     plain TCP balancer, this spreads long-lived clients over routers that came later."""
+    held_bytes: int = 0
+    """What callers may make a process hold: messages that arrive or wait, inflated ones, answers that nobody reads, of
+    those from 64 KiB on. 0: an eighth of the memory, at least 1 GiB. Beyond it RESOURCE_EXHAUSTED."""
     max_connections: int = 0
     """Connections to the gRPC port at a time; 0: what the limit of open files leaves beside a reserve for the process
     itself. When all are taken, one that is idle makes way for a new one."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from mesh.core.traffic.held import UNLIMITED, CallerBytes, HeldBytes
 from mesh.wire.flow import Bounds
 from mesh.wire.frames import DEFAULT_MAX_FRAME, DEFAULT_WINDOW, headers, pack_head, window_update
 from mesh.wire.streams import MAY_SEND, NOBODY, Happening, State, Stream
@@ -38,6 +39,8 @@ class Windows:
         self.unacked = 0
         self.assembling = 0
         """Bytes of messages that are not whole yet, over all calls: their receivers count them here."""
+        self.caller: CallerBytes = HeldBytes(UNLIMITED).caller()
+        """What this connection makes the process hold. A server gives it a part of the process's account."""
         self.peer_stream_window = DEFAULT_WINDOW
         self.peer_max_frame = DEFAULT_MAX_FRAME
         self.size_update_due = True
@@ -59,6 +62,7 @@ class Windows:
         if unconsumed:
             self.give_back(unconsumed)
         if stream.pending is not None:
+            self.caller.add(-stream.pending_bytes)
             stream.pending = None
             self.waiting.pop(stream.id, None)
 
@@ -107,6 +111,7 @@ class Windows:
             else:
                 pending.popleft()
             stream.pending_bytes -= size
+            self.caller.add(-size)
             stream.send_window -= size
             self.send_window -= size
             self.room -= size

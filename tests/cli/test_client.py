@@ -106,7 +106,7 @@ def test_models_and_their_copies_are_listed(running: Up) -> None:
     code, out, _ = mesh(running, "models")
     assert code == 0
     rows = {line.split()[0]: line.split() for line in out.splitlines()[1:]}
-    assert set(rows) == {"detector", "diabetes", "digits", "iris", "prose", "text_features", "text_score"}
+    assert set(rows) == {"brittle", "detector", "diabetes", "digits", "iris", "prose", "text_features", "text_score"}
     assert rows["digits"][1:4] == ["1", "onnx", "ready"]
     code, out, _ = mesh(running, "models", "digits")
     assert code == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -101,35 +102,34 @@ def numbers(answer: ModelInferResponse) -> list[int]:
     return found
 
 
+def longest_wait(address: str, asked: ModelInferRequest, answers: list[ModelInferResponse]) -> float:
+    """Return the longest wait of others while `asked` is answered, as a share of how long that takes."""
+    with raw.channel_to(address) as channel, raw.channel_to(address) as other:
+        raw.infer(other, raw.request("echo", raw.floats(1, 2, 3, 4)))
+        caller = threading.Thread(target=lambda: answers.append(raw.infer(channel, asked)))
+        begun_s = last_s = time.monotonic()
+        longest_s = 0.0
+        caller.start()
+        while caller.is_alive():
+            raw.infer(other, raw.request("echo", raw.floats(1, 2, 3, 4)))
+            now_s = time.monotonic()
+            longest_s, last_s = max(longest_s, now_s - last_s), now_s
+        caller.join()
+    return longest_s / (last_s - begun_s)
+
+
 @pytest.mark.parametrize("model", ["counts", "repeats"])
 def test_nobody_waits_for_a_million_texts(mesh: Process, model: str) -> None:
     array = texts(MANY)
-    with raw.channel_to(mesh.grpc) as channel, raw.channel_to(mesh.grpc) as other:
-        raw.infer(channel, request(model, texts(1)))
-        raw.infer(other, raw.request("echo", raw.floats(1, 2, 3, 4)))
-        answers: list[ModelInferResponse] = []
-        asked = request(model, array)
-        done = threading.Event()
-
-        def ask() -> None:
-            try:
-                answers.append(raw.infer(channel, asked))
-            finally:
-                done.set()
-
-        caller = threading.Thread(target=ask)
-        caller.start()
-        answered = 0
-        while not done.is_set():
-            raw.infer(other, raw.request("echo", raw.floats(1, 2, 3, 4)))
-            answered += 1
-        caller.join()
+    asked = request(model, array)
+    answers: list[ModelInferResponse] = []
+    # On the loop, reading and writing are most of it, and nobody gets in between. The machine may stall now and then.
+    waits = [longest_wait(mesh.grpc, asked, answers) for _ in range(5)]
+    assert min(waits) < 0.25, waits
     if model == "counts":
         assert numbers(answers[0]) == [MANY, sum(map(len, array))]
     else:
         assert said(answers[0]) == array.tolist()
-    # On the loop, reading and writing let a handful in between their beginning and their end.
-    assert answered > 60
 
 
 @pytest.mark.parametrize("typed", [False, True])

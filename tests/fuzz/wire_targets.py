@@ -15,6 +15,7 @@ from hpack import Decoder
 from hpack.exceptions import HPACKError
 
 from mesh.api.question import decode
+from mesh.api.raw_places import raws_of
 from mesh.core.errors import InvalidRequest, MeshError, TooLarge
 from mesh.core.types import Dtype, ModelName, ModelVersion, TensorSpec, Version
 from mesh.node.answer import encode, wanted_outputs
@@ -318,7 +319,7 @@ def fuzz_plans(data: bytes) -> None:
                 request = decode(data)
                 inputs, rows = read_inputs(request, SPECS, "m", 0)
                 wanted = wanted_outputs(request, SERVED)
-                PLANS.learn(data, request, SERVED, wanted=wanted, inputs=inputs, rows=rows)
+                PLANS.learn(data, request, SERVED, wanted=wanted, inputs=inputs, rows=rows, raws=raws_of(data, request))
             continue
         request = decode(data)
         inputs, rows = read_inputs(request, SPECS, "m", 0)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.api.messages import ModelInferRequest, ModelInferResponse
+from mesh.api.raw_places import raws_of
 from mesh.api.stream import varint
 from mesh.api.tensors import NUMPY
 from mesh.core.types import Dtype, ModelName, ModelVersion, TensorSpec, Version
@@ -87,7 +88,7 @@ async def test_a_plan_reads_and_answers_as_the_long_way_does(
     first = ModelInferRequest.FromString(messages[0])
     wanted = wanted_outputs(first, copy)
     inputs, rows = read_inputs(first, copy.inputs, "twins", 0)
-    plans.learn(messages[0], first, copy, wanted=wanted, inputs=inputs, rows=rows)
+    plans.learn(messages[0], first, copy, wanted=wanted, inputs=inputs, rows=rows, raws=raws_of(messages[0], first))
     for message in messages:
         plan = plans.find(message)
         assert plan is not None
@@ -114,7 +115,15 @@ async def test_a_changed_message_is_read_as_the_long_way_reads_it_or_left_to_it(
     original = request_for(arrays, [Dtype.FP32, Dtype.INT64])
     request = ModelInferRequest.FromString(original)
     inputs, rows = read_inputs(request, copy.inputs, "twins", 0)
-    plans.learn(original, request, copy, wanted=wanted_outputs(request, copy), inputs=inputs, rows=rows)
+    plans.learn(
+        original,
+        request,
+        copy,
+        wanted=wanted_outputs(request, copy),
+        inputs=inputs,
+        rows=rows,
+        raws=raws_of(original, request),
+    )
     changed = bytearray(original)
     changed[at % len(changed)] = byte
     message = bytes(changed)[: max(1, cut)] + tail
@@ -145,7 +154,15 @@ async def test_what_a_plan_cannot_say_is_not_learned(what: str) -> None:
         request.outputs.add(name="a").parameters["classification"].int64_param = 1
     message = request.SerializeToString()
     inputs, rows = read_inputs(request, copy.inputs, "twins", 0)
-    plans.learn(message, request, copy, wanted=wanted_outputs(request, copy), inputs=inputs, rows=rows)
+    plans.learn(
+        message,
+        request,
+        copy,
+        wanted=wanted_outputs(request, copy),
+        inputs=inputs,
+        rows=rows,
+        raws=raws_of(message, request),
+    )
     assert plans.find(message) is None
 
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.api.messages import InferParameter, InferTensorContents, ModelInferRequest
+from mesh.api.raw_places import raws_of
 from mesh.api.stream import varint
 from mesh.api.tensors import NUMPY, Array
 from mesh.core.errors import InvalidRequest
@@ -74,7 +75,15 @@ def learned(message: bytes, served: Served) -> Plans:
 def learn(plans: Plans, message: bytes, served: Served) -> None:
     request = ModelInferRequest.FromString(message)
     inputs, rows = read_inputs(request, served.inputs, "m", 0)
-    plans.learn(message, request, served, wanted=wanted_outputs(request, served), inputs=inputs, rows=rows)
+    plans.learn(
+        message,
+        request,
+        served,
+        wanted=wanted_outputs(request, served),
+        inputs=inputs,
+        rows=rows,
+        raws=raws_of(message, request),
+    )
 
 
 def same(expected: dict[str, Array], actual: dict[str, Array]) -> bool:

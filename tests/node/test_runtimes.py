@@ -15,6 +15,7 @@ from mesh.node import capacity
 from mesh.node.runtimes.base import Loaded, LoadSpec, Request
 from mesh.node.runtimes.onnx import OnnxRuntime
 from mesh.node.runtimes.python import PythonRuntime
+from mesh.wire.memory import host_memory_bytes
 
 CPU = Device(DeviceKind.CPU, 0, "cpu", 0, 0)
 X, Y = TensorSpec("x", Dtype.FP32, (-1, 2)), TensorSpec("y", Dtype.FP32, (-1, 2))
@@ -166,4 +167,4 @@ def test_a_model_that_asks_for_a_gpu_is_told_when_there_is_none() -> None:
 
 
 def test_memory_is_the_smaller_of_cgroup_and_host() -> None:
-    assert 0 < capacity.host_memory_bytes() <= 2**50
+    assert 0 < host_memory_bytes() <= 2**50

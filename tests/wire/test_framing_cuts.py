@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 from mesh.core.errors import Code, InvalidRequest, TooLarge, Unimplemented
 from mesh.wire.frames import ErrorCode
 from mesh.wire.grpc_framing import (
+    SMALL_INFLATED,
+    STEP,
     BadMessage,
     Deframer,
+    Packed,
     binary_text,
     binary_values,
     check_encoding,
@@ -88,11 +91,34 @@ def test_a_message_above_the_limit_is_refused_at_its_prefix(cut: int) -> None:
 
 
 def test_a_bomb_is_refused_before_it_is_unpacked() -> None:
+    deframer = Deframer(LIMIT * 100, compression=GZIP)
+    (packed,) = deframer.feed(compressed(b"\0" * 10_000_000, GZIP))
+    assert packed.__class__ is Packed
+    inflation = deframer.inflation(packed)
     with pytest.raises(TooLarge, match="after decompression"):
-        Deframer(LIMIT * 100, compression=GZIP).feed(compressed(b"\0" * 10_000_000, GZIP))
+        inflation.step()
+    assert inflation.size <= STEP
     with pytest.raises(TooLarge, match="after decompression"):
         Deframer(LIMIT, compression=GZIP).feed(compressed(b"\0" * (LIMIT + 1), GZIP))
     assert Deframer(LIMIT, compression=GZIP).feed(compressed(b"\0" * LIMIT, GZIP)) == [b"\0" * LIMIT]
+
+
+@pytest.mark.parametrize("keep_prefix", [False, True])
+@pytest.mark.parametrize("size", [SMALL_INFLATED - 1, SMALL_INFLATED, 2 * SMALL_INFLATED, STEP, STEP + 1, 3 * STEP])
+def test_a_long_compressed_message_is_inflated_step_by_step(size: int, keep_prefix: bool) -> None:
+    deframer = Deframer(size, compression=GZIP, keep_prefix=keep_prefix)
+    message = (b"0123456789abcdef" * (size // 16 + 1))[:size]
+    (found,) = deframer.feed(compressed(message, GZIP))
+    assert (found.__class__ is Packed) == (size > SMALL_INFLATED)
+    if found.__class__ is Packed:
+        inflation = deframer.inflation(found)
+        before = 0
+        while not inflation.done:
+            inflation.step()
+            assert inflation.size - before <= STEP
+            before = inflation.size
+        found = inflation.message()
+    assert found == (framed(message) if keep_prefix else message)
 
 
 PACKED = gzip.compress(b"abc", mtime=0)

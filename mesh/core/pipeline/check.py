@@ -6,15 +6,23 @@ was expected, what came, what to do. All problems are told at once.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from graphlib import CycleError, TopologicalSorter
+from itertools import chain, islice
+from typing import Final
 
 from mesh.core.pipeline import text
 from mesh.core.pipeline.spec import Condition, Pipeline, Ref, Source, Step
 from mesh.core.pipeline.split import first_of, split
 from mesh.core.types import Dtype, TensorSpec
+
+MOST_RETRIES: Final = 100
+
+MOST_PROBLEMS: Final = 100
+"""That are told of one pipeline."""
 
 Path = tuple[str | int, ...]
 """Such as ("steps", 2, "inputs", "a")."""
@@ -48,8 +56,11 @@ Lookup = Callable[[str, str], Signature | None]
 
 
 def check(pipeline: Pipeline, lookup: Lookup) -> list[Problem]:
-    """Return what is wrong with a pipeline, in the order of its parts; empty when nothing is. O(steps x tensors)."""
-    problems = list(_names(pipeline))
+    """Return what is wrong with a pipeline, in the order of its parts; empty when nothing is. O(steps x tensors).
+
+    At most `MOST_PROBLEMS`: to find what was meant by each name that is wrong takes a look at all that are right.
+    """
+    problems = list(islice(_names(pipeline), MOST_PROBLEMS))
     if problems:
         # Where names clash or nothing is there, the rest would only say so again.
         return problems
@@ -59,10 +70,11 @@ def check(pipeline: Pipeline, lookup: Lookup) -> list[Problem]:
         at = next(index for index, step in enumerate(pipeline.steps) if step.name == cycle[0])
         told = " -> ".join([*cycle, cycle[0]])
         problems.append(Problem(("steps", at), f"steps wait for each other: {told}; take one of these inputs away"))
-    for index, step in enumerate(pipeline.steps):
-        problems += checked.step(index, step)
-    for name, source in pipeline.outputs.items():
-        problems += checked.source(("outputs", name), source)
+    found = chain(
+        chain.from_iterable(checked.step(index, step) for index, step in enumerate(pipeline.steps)),
+        chain.from_iterable(checked.source(("outputs", name), source) for name, source in pipeline.outputs.items()),
+    )
+    problems += islice(found, MOST_PROBLEMS - len(problems))
     if not problems:
         problems += _unused(pipeline)
         problems += checked.side_by_side()
@@ -237,11 +249,13 @@ def _names(pipeline: Pipeline) -> Iterator[Problem]:
             yield Problem(("steps", index, "model"), "expected another model or pipeline, this is the pipeline itself")
         if not step.inputs:
             yield Problem(("steps", index, "inputs"), "expected at least one input, such as {x: $x}")
-        if step.timeout_s < 0 or step.retries < 0:
+        if step.retries > MOST_RETRIES:
+            yield Problem(("steps", index, "retries"), f"expected at most {MOST_RETRIES}, got {step.retries}")
+        if not step.timeout_s >= 0 or step.retries < 0:
             message = f"expected numbers of at least 0, got timeout {step.timeout_s:g} and retries {step.retries}"
             yield Problem(("steps", index), message)
-    twice = {spec.name for spec in pipeline.inputs if [each.name for each in pipeline.inputs].count(spec.name) > 1}
-    for name in sorted(twice):
+    named = Counter(spec.name for spec in pipeline.inputs)
+    for name in sorted(each for each, count in named.items() if count > 1):
         yield Problem(("inputs", name), "expected one input of this name, got two")
 
 

@@ -2,62 +2,71 @@
 
 from __future__ import annotations
 
-from mesh.core.errors import MeshError, NamesPipeline
+from mesh.core.errors import InvalidRequest, MeshError, NamesPipeline
 from mesh.core.pipeline.check import Signature, signature_of
+from mesh.core.pipeline.nesting import DEEPEST, Nesting
 from mesh.core.traffic.route import resolve
 from mesh.core.traffic.unknown import unknown
 from mesh.core.types import ModelName, ModelVersion, Version
 from mesh.core.view import ClusterView
 
-DEEPEST = 16
-"""Pipelines in pipelines that are looked into: those that contain themselves end there."""
 
+class Signatures:
+    """The signatures of a view, each found once: give one to everything that asks about the same view."""
 
-def signature(view: ClusterView, name: str, version: str, *, depth: int = 0) -> Signature | None:
-    """Return the signature of a model or a pipeline, None when there is no such name or version. O(steps)."""
-    try:
-        model = resolve(view, name, version)
-    except NamesPipeline:
-        pipeline = view.pipelines[name]
-        if version not in {"", str(pipeline.revision)} or depth > DEEPEST:
+    def __init__(self, view: ClusterView) -> None:
+        self._view = view
+        self.nesting = Nesting(view.pipelines, view.models)
+        self._known: dict[tuple[str, str], Signature | None] = {}
+
+    def __call__(self, name: str, version: str) -> Signature | None:
+        """Return the signature of a model or a pipeline, None when there is no such name or version. O(steps), once.
+
+        None too for a pipeline that lies deeper than `nesting.DEEPEST`, or contains itself.
+        """
+        key = (name, version)
+        if key not in self._known:
+            self._known[key] = self._find(name, version)
+        return self._known[key]
+
+    def _find(self, name: str, version: str) -> Signature | None:
+        try:
+            model = resolve(self._view, name, version)
+        except NamesPipeline:
+            pipeline = self._view.pipelines[name]
+            if version not in {"", str(pipeline.revision)} or self.nesting.of(name).depth > DEEPEST:
+                return None
+            return signature_of(pipeline, self)
+        except MeshError:
             return None
-        return signature_of(pipeline, lambda step, held: signature(view, step, held, depth=depth + 1))
-    except MeshError:
-        return None
-    inputs, outputs = {spec.name: spec for spec in model.inputs}, {spec.name: spec for spec in model.outputs}
-    return Signature(inputs, outputs, model.decoupled)
+        inputs, outputs = {spec.name: spec for spec in model.inputs}, {spec.name: spec for spec in model.outputs}
+        return Signature(inputs, outputs, model.decoupled)
 
 
-def models_of(view: ClusterView, name: str, *, depth: int = 0) -> set[tuple[str, str]]:
+def signature(view: ClusterView, name: str, version: str) -> Signature | None:
+    """Return the signature of a model or a pipeline, None when there is no such name or version. O(steps)."""
+    return Signatures(view)(name, version)
+
+
+def models_of(view: ClusterView, name: str) -> set[tuple[str, str]]:
     """Return (name, version) of every model that a pipeline may ask, those of the pipelines in it too. O(steps)."""
-    found: set[tuple[str, str]] = set()
-    pipeline = view.pipelines.get(name)
-    for step in pipeline.steps if pipeline is not None and depth <= DEEPEST else ():
-        if step.model in view.pipelines and step.model not in view.models:
-            found |= models_of(view, step.model, depth=depth + 1)
-        else:
-            found.add((step.model, step.version))
-    return found
-
-
-def contains(view: ClusterView, name: str, within: str, *, depth: int = 0) -> bool:
-    """Tell whether pipeline `name` is a step of `within`, or of a pipeline in it."""
-    pipeline = view.pipelines.get(within)
-    if pipeline is None or depth > DEEPEST:
-        return False
-    asked = {step.model for step in pipeline.steps} | {step.use_on_error for step in pipeline.steps}
-    return name in asked or any(contains(view, name, each, depth=depth + 1) for each in asked)
+    return Nesting(view.pipelines, view.models).models(name)
 
 
 def pipeline_model(view: ClusterView, name: str, version: str) -> ModelVersion:
     """Return a pipeline as calls about models show it: an ensemble, as Triton calls it.
 
-    Raises `UnknownModel` for a name that is no pipeline's, and for another revision than the present one.
+    Raises `UnknownModel` for a name that is no pipeline's, and for another revision than the present one, and
+    `InvalidRequest` for one that is too large to run.
     """
     pipeline = view.pipelines.get(name)
     if pipeline is None or version not in {"", str(pipeline.revision)}:
         raise unknown(view, name, version)
-    found = signature(view, name, "") or Signature({}, {})
+    signatures = Signatures(view)
+    if why := signatures.nesting.too_large(name):
+        # Applying refuses it; two that were applied at the same moment may have made it so.
+        raise InvalidRequest(f"pipeline '{name}' {why}")
+    found = signatures(name, "") or Signature({}, {})
     return ModelVersion(
         ModelName(name),
         Version(str(pipeline.revision)),

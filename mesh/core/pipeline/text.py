@@ -15,6 +15,9 @@ _REF: Final = re.compile(rf"\s*(?:\$(?P<input>{_NAME})|(?P<step>{_NAME})\.(?P<te
 _CONDITION: Final = re.compile(r"\s*(?P<ref>\S+)\s*(?P<op>==|!=|<=|>=|<|>)\s*(?P<value>.+?)\s*", re.DOTALL)
 _SPEC: Final = re.compile(r"\s*(?P<dtype>[A-Z0-9]+)\s*\[(?P<shape>[-\d,\s]*)\]\s*")
 _MOST_AXES: Final = 32
+LONGEST: Final = 1024
+"""Of one text: people write a few dozen characters, and what reads them takes the square of their number at worst."""
+LONGEST_NAME: Final = 256
 
 
 class BadText(ValueError):
@@ -23,6 +26,8 @@ class BadText(ValueError):
 
 def name(text: str) -> str:
     """Return `text` if a pipeline or a step may be called so."""
+    if len(text) > LONGEST_NAME:
+        raise BadText(f"expected a name of at most {LONGEST_NAME} characters, got {len(text)}")
     if not re.fullmatch(_NAME, text):
         raise BadText(f"expected a name without spaces and without any of . $ | / [ ] < > = ! and quotes, got {text!r}")
     return text

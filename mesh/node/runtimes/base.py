@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from mesh.core.errors import MeshError
 from mesh.core.types import Device, ModelVersion, TensorSpec
+from mesh.node.workers.inside.port import Rows
 
 Array = npt.NDArray[Any]
 Tensors = Mapping[str, Array]
@@ -103,7 +104,9 @@ class Apart(Protocol):
     def refused(self) -> MeshError | None:
         """Return why no run can begin for now, as a new error each time."""
 
-    def begin(self, inputs: Tensors, request: Request, *, waited: Callable[[], bool], finished: Finished) -> None:
+    def begin(
+        self, inputs: Mapping[str, Array | Rows], request: Request, *, waited: Callable[[], bool], finished: Finished
+    ) -> None:
         """Begin a run; `finished` hears its end, never from within this call. `waited`: whether anybody still waits."""
 
     async def turns(self, turns: Sequence[Turn], waited: Callable[[], bool]) -> float:

@@ -6,6 +6,7 @@ calls of one copy but the responses of a decoupled one go on one thread, as they
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,12 +17,16 @@ from mesh.core.errors import LoadFailed, ModelFailed
 from mesh.core.types import ModelVersion, TensorSpec
 from mesh.node.runtimes.base import Loaded, LoadSpec, Request, Steps, Tensors
 from mesh.node.runtimes.python_steps import steps_of
-from mesh.node.workers.inside.hosted import FILE, CannotLoad, Context, Hosted, Left, Plan
+from mesh.node.workers.inside.hosted import FILE, CannotLoad, Context, Hosted, Left, Plan, said
+from mesh.node.workers.raised import Raised
 
 __all__ = ["FILE", "Context", "PythonRuntime"]
 
 STREAMS = 32
 """Generators of one decoupled copy that may run at once: they mostly wait."""
+
+
+_RAISED = Raised()
 
 
 class PythonRuntime:
@@ -65,6 +70,7 @@ class _Instance:
 
     def __init__(self, hosted: Hosted, model: ModelVersion, executor: ThreadPoolExecutor) -> None:
         self._name = model.name
+        self._model = model
         self._hosted = hosted
         self.executor = executor
         self.inputs: tuple[TensorSpec, ...] = model.inputs
@@ -80,7 +86,11 @@ class _Instance:
         try:
             return self._hosted.infer(_writable(inputs), request)
         except Left as error:
+            _RAISED.tell(self._model, said(error), traceback.format_exc(), request.id)
             raise ModelFailed(f"model '{self._name}' raised {error}") from error
+        except Exception as error:
+            _RAISED.tell(self._model, said(error), traceback.format_exc(), request.id)
+            raise
 
     def stream(self, inputs: Tensors, request: Request) -> Iterator[Tensors]:
         return self._hosted.stream(_writable(inputs), request)

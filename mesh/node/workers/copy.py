@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from mesh.core.errors import MeshError, ModelFailed, NotReady
 from mesh.core.types import ModelVersion, TensorSpec
-from mesh.node.runtimes.base import Finished, Request, Steps, Tensors, Turn
+from mesh.node.runtimes.base import Array, Finished, Request, Steps, Tensors, Turn
 from mesh.node.runtimes.python_steps import as_dict, most_rows, tensor_steps
 from mesh.node.runtimes.stateful import TensorSteps
 from mesh.node.runtimes.text import TextSteps
-from mesh.node.workers.inside.port import HeldText
+from mesh.node.workers import texts
+from mesh.node.workers.inside.port import Rows
 from mesh.node.workers.inside.values import BadValue, decode_state, encode_state
-from mesh.node.workers.line import HELD_ELEMENTS
 from mesh.node.workers.memory import rss_bytes
 from mesh.node.workers.worker import Asked, Over, Worker, all_tensors
 
@@ -30,8 +30,9 @@ ALONE_S: Final = 30.0
 AHEAD: Final = 4
 """Responses that a stream may be ahead of who takes them."""
 
-LONGEST_AGAIN_S: Final = 60.0
-"""Between two tries to start an instance while others are there; without any, the copy is loaded anew."""
+FIRST_PAUSE_S: Final = 1.0
+LONGEST_PAUSE_S: Final = 60.0
+"""Between two tries to start an instance beside others that are there."""
 
 SHORT_S: Final = 0.2
 """A pause that callers wait for in the queue; before a longer one ends they are told to ask another copy."""
@@ -74,6 +75,7 @@ class WorkerCopy:
         self._refusal = ""
         """Why no run can begin for now, while no worker is there."""
         self._again_s = 0.0
+        self._lost = False
         self.on_free: Callable[[], None] = lambda: None
         """Called when a run may begin that could not, or when `refused` changed."""
         self.on_lost: Callable[[str], None] = lambda _: None
@@ -130,9 +132,11 @@ class WorkerCopy:
 
     # -- `Apart` -------------------------------------------------------------------------------------------------
 
-    def begin(self, inputs: Tensors, request: Request, *, waited: Callable[[], bool], finished: Finished) -> None:
+    def begin(
+        self, inputs: Mapping[str, Array | Rows], request: Request, *, waited: Callable[[], bool], finished: Finished
+    ) -> None:
         """Begin a run; `finished` hears its end, never from within this call."""
-        if any(_is_long(array) for array in inputs.values()):
+        if any(texts.is_long(array) for array in inputs.values()):
             self._keep(self._begin_text(inputs, request, waited, finished), self._texts)
             return
         self._ask("run", [inputs, _said(request)], request, waited, finished)
@@ -172,7 +176,7 @@ class WorkerCopy:
                 news.put_nowait(error)
 
         asked = Asked(ended, lambda: True, time.monotonic(), request.id, AHEAD)
-        given = await _travelling(inputs)
+        given = await texts.travelling(inputs)
         if not self._workers:
             raise self._not_there()
         worker = min(self._workers, key=lambda each: each.runs)
@@ -181,7 +185,7 @@ class WorkerCopy:
             while (found := await news.get()) is not None:
                 if isinstance(found, MeshError):
                     raise found
-                yield _whole(found)
+                yield texts.whole(found)
                 worker.more(number)
         finally:
             asked.waited = lambda: False
@@ -190,7 +194,7 @@ class WorkerCopy:
     @property
     def refused(self) -> NotReady | None:
         """Why no run can begin before a while."""
-        if self._workers or self._again_s - time.monotonic() <= SHORT_S:
+        if self._workers or (not self._lost and self._again_s - time.monotonic() <= SHORT_S):
             return None
         return self._not_there()
 
@@ -244,7 +248,7 @@ class WorkerCopy:
         if isinstance(said, list) and [type(each) for each in said] == [list, bytes, bool]:
             outputs, state, done = said
             if all(all_tensors(each) for each in outputs):
-                return [_whole(each) for each in outputs], state, done
+                return [texts.whole(each) for each in outputs], state, done
         raise ModelFailed(f"the worker of model '{self.model.name}' answered a turn with something else")
 
     # -- inside --------------------------------------------------------------------------------------------------
@@ -260,10 +264,10 @@ class WorkerCopy:
         def ended(message: list[Any] | None, error: MeshError | None) -> None:
             if message is None:
                 finished({}, 0.0, error)
-            elif kind == "turns" or not _has_held(message[3]):
+            elif kind == "turns" or not texts.has_held(message[3]):
                 finished(message[3], message[2] / 1e9, None)
             else:
-                self._keep(_finish_text(message, finished), self._texts)
+                self._keep(texts.finish(message, finished), self._texts)
 
         try:
             worker.run(kind, *parts, asked=Asked(ended, waited, time.monotonic(), request.id))
@@ -271,10 +275,10 @@ class WorkerCopy:
             self._loop.call_soon(finished, {}, 0.0, error)
 
     async def _begin_text(
-        self, inputs: Tensors, request: Request, waited: Callable[[], bool], finished: Finished
+        self, inputs: Mapping[str, Array | Rows], request: Request, waited: Callable[[], bool], finished: Finished
     ) -> None:
         try:
-            given = await _travelling(inputs)
+            given = await texts.travelling(inputs)
         except ModelFailed as error:
             finished({}, 0.0, error)
             return
@@ -310,18 +314,20 @@ class WorkerCopy:
             self._again_s = time.monotonic() + pause_s
             if pause_s > SHORT_S:
                 self.on_free()
-        await asyncio.sleep(pause_s)
-        try:
-            worker = await self._start()
-        except MeshError as error:
-            if self._workers:
-                self._keep(self._again(over, min(LONGEST_AGAIN_S, max(1.0, 2 * pause_s))), self._restarts)
-                return
-            self._give_up()
-            self._refusal, self._again_s = error.message, time.monotonic() + 1.0
-            self.on_free()
-            self.on_lost(error.message)
-            return
+        worker = None
+        while worker is None:
+            await asyncio.sleep(pause_s)
+            try:
+                worker = await self._start()
+            except MeshError as error:
+                if not self._workers:
+                    self._refusal, self._lost = error.message, True
+                    self._give_up()
+                    self.on_free()
+                    self.on_lost(error.message)
+                    return
+                # The others answer meanwhile.
+                pause_s = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, pause_s * 2))
         self._refusal = ""
         worker.on_over = self._over
         self._workers.append(worker)
@@ -346,7 +352,10 @@ class _TurnSteps:
         raise NotImplementedError("turns in workers are begun, not waited for")
 
     def packed(self, state: Any) -> Any:
-        return decode_state(state) if state else None
+        try:
+            return decode_state(state) if state else None
+        except BadValue as error:
+            raise ModelFailed(f"the state that a worker left cannot be read: {error}") from error
 
     def unpacked(self, told: Any) -> Any:
         return encode_state(as_dict(told))
@@ -362,35 +371,3 @@ def _said(request: Request) -> list[Any]:
 
 def _turn_said(turn: Turn) -> list[Any]:
     return [dict(turn.inputs), _said(turn.request), turn.id, turn.start, turn.end, turn.state or b""]
-
-
-def _is_long(array: Any) -> bool:
-    return array.dtype.kind in "OSU" and array.size > HELD_ELEMENTS
-
-
-def _has_held(outputs: Any) -> bool:
-    return any(type(each) is HeldText for each in outputs.values())
-
-
-def _whole(outputs: Any) -> Any:
-    return {name: each.array() if type(each) is HeldText else each for name, each in outputs.items()}
-
-
-async def _finish_text(message: list[Any], finished: Finished) -> None:
-    try:
-        outputs = await asyncio.to_thread(_whole, message[3])
-    except BadValue as error:
-        finished({}, 0.0, ModelFailed(f"the worker's answer cannot be read: {error}"))
-        return
-    finished(outputs, message[2] / 1e9, None)
-
-
-async def _travelling(inputs: Tensors) -> dict[str, Any]:
-    """Return inputs with long arrays of text as they travel. Raises `ModelFailed`."""
-    found: dict[str, Any] = {}
-    for name, array in inputs.items():
-        try:
-            found[name] = await asyncio.to_thread(HeldText.of, array) if _is_long(array) else array
-        except BadValue as error:
-            raise ModelFailed(f"input '{name}' cannot be given to a worker: {error}") from error
-    return found

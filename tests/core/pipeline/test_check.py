@@ -157,6 +157,11 @@ A = text.source("left.features")
             changed(0, model="matching"),
             ["steps[0].model: expected another model or pipeline, this is the pipeline itself"],
         ),
+        (changed(0, retries=101), ["steps[0].retries: expected at most 100, got 101"]),
+        (
+            changed(0, timeout_s=float("nan")),
+            ["steps[0]: expected numbers of at least 0, got timeout nan and retries 0"],
+        ),
         (changed(0, retries=-1), ["steps[0]: expected numbers of at least 0, got timeout 0 and retries -1"]),
         (
             replace(MATCHING, steps=(), outputs={}),

@@ -81,6 +81,26 @@ class HeldText:
         return _text_array(self.octets, math.prod(self.shape), self.shape)
 
 
+class Rows:
+    """Arrays of one type that are one array to the receiver, joined along axis 0. They are joined where they arrive."""
+
+    __slots__ = ("dtype", "nbytes", "parts", "shape")
+
+    def __init__(self, parts: Sequence[Any]) -> None:
+        self.parts = parts
+        self.dtype = parts[0].dtype
+        self.nbytes = sum(each.nbytes for each in parts)
+        self.shape = (sum(each.shape[0] for each in parts), *parts[0].shape[1:])
+
+    @staticmethod
+    def can_join(parts: Sequence[Any]) -> bool:
+        """Tell whether these arrays may be parts: all of one type that needs no conversion, alike behind axis 0."""
+        first = parts[0]
+        return first.dtype in _KIND_OF and all(
+            each.dtype == first.dtype and each.ndim and each.shape[1:] == first.shape[1:] for each in parts
+        )
+
+
 class _Region:
     """Shared memory of one sender, mapped here. `root` is what every array in it refers to."""
 
@@ -143,7 +163,7 @@ class Port:
         if total > INLINE_BYTES:
             return self._into_region(header)
         parts = [_INLINE.pack(0, len(header)), header, bytes(total - self._size - _INLINE.size - len(header))]
-        return b"".join([*parts, *[part for buffer in self._buffers for part in _padded(buffer)]]), -1
+        return b"".join([*parts, *[part for buffers in self._buffers for part in _padded(buffers)]]), -1
 
     def _to_free(self) -> list[int]:
         """Return the peer's regions that were let go of since."""
@@ -158,10 +178,10 @@ class Port:
         target: Any = memoryview(self._mine[number].root)  # type: ignore[arg-type] # an array is a buffer
         target[: len(header)] = header
         at = start
-        for buffer in self._buffers:
-            octets = _octets(buffer)
-            target[at : at + octets.nbytes] = octets
-            at += _aligned(octets.nbytes)
+        for buffers in self._buffers:
+            for octets in _padded(buffers):
+                target[at : at + len(octets)] = octets
+                at += len(octets)
         return _IN_REGION.pack(1, number, len(header), start, total), fd
 
     def _room(self, total: int) -> tuple[int, int]:
@@ -198,7 +218,9 @@ class Port:
         if isinstance(value, np.ndarray):
             return _ARRAY_CODE, self._place(value)
         if isinstance(value, HeldText):
-            return _ARRAY_CODE, self._placed(_TEXT, value.shape, len(value.octets), value.octets)
+            return _ARRAY_CODE, self._placed(_TEXT, value.shape, len(value.octets), [value.octets])
+        if isinstance(value, Rows):
+            return _ARRAY_CODE, self._placed(_KIND_OF[value.dtype], value.shape, value.nbytes, value.parts)
         if isinstance(value, np.generic):
             return value.item()
         raise BadValue(f"expected plain values and arrays, got a {type(value).__name__}")
@@ -212,18 +234,18 @@ class Port:
             array = array.astype(np.float32)
         if array.dtype.kind in "OSUT":
             size, parts = _text_buffers(array)
-            return self._placed(_TEXT, array.shape, size, b"".join([bytes(each) for each in parts]))
+            return self._placed(_TEXT, array.shape, size, parts)
         kind = _KIND_OF.get(array.dtype)
         if kind is None:
             array = array.astype(array.dtype.newbyteorder("<"), copy=False)
             kind = _KIND_OF.get(array.dtype)
         if kind is None:
             raise BadValue(f"expected an array of bool, integers, floats, complex or text, got {array.dtype}")
-        return self._placed(kind, array.shape, array.nbytes, array)
+        return self._placed(kind, array.shape, array.nbytes, [array])
 
-    def _placed(self, kind: int, shape: tuple[int, ...], size: int, buffer: Any) -> bytes:
+    def _placed(self, kind: int, shape: tuple[int, ...], size: int, buffers: Sequence[Any]) -> bytes:
         said = _ARRAY.pack(kind, len(shape), self._size, size) + struct.pack(f"<{len(shape)}q", *shape)
-        self._buffers.append(buffer)
+        self._buffers.append(buffers)
         self._size += _aligned(size)
         return said
 
@@ -321,9 +343,11 @@ def _aligned(size: int) -> int:
     return -(-size // _ALIGN) * _ALIGN
 
 
-def _padded(buffer: Any) -> tuple[Any, bytes]:
-    octets = _octets(buffer)
-    return octets, bytes(_aligned(octets.nbytes) - octets.nbytes)
+def _padded(buffers: Sequence[Any]) -> list[Any]:
+    """Return the bytes of buffers that follow each other, and what fills them up to where the next ones begin."""
+    octets = [_octets(each) for each in buffers]
+    size = sum(each.nbytes for each in octets)
+    return [*octets, bytes(_aligned(size) - size)]
 
 
 def _octets(buffer: Any) -> memoryview:

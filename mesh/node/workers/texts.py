@@ -1,0 +1,52 @@
+"""Long arrays of text on their way to a worker and back: taken apart and put together off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from mesh.core.errors import ModelFailed
+from mesh.node.runtimes.base import Array, Finished
+from mesh.node.workers.inside.port import HeldText, Rows
+from mesh.node.workers.inside.values import BadValue
+from mesh.node.workers.line import HELD_ELEMENTS
+
+
+def is_long(array: Any) -> bool:
+    """Tell whether an input is text of so many elements that it is taken apart elsewhere."""
+    return type(array) is not Rows and array.dtype.kind in "OSU" and array.size > HELD_ELEMENTS
+
+
+def has_held(outputs: Any) -> bool:
+    """Tell whether a worker answered text that is not put together yet."""
+    return any(type(each) is HeldText for each in outputs.values())
+
+
+def whole(outputs: Any) -> Any:
+    """Return outputs as arrays. Raises `ModelFailed` for text that is none."""
+    try:
+        return {name: each.array() if type(each) is HeldText else each for name, each in outputs.items()}
+    except BadValue as error:
+        raise ModelFailed(f"the worker's answer cannot be read: {error}") from error
+
+
+async def finish(message: list[Any], finished: Finished) -> None:
+    """Put the text in a worker's answer together, and tell of the run's end."""
+    try:
+        outputs = await asyncio.to_thread(whole, message[3])
+    except ModelFailed as error:
+        finished({}, 0.0, error)
+        return
+    finished(outputs, message[2] / 1e9, None)
+
+
+async def travelling(inputs: Mapping[str, Array | Rows]) -> dict[str, Any]:
+    """Return inputs with long arrays of text as they travel. Raises `ModelFailed`."""
+    found: dict[str, Any] = {}
+    for name, array in inputs.items():
+        try:
+            found[name] = await asyncio.to_thread(HeldText.of, array) if is_long(array) else array
+        except BadValue as error:
+            raise ModelFailed(f"input '{name}' cannot be given to a worker: {error}") from error
+    return found
