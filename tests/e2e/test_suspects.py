@@ -8,8 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +22,9 @@ from mesh.registry.config import RegistryConfig
 from mesh.registry.etcd_client import EtcdClient
 from mesh.registry.keys import model_key, suspect_key
 from mesh_client import Client, MeshClientError
+from tests.fixtures.cluster import cluster, copies
 from tests.fixtures.etcd import EtcdServer
-from tests.fixtures.mesh import Process, start_node, start_router, until
+from tests.fixtures.mesh import until
 from tests.fixtures.repositories import add_echo, add_python
 from tests.fixtures.scrape import value
 
@@ -58,50 +57,6 @@ def add_culprit(repository: Path, end: str, *, copies: int) -> None:
                 return {{"y": inputs["x"]}}
         """,
     )
-
-
-class Cluster:
-    """A router and nodes that a test lets die and starts again."""
-
-    def __init__(self, registry: str, repository: Path, names: str) -> None:
-        self.registry = registry
-        self.repository = repository
-        self.router = start_router(registry)
-        self.nodes = {name: self.start(name) for name in names}
-
-    def start(self, name: str) -> Process:
-        return start_node(self.registry, name, models=self.repository)
-
-    def restart_dead(self) -> None:
-        for name in self.dead:
-            self.nodes[name] = self.start(name)
-            self.nodes[name].wait_ready()
-
-    @property
-    def dead(self) -> list[str]:
-        return [name for name, node in self.nodes.items() if not node.running]
-
-    @property
-    def pids(self) -> list[int]:
-        return [node.pid for node in self.nodes.values()]
-
-
-@contextmanager
-def cluster(registry: str, repository: Path, names: str) -> Iterator[tuple[Cluster, Client]]:
-    made = Cluster(registry, repository, names)
-    try:
-        made.router.wait_ready()
-        for node in made.nodes.values():
-            node.wait_ready()
-        with Client(made.router.grpc) as client:
-            yield made, client
-    finally:
-        for process in (made.router, *made.nodes.values()):
-            process.kill()
-
-
-def copies(client: Client, model: str) -> list[Any]:
-    return [copy for each in client.models(model) for copy in each.copies if copy.state == "ready"]
 
 
 def suspected(client: Client, model: str) -> str:

@@ -18,10 +18,10 @@ from mesh.node.runtimes.base import Array, Finished, Request, Steps, Tensors, Tu
 from mesh.node.runtimes.python_steps import as_dict, most_rows, tensor_steps
 from mesh.node.runtimes.stateful import TensorSteps
 from mesh.node.runtimes.text import TextSteps
-from mesh.node.workers.inside.port import HeldText, Rows
-from mesh.node.workers.inside.values import BadValue, decode_state, encode_state
-from mesh.node.workers.line import HELD_ELEMENTS
+from mesh.node.workers.inside.port import Rows
+from mesh.node.workers.inside.values import decode_state, encode_state
 from mesh.node.workers.memory import rss_bytes
+from mesh.node.workers.texts import finish_text, has_held, is_long, travelling, whole
 from mesh.node.workers.worker import Asked, Over, Worker, all_tensors
 
 ALONE_S: Final = 30.0
@@ -30,8 +30,8 @@ ALONE_S: Final = 30.0
 AHEAD: Final = 4
 """Responses that a stream may be ahead of who takes them."""
 
-FIRST_PAUSE_S: Final = 1.0
-LONGEST_PAUSE_S: Final = 60.0
+FIRST_AGAIN_S: Final = 1.0
+LONGEST_AGAIN_S: Final = 60.0
 """Between two tries to start an instance beside others that are there."""
 
 SHORT_S: Final = 0.2
@@ -69,6 +69,7 @@ class WorkerCopy:
         self._on_death = on_death
         self._closed = False
         self._restarts: set[asyncio.Task[None]] = set()
+        self._texts: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self.takes_turns = False
         self._refusal = ""
@@ -125,9 +126,7 @@ class WorkerCopy:
 
     async def shut(self, within_s: float) -> str:
         """Let every instance close, within that time; return what a close raised, or empty."""
-        self._closed = True
-        for task in self._restarts:
-            task.cancel()
+        self._give_up()
         raised = await asyncio.gather(*[each.close(within_s) for each in list(self._workers)])
         return next(filter(None, raised), "")
 
@@ -137,8 +136,8 @@ class WorkerCopy:
         self, inputs: Mapping[str, Array | Rows], request: Request, *, waited: Callable[[], bool], finished: Finished
     ) -> None:
         """Begin a run; `finished` hears its end, never from within this call."""
-        if any(_is_long(array) for array in inputs.values()):
-            self._keep(self._begin_text(inputs, request, waited, finished))
+        if any(is_long(array) for array in inputs.values()):
+            self._keep(self._begin_text(inputs, request, waited, finished), self._texts)
             return
         self._ask("run", [inputs, _said(request)], request, waited, finished)
 
@@ -168,9 +167,6 @@ class WorkerCopy:
 
     async def responses(self, inputs: Tensors, request: Request) -> AsyncGenerator[Tensors]:
         """Yield the responses of a several-response model. Closing it stops the model at its next one."""
-        if not self._workers:
-            raise self._not_there()
-        worker = min(self._workers, key=lambda each: each.runs)
         news: asyncio.Queue[Tensors | MeshError | None] = asyncio.Queue()
 
         def ended(message: list[Any] | None, error: MeshError | None) -> None:
@@ -180,13 +176,16 @@ class WorkerCopy:
                 news.put_nowait(error)
 
         asked = Asked(ended, lambda: True, time.monotonic(), request.id, AHEAD)
-        given = await _travelling(inputs)
+        given = await travelling(inputs)
+        if not self._workers:
+            raise self._not_there()
+        worker = min(self._workers, key=lambda each: each.runs)
         number = worker.run("stream", given, _said(request), AHEAD, asked=asked)
         try:
             while (found := await news.get()) is not None:
                 if isinstance(found, MeshError):
                     raise found
-                yield _whole(found)
+                yield whole(found)
                 worker.more(number)
         finally:
             asked.waited = lambda: False
@@ -249,7 +248,7 @@ class WorkerCopy:
         if isinstance(said, list) and [type(each) for each in said] == [list, bytes, bool]:
             outputs, state, done = said
             if all(all_tensors(each) for each in outputs):
-                return [_whole(each) for each in outputs], state, done
+                return [whole(each) for each in outputs], state, done
         raise ModelFailed(f"the worker of model '{self.model.name}' answered a turn with something else")
 
     # -- inside --------------------------------------------------------------------------------------------------
@@ -265,10 +264,10 @@ class WorkerCopy:
         def ended(message: list[Any] | None, error: MeshError | None) -> None:
             if message is None:
                 finished({}, 0.0, error)
-            elif kind == "turns" or not _has_held(message[3]):
+            elif kind == "turns" or not has_held(message[3]):
                 finished(message[3], message[2] / 1e9, None)
             else:
-                self._keep(_finish_text(message, finished))
+                self._keep(finish_text(message, finished), self._texts)
 
         try:
             worker.run(kind, *parts, asked=Asked(ended, waited, time.monotonic(), request.id))
@@ -279,16 +278,16 @@ class WorkerCopy:
         self, inputs: Mapping[str, Array | Rows], request: Request, waited: Callable[[], bool], finished: Finished
     ) -> None:
         try:
-            given = await _travelling(inputs)
+            given = await travelling(inputs)
         except ModelFailed as error:
             finished({}, 0.0, error)
             return
         self._ask("run", [given, _said(request)], request, waited, finished)
 
-    def _keep(self, work: Any) -> None:
+    def _keep(self, work: Any, among: set[asyncio.Task[None]]) -> None:
         task = self._loop.create_task(work)
-        self._restarts.add(task)
-        task.add_done_callback(self._restarts.discard)
+        among.add(task)
+        task.add_done_callback(among.discard)
 
     def _over(self, worker: Worker) -> None:
         if worker not in self._workers:
@@ -299,7 +298,13 @@ class WorkerCopy:
         if self._closed:
             return
         pause_s = self._on_death(self.model, over.why) if over.guilty else 0.0
-        self._keep(self._again(over, pause_s))
+        self._keep(self._again(over, pause_s), self._restarts)
+
+    def _give_up(self) -> None:
+        """Start nothing any more."""
+        self._closed = True
+        for task in self._restarts - {asyncio.current_task()}:
+            task.cancel()
 
     async def _again(self, over: Over, pause_s: float) -> None:
         """Start an instance in the place of one that ended, after a pause."""
@@ -316,12 +321,13 @@ class WorkerCopy:
                 worker = await self._start()
             except MeshError as error:
                 if not self._workers:
+                    self._give_up()
                     self._refusal, self._lost = error.message, True
                     self.on_free()
                     self.on_lost(error.message)
                     return
                 # The others answer meanwhile.
-                pause_s = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, pause_s * 2))
+                pause_s = min(LONGEST_AGAIN_S, max(FIRST_AGAIN_S, pause_s * 2))
         self._refusal = ""
         worker.on_over = self._over
         self._workers.append(worker)
@@ -362,35 +368,3 @@ def _said(request: Request) -> list[Any]:
 
 def _turn_said(turn: Turn) -> list[Any]:
     return [dict(turn.inputs), _said(turn.request), turn.id, turn.start, turn.end, turn.state or b""]
-
-
-def _is_long(array: Any) -> bool:
-    return type(array) is not Rows and array.dtype.kind in "OSU" and array.size > HELD_ELEMENTS
-
-
-def _has_held(outputs: Any) -> bool:
-    return any(type(each) is HeldText for each in outputs.values())
-
-
-def _whole(outputs: Any) -> Any:
-    return {name: each.array() if type(each) is HeldText else each for name, each in outputs.items()}
-
-
-async def _finish_text(message: list[Any], finished: Finished) -> None:
-    try:
-        outputs = await asyncio.to_thread(_whole, message[3])
-    except BadValue as error:
-        finished({}, 0.0, ModelFailed(f"the worker's answer cannot be read: {error}"))
-        return
-    finished(outputs, message[2] / 1e9, None)
-
-
-async def _travelling(inputs: Mapping[str, Array | Rows]) -> dict[str, Any]:
-    """Return inputs with long arrays of text as they travel. Raises `ModelFailed`."""
-    found: dict[str, Any] = {}
-    for name, array in inputs.items():
-        try:
-            found[name] = await asyncio.to_thread(HeldText.of, array) if _is_long(array) else array
-        except BadValue as error:
-            raise ModelFailed(f"input '{name}' cannot be given to a worker: {error}") from error
-    return found

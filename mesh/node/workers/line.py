@@ -18,6 +18,9 @@ HELD_ELEMENTS: Final = 10_000
 ROUNDS: Final = 16
 """Messages of one worker that are read before the loop looks at others."""
 
+LAST_ROUNDS: Final = 64
+"""Of those: a thousand messages, several times what Linux keeps for a socket."""
+
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(array.array("i").itemsize)
 
 
@@ -57,9 +60,10 @@ class NodeLine:
         self._waiting.clear()
 
     def drain(self) -> None:
-        """Read what a worker that is gone said before."""
-        while self._socket is not None:
-            self._read()
+        """Read what a worker that is gone said before. What it started may hold its end open: none is waited for."""
+        for _ in range(LAST_ROUNDS):
+            if not self._read():
+                return
 
     def _sent(self, packet: bytes, fd: int) -> bool:
         assert self._socket is not None
@@ -84,25 +88,27 @@ class NodeLine:
             self._waiting.popleft()
         self._loop.remove_writer(self._socket)
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """Read; return whether there may be more."""
         for _ in range(ROUNDS):
             if self._socket is None:
-                return
+                return False
             try:
                 packet, ancillary, _, _ = self._socket.recvmsg(PACKET_BYTES, _ANCILLARY_BYTES)
             except BlockingIOError:
-                return
+                return False
             except OSError:
                 packet, ancillary = b"", []
             if not packet:
                 self._end("")
-                return
+                return False
             try:
                 message = self._port.decode(packet, _descriptor(ancillary))
             except PortError as error:
                 self._end(f"sent what is no message ({error})")
-                return
+                return False
             self._take(message)
+        return True
 
     def _end(self, why: str) -> None:
         self.close()
@@ -114,10 +120,11 @@ class NodeLine:
 
 
 def _descriptor(ancillary: Sequence[tuple[int, int, bytes]]) -> int:
-    """Return the first descriptor that came along, -1 without one. Any others were closed by the kernel: no room."""
+    """Return the first descriptor that came along, -1 without one. Any other is closed."""
+    found = array.array("i")
     for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS and len(data) >= array.array("i").itemsize:
-            found = array.array("i")
-            found.frombytes(data[: found.itemsize])
-            return found[0]
-    return -1
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    for fd in found[1:]:
+        os.close(fd)
+    return found[0] if found else -1

@@ -13,6 +13,8 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 READ_BYTES: Final = 16 * 1024
+PIPE_BYTES: Final = 64 * 1024
+"""What Linux keeps for a pipe."""
 LINE_BYTES: Final = 4096
 """A longer line is cut: logs are read by people and by collectors with limits like this."""
 LINES_PER_S: Final = 50
@@ -41,7 +43,11 @@ class Printed:
         fd, self._fd = self._fd, -1
         self._loop.remove_reader(fd)
         with contextlib.suppress(OSError):
-            while data := os.read(fd, READ_BYTES):
+            # What it started may go on to print: a pipe's content, and no more.
+            for _ in range(PIPE_BYTES // READ_BYTES):
+                data = os.read(fd, READ_BYTES)
+                if not data:
+                    break
                 self._take(data)
         os.close(fd)
         if self._rest:

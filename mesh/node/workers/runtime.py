@@ -80,17 +80,9 @@ class WorkerRuntime:
         async def start_again() -> Worker:
             return (await self._loaded(model, start))[0]
 
-        started = await asyncio.gather(
-            *[self._loaded(model, start) for _ in range(model.process.instances)], return_exceptions=True
-        )
-        workers = [each[0] for each in started if not isinstance(each, BaseException)]
-        error = next((each for each in started if isinstance(each, BaseException)), None)
-        if error is not None:
-            for each in workers:
-                each.kill()
-            raise error
-        facts = next(each[1] for each in started if not isinstance(each, BaseException))
+        workers: list[Worker] = []
         try:
+            facts = await self._load_all(model, start, workers)
             inputs, outputs, specs = _signature(model, facts)
             copy = WorkerCopy(
                 model, inputs, outputs, workers=workers, facts=facts, start=start_again, on_death=self._died
@@ -101,6 +93,23 @@ class WorkerRuntime:
                 each.kill()
             raise
         return copy
+
+    async def _load_all(self, model: ModelVersion, start: Any, workers: list[Worker]) -> dict[str, Any]:
+        """Load every instance, and add each that is there to `workers`; return what one found out about the model.
+
+        Each is waited for, also when another failed, as none that comes later may be left behind.
+        """
+
+        async def add() -> dict[str, Any]:
+            worker, facts = await self._loaded(model, start)
+            workers.append(worker)
+            return facts
+
+        added = await asyncio.gather(*[add() for _ in range(model.process.instances)], return_exceptions=True)
+        for each in added:
+            if isinstance(each, BaseException):
+                raise each
+        return next(each for each in added if not isinstance(each, BaseException))
 
     async def _loaded(self, model: ModelVersion, start: Any) -> tuple[Worker, dict[str, Any]]:
         """Return a worker with the model loaded. One that the load ended is a death of the model's."""

@@ -78,9 +78,10 @@ class Template:
         """
         await self.warm()
         assert self._socket is not None
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        out, out_end = os.pipe2(os.O_CLOEXEC)
-        err, err_end = os.pipe2(os.O_CLOEXEC)
+        try:
+            ours, theirs, (out, out_end), (err, err_end) = _channels()
+        except OSError as error:
+            raise LoadFailed(f"no worker process could be started: {error}") from error
         given = [theirs.fileno(), out_end, err_end]
         self._serial += 1
         number = self._serial
@@ -133,7 +134,10 @@ class Template:
     def _start(self) -> None:
         if self._process is not None:
             self._process.poll()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise LoadFailed(f"no worker process could be started here: {error}") from error
         try:
             # A session of its own: Ctrl-C at the node's terminal is the node's to answer.
             self._process = subprocess.Popen(  # noqa: S603 - this program's own interpreter and file
@@ -182,6 +186,8 @@ class Template:
             answer = self._asked.pop(message[1], None)
             if answer is not None and not answer.done():
                 if kind == "forked":
+                    # What had this number before is nobody's any more.
+                    self._early.pop(message[2], None)
                     answer.set_result((message[2], message[3]))
                 else:
                     answer.set_exception(OSError(message[2]))
@@ -213,3 +219,17 @@ class Template:
     def __repr__(self) -> str:
         """Show the process."""
         return f"<Template pid={self._process and self._process.pid} workers={len(self._ended)}>"
+
+
+def _channels() -> tuple[socket.socket, socket.socket, tuple[int, int], tuple[int, int]]:
+    """Return both ends of a worker's socket and of its two pipes. Raises OSError, and leaves nothing open then."""
+    with contextlib.ExitStack() as opened:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        opened.callback(ours.close)
+        opened.callback(theirs.close)
+        out = os.pipe2(os.O_CLOEXEC)
+        for each in out:
+            opened.callback(os.close, each)
+        err = os.pipe2(os.O_CLOEXEC)
+        opened.pop_all()
+    return ours, theirs, out, err

@@ -225,10 +225,11 @@ class Worker:
         if self._loading is not None and not self._loading.done():
             self._loading.set_exception(WorkerDied(f"failed to load '{self._model.name}', its worker process {why}"))
         asked, self._asked = self._asked, {}
+        self._gone.set()
+        # Before who waited is told: that lets the next run begin, which must not be asked of this one.
+        self.on_over(self)
         for each in asked.values():
             each.ended(None, error)
-        self._gone.set()
-        self.on_over(self)
 
     def __repr__(self) -> str:
         """Show the process."""

@@ -145,18 +145,25 @@ class Port:
         self._buffers, self._size = [], 0
         try:
             header = self._encode([self._to_free(), self._dropped, *message])
+            packet = self._packed(header)
+        except (OSError, MemoryError) as error:
+            raise BadValue(f"no shared memory for {self._size} bytes: {error}") from error
+        else:
             # Only now, as what could not be encoded never tells it.
             self._used -= self._told
             self._dropped = []
-            if not self._size and len(header) <= PACKET_BYTES - _ALIGN:
-                return _INLINE.pack(0, len(header)) + header, -1
-            total = _aligned(len(header) + _INLINE.size) + self._size
-            if total <= INLINE_BYTES:
-                parts = [_INLINE.pack(0, len(header)), header, bytes(total - self._size - _INLINE.size - len(header))]
-                return b"".join([*parts, *[part for buffers in self._buffers for part in _padded(buffers)]]), -1
-            return self._into_region(header)
+            return packet
         finally:
             self._buffers = []
+
+    def _packed(self, header: bytes) -> tuple[bytes, int]:
+        if not self._size and len(header) <= PACKET_BYTES - _ALIGN:
+            return _INLINE.pack(0, len(header)) + header, -1
+        total = _aligned(len(header) + _INLINE.size) + self._size
+        if total > INLINE_BYTES:
+            return self._into_region(header)
+        parts = [_INLINE.pack(0, len(header)), header, bytes(total - self._size - _INLINE.size - len(header))]
+        return b"".join([*parts, *[part for buffers in self._buffers for part in _padded(buffers)]]), -1
 
     def _to_free(self) -> list[int]:
         """Return the peer's regions that were let go of since."""

@@ -31,6 +31,8 @@ from . import main
 
 _PR_SET_CHILD_SUBREAPER = 36
 _PACKET_BYTES = 64 * 1024
+_NODES_TO_ANSWER = (signal.SIGTERM, signal.SIGHUP)
+"""A supervisor may send these to every process of a node, which still has calls to answer. The node ends it."""
 _SWEEP_S = 1.0
 """How often processes that models left behind are looked for."""
 
@@ -95,6 +97,8 @@ class _Template:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            for each in _NODES_TO_ANSWER:
+                signal.signal(each, signal.SIG_DFL)
             self._socket.close()
             os.dup2(out, 1)
             os.dup2(err, 2)
@@ -163,7 +167,8 @@ def _held_bytes() -> int:
 
 
 def _main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for each in (signal.SIGINT, *_NODES_TO_ANSWER):
+        signal.signal(each, signal.SIG_IGN)
     main.set_process_option(_PR_SET_CHILD_SUBREAPER, 1)
     gc.collect()
     gc.disable()
