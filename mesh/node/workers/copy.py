@@ -18,10 +18,10 @@ from mesh.node.runtimes.base import Array, Finished, Request, Steps, Tensors, Tu
 from mesh.node.runtimes.python_steps import as_dict, most_rows, tensor_steps
 from mesh.node.runtimes.stateful import TensorSteps
 from mesh.node.runtimes.text import TextSteps
-from mesh.node.workers import texts
 from mesh.node.workers.inside.port import Rows
-from mesh.node.workers.inside.values import BadValue, decode_state, encode_state
+from mesh.node.workers.inside.values import decode_state, encode_state
 from mesh.node.workers.memory import rss_bytes
+from mesh.node.workers.texts import finish_text, has_held, is_long, travelling, whole
 from mesh.node.workers.worker import Asked, Over, Worker, all_tensors
 
 ALONE_S: Final = 30.0
@@ -30,8 +30,8 @@ ALONE_S: Final = 30.0
 AHEAD: Final = 4
 """Responses that a stream may be ahead of who takes them."""
 
-FIRST_PAUSE_S: Final = 1.0
-LONGEST_PAUSE_S: Final = 60.0
+FIRST_AGAIN_S: Final = 1.0
+LONGEST_AGAIN_S: Final = 60.0
 """Between two tries to start an instance beside others that are there."""
 
 SHORT_S: Final = 0.2
@@ -136,7 +136,7 @@ class WorkerCopy:
         self, inputs: Mapping[str, Array | Rows], request: Request, *, waited: Callable[[], bool], finished: Finished
     ) -> None:
         """Begin a run; `finished` hears its end, never from within this call."""
-        if any(texts.is_long(array) for array in inputs.values()):
+        if any(is_long(array) for array in inputs.values()):
             self._keep(self._begin_text(inputs, request, waited, finished), self._texts)
             return
         self._ask("run", [inputs, _said(request)], request, waited, finished)
@@ -176,7 +176,7 @@ class WorkerCopy:
                 news.put_nowait(error)
 
         asked = Asked(ended, lambda: True, time.monotonic(), request.id, AHEAD)
-        given = await texts.travelling(inputs)
+        given = await travelling(inputs)
         if not self._workers:
             raise self._not_there()
         worker = min(self._workers, key=lambda each: each.runs)
@@ -185,7 +185,7 @@ class WorkerCopy:
             while (found := await news.get()) is not None:
                 if isinstance(found, MeshError):
                     raise found
-                yield texts.whole(found)
+                yield whole(found)
                 worker.more(number)
         finally:
             asked.waited = lambda: False
@@ -248,7 +248,7 @@ class WorkerCopy:
         if isinstance(said, list) and [type(each) for each in said] == [list, bytes, bool]:
             outputs, state, done = said
             if all(all_tensors(each) for each in outputs):
-                return [texts.whole(each) for each in outputs], state, done
+                return [whole(each) for each in outputs], state, done
         raise ModelFailed(f"the worker of model '{self.model.name}' answered a turn with something else")
 
     # -- inside --------------------------------------------------------------------------------------------------
@@ -264,10 +264,10 @@ class WorkerCopy:
         def ended(message: list[Any] | None, error: MeshError | None) -> None:
             if message is None:
                 finished({}, 0.0, error)
-            elif kind == "turns" or not texts.has_held(message[3]):
+            elif kind == "turns" or not has_held(message[3]):
                 finished(message[3], message[2] / 1e9, None)
             else:
-                self._keep(texts.finish(message, finished), self._texts)
+                self._keep(finish_text(message, finished), self._texts)
 
         try:
             worker.run(kind, *parts, asked=Asked(ended, waited, time.monotonic(), request.id))
@@ -278,7 +278,7 @@ class WorkerCopy:
         self, inputs: Mapping[str, Array | Rows], request: Request, waited: Callable[[], bool], finished: Finished
     ) -> None:
         try:
-            given = await texts.travelling(inputs)
+            given = await travelling(inputs)
         except ModelFailed as error:
             finished({}, 0.0, error)
             return
@@ -321,13 +321,13 @@ class WorkerCopy:
                 worker = await self._start()
             except MeshError as error:
                 if not self._workers:
-                    self._refusal, self._lost = error.message, True
                     self._give_up()
+                    self._refusal, self._lost = error.message, True
                     self.on_free()
                     self.on_lost(error.message)
                     return
                 # The others answer meanwhile.
-                pause_s = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, pause_s * 2))
+                pause_s = min(LONGEST_AGAIN_S, max(FIRST_AGAIN_S, pause_s * 2))
         self._refusal = ""
         worker.on_over = self._over
         self._workers.append(worker)
@@ -352,10 +352,7 @@ class _TurnSteps:
         raise NotImplementedError("turns in workers are begun, not waited for")
 
     def packed(self, state: Any) -> Any:
-        try:
-            return decode_state(state) if state else None
-        except BadValue as error:
-            raise ModelFailed(f"the state that a worker left cannot be read: {error}") from error
+        return decode_state(state) if state else None
 
     def unpacked(self, told: Any) -> Any:
         return encode_state(as_dict(told))

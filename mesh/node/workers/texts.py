@@ -1,4 +1,4 @@
-"""Long arrays of text on their way to a worker and back: taken apart and put together off the event loop."""
+"""Long arrays of text on their way to a worker and back: taken apart and put together in a thread, not on the loop."""
 
 from __future__ import annotations
 
@@ -14,29 +14,26 @@ from mesh.node.workers.line import HELD_ELEMENTS
 
 
 def is_long(array: Any) -> bool:
-    """Tell whether an input is text of so many elements that it is taken apart elsewhere."""
+    """Tell whether an input is a text too long for the loop."""
     return type(array) is not Rows and array.dtype.kind in "OSU" and array.size > HELD_ELEMENTS
 
 
 def has_held(outputs: Any) -> bool:
-    """Tell whether a worker answered text that is not put together yet."""
+    """Tell whether an output is a long text that is still to be taken apart."""
     return any(type(each) is HeldText for each in outputs.values())
 
 
 def whole(outputs: Any) -> Any:
-    """Return outputs as arrays. Raises `ModelFailed` for text that is none."""
-    try:
-        return {name: each.array() if type(each) is HeldText else each for name, each in outputs.items()}
-    except BadValue as error:
-        raise ModelFailed(f"the worker's answer cannot be read: {error}") from error
+    """Return outputs with their long texts taken apart. Raises `BadValue`."""
+    return {name: each.array() if type(each) is HeldText else each for name, each in outputs.items()}
 
 
-async def finish(message: list[Any], finished: Finished) -> None:
-    """Put the text in a worker's answer together, and tell of the run's end."""
+async def finish_text(message: list[Any], finished: Finished) -> None:
+    """Tell how a run ended that answered long texts."""
     try:
         outputs = await asyncio.to_thread(whole, message[3])
-    except ModelFailed as error:
-        finished({}, 0.0, error)
+    except BadValue as error:
+        finished({}, 0.0, ModelFailed(f"the worker's answer cannot be read: {error}"))
         return
     finished(outputs, message[2] / 1e9, None)
 

@@ -476,7 +476,7 @@ async def test_where_no_worker_can_be_started_in_its_place_the_copy_is_lost_and_
 async def test_an_instance_that_could_not_be_started_again_is_tried_until_it_can(
     workers: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(copies, "LONGEST_PAUSE_S", 0.05)
+    monkeypatch.setattr(copies, "LONGEST_AGAIN_S", 0.05)
     copy = await workers.load(CULPRIT, "instances: 2")
     code = workers.repository / "m" / "1" / "model.py"
     code.write_text("raise ValueError('changed')")
