@@ -103,7 +103,7 @@ class Worker:
             self._loading = None
 
     def kill(self, why: str = "") -> None:
-        """End the process now. `why` is told as what it ended of; without one it was not wanted any more."""
+        """End the process now. `why` is a sentence about what it did; without one it was not wanted any more."""
         if self.over is None:
             self._killed_for = self._killed_for or why
             self._closing = self._closing or not why
@@ -176,7 +176,7 @@ class Worker:
 
     def _take(self, message: list[Any]) -> None:
         if not _fits(message):
-            self.kill("sent what is no message")
+            self.kill("it sent what is no message")
             return
         kind, number = message[0], message[1]
         if kind == "closed":
@@ -218,7 +218,7 @@ class Worker:
         for printed in self._printed:
             printed.close()
         at_work = bool(self._asked) or self._loading is not None
-        why = self._killed_for or _ending(code)
+        why = f"was ended: {self._killed_for}" if self._killed_for else _ending(code)
         blameless = self._closing or code == LOST or (not at_work and (code == 0 or -code in _OUTSIDE))
         self.over = Over(why, guilty=bool(self._killed_for) or not blameless)
         error = WorkerDied(f"the worker process of model '{self._model.name}' {why}")
