@@ -164,13 +164,13 @@ class Worker:
         """End it when a run takes longer than `max_run_s` (0: none), or than `alone_s` while nobody waits for it."""
         for asked in self._asked.values():
             if max_run_s and asked.left and now_s - asked.began_s > max_run_s:
-                self.kill(f"a run did not end within {max_run_s:g} s (max_run_s)")
+                self.kill(f"was ended, as a run did not end within {max_run_s:g} s (max_run_s)")
             if asked.waited():
                 asked.alone_s = 0.0
             elif not asked.alone_s:
                 asked.alone_s = now_s
             elif now_s - asked.alone_s > alone_s:
-                self.kill(f"a run went on for {alone_s:g} s after everybody who waited for it had left")
+                self.kill(f"was ended, as a run went on for {alone_s:g} s after all who waited for it had left")
 
     # -- what it says --------------------------------------------------------------------------------------------
 

@@ -245,7 +245,7 @@ async def test_a_run_that_takes_too_long_ends_its_worker_and_another_answers(wor
         await hung
     await until(copy.pids, "another worker is there")
     assert await number(copy, 0) == 0.0
-    assert workers.deaths == ["a run did not end within 5 s (max_run_s)"]
+    assert workers.deaths == ["was ended, as a run did not end within 5 s (max_run_s)"]
 
 
 async def test_a_run_that_nobody_waits_for_any_more_ends_its_worker(
@@ -270,7 +270,7 @@ async def test_a_run_that_nobody_waits_for_any_more_ends_its_worker(
 
     await until(replaced, "another worker is there")
     assert await number(copy, 0) == 0.0
-    assert workers.deaths == ["a run went on for 0.2 s after everybody who waited for it had left"]
+    assert workers.deaths == ["was ended, as a run went on for 0.2 s after all who waited for it had left"]
 
 
 async def test_a_copy_that_is_shut_lets_its_model_close_and_no_longer(workers: Bench) -> None:
