@@ -380,8 +380,7 @@ class Hop:
         code = Code.OK if error is None else status_of(error)[0]
         target = self._target
         model, version = (target.model.name, target.model.version) if target is not None else ("", "")
-        total_s = time.monotonic() - self._started_s
-        self._dispatch.metrics.request_done(model, version, code, total_s, self._attempts)
+        self._dispatch.metrics.request_done(model, version, code, time.monotonic() - self._started_s, self._attempts)
         if self._span is not None:
             self._span.end(
                 code, str(error or ""), model=model, version=version, node=self._node, picked_s=self._picked_s

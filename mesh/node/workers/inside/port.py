@@ -328,6 +328,10 @@ class Port:
             return data.view(_DTYPES[kind]).reshape(shape)
         return np.frombuffer(data, _DTYPES[kind]).reshape(shape) if size else np.empty(shape, _DTYPES[kind])
 
+    def close(self) -> None:
+        """Let go of all shared memory, as the codec and this keep each other. Arrays that are held keep theirs."""
+        self._mine, self._theirs = {}, {}
+
     def __repr__(self) -> str:
         """Show the regions."""
         return f"<Port mine={len(self._mine)} free={len(self._free)} theirs={len(self._theirs)} used={len(self._used)}>"
