@@ -75,7 +75,7 @@ class Upkeep:
         held = max(apart.bytes_held(), MIN_BYTES)
         limit = served.model.process.memory_limit_bytes
         if limit and held > limit:
-            apart.end(f"took {held} bytes, and memory_limit_bytes is {limit}")
+            apart.end(f"it took {held} bytes, and memory_limit_bytes is {limit}")
             return
         account = self._cpu
         if self._loader.device_of(key) != account.name:
@@ -87,7 +87,7 @@ class Upkeep:
         try:
             await self._memory.settle(key, account)
         except NoRoom:
-            apart.end(f"took {held} bytes, and {account.name} of this node has {account.ledger.capacity} in all")
+            apart.end(f"it took {held} bytes, and {account.name} of this node has {account.ledger.capacity} in all")
             return
         self._loader.resized(key, held)
 

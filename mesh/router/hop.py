@@ -382,9 +382,8 @@ class Hop:
         model, version = (target.model.name, target.model.version) if target is not None else ("", "")
         self._dispatch.metrics.request_done(model, version, code, time.monotonic() - self._started_s, self._attempts)
         if self._span is not None:
-            self._span.end(
-                code, str(error or ""), model=model, version=version, node=self._node, picked_s=self._picked_s
-            )
+            text, picked_s = str(error or ""), self._picked_s
+            self._span.end(code, text, model=model, version=version, node=self._node, picked_s=picked_s)
 
     def _refuse(self, error: BaseException) -> None:
         """Tell the caller what went wrong."""

@@ -19,7 +19,7 @@ from mesh.node.runtimes.python_steps import as_dict, most_rows, tensor_steps
 from mesh.node.runtimes.stateful import TensorSteps
 from mesh.node.runtimes.text import TextSteps
 from mesh.node.workers.inside.port import Rows
-from mesh.node.workers.inside.values import decode_state, encode_state
+from mesh.node.workers.inside.values import BadValue, decode_state, encode_state
 from mesh.node.workers.memory import rss_bytes
 from mesh.node.workers.texts import finish_text, has_held, is_long, travelling, whole
 from mesh.node.workers.worker import Asked, Over, Worker, all_tensors
@@ -363,7 +363,10 @@ class _TurnSteps:
         raise NotImplementedError("turns in workers are begun, not waited for")
 
     def packed(self, state: Any) -> Any:
-        return decode_state(state) if state else None
+        try:
+            return decode_state(state) if state else None
+        except BadValue as error:
+            raise ModelFailed(f"the state that a worker left cannot be read: {error}") from error
 
     def unpacked(self, told: Any) -> Any:
         return encode_state(as_dict(told))

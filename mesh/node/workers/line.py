@@ -106,7 +106,7 @@ class NodeLine:
             try:
                 message = self._port.decode(packet, _descriptor(ancillary))
             except PortError as error:
-                self._end(f"sent what is no message ({error})")
+                self._end(f"it sent what is no message ({error})")
                 return False
             self._take(message)
         return True

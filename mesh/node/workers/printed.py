@@ -92,7 +92,7 @@ class Printed:
 
     def _tell(self, line: bytes) -> None:
         text = line[:LINE_BYTES].decode(errors="backslashreplace").rstrip("\r")
-        log.info("printed", model=self._model.name, version=self._model.version, stream=self._stream, text=text)
+        log.info("printed", model=self._model.name, version=self._model.version, stream=self._stream, line=text)
 
     def _tell_dropped(self) -> None:
         if self._dropped:

@@ -139,7 +139,7 @@ class WorkerRuntime:
             limit = model.process.memory_limit_bytes or capacity
             held = rss_bytes(worker.pid) - worker.shared_bytes
             if held > limit:
-                worker.kill(f"took {held} bytes in its load, and may take {limit}")
+                worker.kill(f"it took {held} bytes in its load, and may take {limit}")
 
     def forget(self, model: ModelVersion) -> None:
         """Forget what is known of a version that is unloaded."""

@@ -24,16 +24,19 @@ def has_held(outputs: Any) -> bool:
 
 
 def whole(outputs: Any) -> Any:
-    """Return outputs with their long texts taken apart. Raises `BadValue`."""
-    return {name: each.array() if type(each) is HeldText else each for name, each in outputs.items()}
+    """Return outputs with their long texts taken apart. Raises `ModelFailed`."""
+    try:
+        return {name: each.array() if type(each) is HeldText else each for name, each in outputs.items()}
+    except BadValue as error:
+        raise ModelFailed(f"the worker's answer cannot be read: {error}") from error
 
 
 async def finish_text(message: list[Any], finished: Finished) -> None:
     """Tell how a run ended that answered long texts."""
     try:
         outputs = await asyncio.to_thread(whole, message[3])
-    except BadValue as error:
-        finished({}, 0.0, ModelFailed(f"the worker's answer cannot be read: {error}"))
+    except ModelFailed as error:
+        finished({}, 0.0, error)
         return
     finished(outputs, message[2] / 1e9, None)
 

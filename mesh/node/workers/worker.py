@@ -103,7 +103,7 @@ class Worker:
             self._loading = None
 
     def kill(self, why: str = "") -> None:
-        """End the process now. `why` is told as what it ended of; without one it was not wanted any more."""
+        """End the process now. `why` is a sentence about what it did; without one it was not wanted any more."""
         if self.over is None:
             self._killed_for = self._killed_for or why
             self._closing = self._closing or not why
@@ -164,19 +164,19 @@ class Worker:
         """End it when a run takes longer than `max_run_s` (0: none), or than `alone_s` while nobody waits for it."""
         for asked in self._asked.values():
             if max_run_s and asked.left and now_s - asked.began_s > max_run_s:
-                self.kill(f"was ended, as a run did not end within {max_run_s:g} s (max_run_s)")
+                self.kill(f"a run did not end within {max_run_s:g} s (max_run_s)")
             if asked.waited():
                 asked.alone_s = 0.0
             elif not asked.alone_s:
                 asked.alone_s = now_s
             elif now_s - asked.alone_s > alone_s:
-                self.kill(f"was ended, as a run went on for {alone_s:g} s after all who waited for it had left")
+                self.kill(f"a run went on for {alone_s:g} s after everybody who waited for it had left")
 
     # -- what it says --------------------------------------------------------------------------------------------
 
     def _take(self, message: list[Any]) -> None:
         if not _fits(message):
-            self.kill("sent what is no message")
+            self.kill("it sent what is no message")
             return
         kind, number = message[0], message[1]
         if kind == "closed":
@@ -218,7 +218,7 @@ class Worker:
         for printed in self._printed:
             printed.close()
         at_work = bool(self._asked) or self._loading is not None
-        why = self._killed_for or _ending(code)
+        why = f"was ended: {self._killed_for}" if self._killed_for else _ending(code)
         blameless = self._closing or code == LOST or (not at_work and (code == 0 or -code in _OUTSIDE))
         self.over = Over(why, guilty=bool(self._killed_for) or not blameless)
         error = WorkerDied(f"the worker process of model '{self._model.name}' {why}")

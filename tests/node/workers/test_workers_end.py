@@ -241,11 +241,11 @@ async def test_a_run_that_takes_too_long_ends_its_worker_and_another_answers(wor
     copy.look(time.monotonic())
     assert not hung.done()
     copy.look(time.monotonic() + 6)
-    with pytest.raises(WorkerDied, match=r"a run did not end within 5 s \(max_run_s\)"):
+    with pytest.raises(WorkerDied, match=r"was ended: a run did not end within 5 s \(max_run_s\)"):
         await hung
     await until(copy.pids, "another worker is there")
     assert await number(copy, 0) == 0.0
-    assert workers.deaths == ["was ended, as a run did not end within 5 s (max_run_s)"]
+    assert workers.deaths == ["was ended: a run did not end within 5 s (max_run_s)"]
 
 
 async def test_a_run_that_nobody_waits_for_any_more_ends_its_worker(
@@ -270,7 +270,7 @@ async def test_a_run_that_nobody_waits_for_any_more_ends_its_worker(
 
     await until(replaced, "another worker is there")
     assert await number(copy, 0) == 0.0
-    assert workers.deaths == ["was ended, as a run went on for 0.2 s after all who waited for it had left"]
+    assert workers.deaths == ["was ended: a run went on for 0.2 s after everybody who waited for it had left"]
 
 
 async def test_a_copy_that_is_shut_lets_its_model_close_and_no_longer(workers: Bench) -> None:
@@ -524,9 +524,9 @@ async def test_memory_of_a_worker_and_its_children_is_counted(workers: Bench) ->
     assert 90 << 20 < own - before < 140 << 20
     await run(copy, x(100, 0))
     await until(lambda: copy.bytes_held() - own > 90 << 20, "its child is counted")
-    copy.end("took too much")
+    copy.end("it took too much")
     await until(lambda: copy.pids() and copy.bytes_held() < 64 << 20, "another worker is there")
-    assert workers.deaths == ["took too much"]
+    assert workers.deaths == ["was ended: it took too much"]
 
 
 async def test_a_load_that_takes_more_than_there_is_is_ended(workers: Bench) -> None:
@@ -550,7 +550,7 @@ async def test_a_load_that_takes_more_than_there_is_is_ended(workers: Bench) -> 
             return load.done()
 
         await until(ended, "it is ended")
-        with pytest.raises(LoadFailed, match=rf"took \d+ bytes in its load, and may take {limit}$"):
+        with pytest.raises(LoadFailed, match=rf"was ended: it took \d+ bytes in its load, and may take {limit}$"):
             await load
     await until(lambda: not workers.family, "no process is left")
 
