@@ -116,7 +116,7 @@ def _build(  # noqa: PLR0917 - what lives longer than the parts
     publisher = Publisher(scanner, store, mirror)
     suspects = Suspects(node, mirror=mirror, store=store, metrics=metrics)
     by_kind: dict[str, Runtime] = {"onnx": OnnxRuntime(), "python": PythonRuntime(), "remote": RemoteRuntime()}
-    workers = WorkerRuntime(suspects.worker_died)
+    workers = WorkerRuntime(suspects.worker_died, suspects.pause_left_s)
     loader = Loader(
         node,
         mirror=mirror,

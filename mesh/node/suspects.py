@@ -84,7 +84,7 @@ class Suspects:
     def worker_died(self, model: ModelVersion, text: str) -> float:
         """Take that `model` ended a worker; return the seconds until it may be started again."""
         self.died(model, Death.WORKER, text)
-        return self.pause_s(model, time.time())
+        return self.pause_left_s(model)
 
     def of(self, model: ModelVersion) -> Suspect | None:
         """Return what is known of a version; None: nothing that counts for these files."""
@@ -104,6 +104,10 @@ class Suspects:
     def pause_s(self, model: ModelVersion, now_s: float) -> float:
         """Return the seconds until a version may be loaded again, 0 when it may now; `now_s` as `time.time`. O(1)."""
         return suspects.pause_s(self.of(model), model.digest, now_s)
+
+    def pause_left_s(self, model: ModelVersion) -> float:
+        """Return the seconds from now until a version may be loaded again. O(1)."""
+        return self.pause_s(model, time.time())
 
     async def run(self) -> None:
         """Write what is told, for ever. Cancelled, what is not written yet is lost."""

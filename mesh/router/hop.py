@@ -352,6 +352,7 @@ class Hop:
             else TaskUnary(connection, stream, self._origin, infer)
         )
         self._down.receiver = task
+        connection.consumed(stream, self._owed_down - len(data))  # The task gives back all of it, and some is already.
         task.data(self._down, data, self._ended)
 
     def _give_up(self, error: BaseException) -> None:
@@ -379,11 +380,10 @@ class Hop:
         code = Code.OK if error is None else status_of(error)[0]
         target = self._target
         model, version = (target.model.name, target.model.version) if target is not None else ("", "")
-        total_s = time.monotonic() - self._started_s
-        self._dispatch.metrics.request_done(model, version, code, total_s, self._attempts)
+        self._dispatch.metrics.request_done(model, version, code, time.monotonic() - self._started_s, self._attempts)
         if self._span is not None:
-            text = str(error) if error is not None else ""
-            self._span.end(code, text, model=model, version=version, node=self._node, picked_s=self._picked_s)
+            text, picked_s = str(error or ""), self._picked_s
+            self._span.end(code, text, model=model, version=version, node=self._node, picked_s=picked_s)
 
     def _refuse(self, error: BaseException) -> None:
         """Tell the caller what went wrong."""

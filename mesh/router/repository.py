@@ -52,7 +52,8 @@ class Repository:
         for model in await self.list(""):
             state, reason = _TRITON_STATE[model.state]
             if (state == "READY" or not ready_only) and not model.name.startswith("/"):
-                answer.models.add(name=model.name, version=model.version, state=state, reason=model.reason or reason)
+                words = f"{reason} {model.reason}" if model.state == "quarantined" else model.reason or reason
+                answer.models.add(name=model.name, version=model.version, state=state, reason=words)
         return answer
 
     async def list(self, name: str) -> list[control.Model]:

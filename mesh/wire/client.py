@@ -8,13 +8,14 @@ from collections import deque
 from typing import Final
 
 from mesh.core.errors import Code, MeshError, RemoteError
+from mesh.core.traffic.held import COUNTED
 from mesh.wire.connection import LOST, OVERSIZED, Connection
 from mesh.wire.deadlines import Bucket, Deadlines
 from mesh.wire.endpoint import Flusher
 from mesh.wire.fields import Block
 from mesh.wire.flow import Bounds
 from mesh.wire.frames import ErrorCode
-from mesh.wire.grpc_framing import Deframer, Packed, code_of_reset, framed
+from mesh.wire.grpc_framing import Deframer, Packed, code_of_reset, framed, pack_prefix
 from mesh.wire.heads import AnswerHead, answer_head, metadata_block, request_block, timeout_field
 from mesh.wire.inflate import inflate
 from mesh.wire.pool import Links
@@ -69,7 +70,14 @@ class WireChannel:
                 block += timeout_field(call.left_s())
             if metadata:
                 block += metadata_block(metadata)
-            call.begin(connection, connection.call(block, call, framed(message)))
+            if len(message) < COUNTED:
+                call.begin(connection, connection.call(block, call, framed(message)))
+            else:
+                # A large message goes out as it is: to copy it for its prefix would hold up the loop.
+                stream = connection.open(block, call)
+                call.begin(connection, stream)
+                connection.send_data(stream, pack_prefix(0, len(message)))
+                connection.send_data(stream, message, end=True)
             reply = await call.next()
             if reply is None:
                 raise call.failed(Code.INTERNAL, "the peer answered OK without a message")

@@ -49,7 +49,7 @@ def test_the_readmes_client_example_runs() -> None:
 def test_the_repository_pages_model_loads_and_infers(tmp_path: Path) -> None:
     folder = tmp_path / "doubled" / "1"
     folder.mkdir(parents=True)
-    yaml, _, scaling = blocks("docs/model-repository.md", "yaml")
+    yaml, _, scaling, isolation = blocks("docs/model-repository.md", "yaml")
     (code,) = blocks("docs/model-repository.md", "python")
     (folder.parent / "model.yaml").write_text(yaml + scaling)
     (folder / "model.py").write_text(code)
@@ -60,6 +60,9 @@ def test_the_repository_pages_model_loads_and_infers(tmp_path: Path) -> None:
     outputs = loaded.run({"x": np.ones((2, 4), dtype=np.float32)}, Request())
     assert outputs["y"].tolist() == [[2.0] * 4] * 2
     assert model.inputs[0].dtype is Dtype.FP32
+    (folder.parent / "model.yaml").write_text(isolation)
+    (isolated,) = Scanner([tmp_path]).scan().models.values()
+    assert (isolated.process.mode, isolated.process.instances, isolated.process.max_run_s) == ("process", 2, 5)
     assert (model.scaling.min_copies, model.scaling.max_copies, model.scaling.target) == (1, 3, 8)
 
 

@@ -5,7 +5,9 @@ A parser raises its own error for what it refuses, and never another one.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import struct
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,6 +34,9 @@ from mesh.node.repository import Scanner, _config
 from mesh.node.runtimes.onnx_graph import even
 from mesh.node.steps import held
 from mesh.node.validate import read_inputs
+from mesh.node.workers.inside import msgpack
+from mesh.node.workers.inside.port import INLINE_BYTES, Port, PortError
+from mesh.node.workers.inside.values import BadValue, decode_state
 from mesh.registry import keys, records
 from mesh.router.override import overridden
 from mesh.wire.connection import Connection
@@ -293,6 +298,44 @@ def fuzz_step(data: bytes) -> None:
             assert found is None or found == peek(message)
 
 
+def fuzz_port(data: bytes) -> None:
+    """What a worker's process writes: a packet, and a header in memory that it shares."""
+    receiver = Port()
+    with suppress(PortError):
+        receiver.decode(data)
+    size, length = len(data) + INLINE_BYTES, data[0] if data else 0
+    region = os.memfd_create("fuzz", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.truncate(region, size)
+    os.pwrite(region, data, 0)
+    fcntl.fcntl(region, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    with suppress(PortError):
+        receiver.decode(struct.pack("<BIIQQ", 1, 1, length, length, size), region)
+    receiver.close()
+
+
+def fuzz_values(data: bytes) -> None:
+    """The state of a sequence as a worker writes it; what our own MessagePack reads, it reads again."""
+    with suppress(BadValue):
+        decode_state(data)
+    with suppress(ValueError, TypeError):
+        value = msgpack.unpack(data, lambda code, inner: (code, inner))
+        again = msgpack.unpack(msgpack.pack(value, _no_hook), lambda code, inner: (code, inner))
+        assert repr(again) == repr(_listed(value))
+
+
+def _no_hook(value: object) -> tuple[int, bytes]:
+    raise TypeError(type(value).__name__)
+
+
+def _listed(value: object) -> object:
+    """Return a value with lists for tuples, as MessagePack has no other."""
+    if isinstance(value, list | tuple):
+        return [_listed(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _listed(each) for key, each in value.items()}
+    return value
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "server_connection": fuzz_server_connection,
     "client_connection": fuzz_client_connection,
@@ -312,5 +355,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "pipeline": fuzz_pipeline,
     "state": fuzz_state,
     "step": fuzz_step,
+    "port": fuzz_port,
+    "values": fuzz_values,
     **WIRE_TARGETS,
 }

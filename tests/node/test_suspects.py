@@ -140,7 +140,7 @@ async def test_a_death_is_written_when_the_registry_answers_again() -> None:
 
 async def test_what_ended_a_node_is_not_loaded_into_one_again(place: Place) -> None:
     python, remote = PythonRuntime(), RemoteRuntime()
-    workers = WorkerRuntime(place.a.worker_died)
+    workers = WorkerRuntime(place.a.worker_died, place.a.pause_left_s)
     runtimes = Runtimes({"python": python, "remote": remote}, place.a, OFF, workers, isolation="none")
     assert runtimes.of(MODEL) is python
     assert runtimes.of(replace(MODEL, isolation=Isolation("process"))) is workers
@@ -153,7 +153,7 @@ async def test_what_ended_a_node_is_not_loaded_into_one_again(place: Place) -> N
 
 async def test_python_models_run_in_workers_unless_they_or_the_operator_say_otherwise(place: Place) -> None:
     python, onnx = PythonRuntime(), OnnxRuntime()
-    workers = WorkerRuntime(place.a.worker_died)
+    workers = WorkerRuntime(place.a.worker_died, place.a.pause_left_s)
     trusted, other = replace(MODEL, isolation=Isolation("none")), replace(MODEL, runtime="onnx")
 
     def chosen(isolation: Literal["process", "none", "all"], model: ModelVersion) -> bool:

@@ -108,7 +108,11 @@ class Recorder:
 class Bench:
     """A router over two nodes, and a client of it."""
 
-    def __init__(self, balancer: Balancer, channels: Channels, client: WireChannel, a: Recorder, b: Recorder) -> None:
+    def __init__(
+        self, router: WireServer, balancer: Balancer, channels: Channels, client: WireChannel, *nodes: Recorder
+    ) -> None:
+        a, b = nodes
+        self.router = router
         self.balancer = balancer
         self.channels = channels
         self.client = client
@@ -200,7 +204,7 @@ async def bench() -> AsyncIterator[Bench]:
     router = WireServer("127.0.0.1", 0, hot, [], limits=Limits(), bounds=PASSING)
     await router.start()
     client = WireChannel(router.address, limits=Limits())
-    bench = Bench(balancer, channels, client, *nodes)
+    bench = Bench(router, balancer, channels, client, *nodes)
     await bench.warm()
     yield bench
     await until(lambda: not router.streams, "no call is left in the router")
@@ -278,6 +282,29 @@ async def test_what_was_certainly_not_run_is_asked_elsewhere_and_told_without_th
     with pytest.raises(RemoteError) as caught:
         await bench.infer()
     assert not [key for key, _ in caught.value.trailers if key.startswith("mesh-")]
+
+
+async def test_a_call_that_is_handed_over_gives_its_bytes_back_once(bench: Bench) -> None:
+    """It comes in two frames, and the first is given back before it is known where the call goes."""
+    bench.hold()
+    parts = (
+        ModelInferRequest(id="i" * 20_000).SerializeToString(),
+        request("", sequence_id=InferParameter(int64_param=7)),
+    )
+    handed_over = asyncio.create_task(bench.client.unary(MODEL_INFER, b"".join(parts), metadata=(), timeout_s=60))
+    await until(lambda: bench.calls, "a node has it")
+    # Its bytes are given back with those of the call before it.
+    other = ModelInferRequest(model_name="unknown").SerializeToString()
+    with pytest.raises(RemoteError):
+        await bench.client.unary(MODEL_INFER, other, metadata=(), timeout_s=60)
+    (connection,) = bench.router._open
+    assert connection.recv_window + connection.unacked <= connection.bounds.connection_window
+    bench.a.go.set()
+    bench.b.go.set()
+    await handed_over
+    await until(lambda: not bench.router.streams, "the calls are over")
+    assert connection.recv_window + connection.unacked == connection.bounds.connection_window
+    assert connection.unacked >= 0
 
 
 @pytest.mark.parametrize("size", [70_000, 200_000])

@@ -34,6 +34,9 @@ FIRST_AGAIN_S: Final = 1.0
 LONGEST_AGAIN_S: Final = 60.0
 """Between two tries to start an instance beside others that are there."""
 
+RELEASED_S: Final = 1.0
+"""How often a copy in a pause looks whether its model was released."""
+
 SHORT_S: Final = 0.2
 """A pause that callers wait for in the queue; before a longer one ends they are told to ask another copy."""
 
@@ -41,7 +44,10 @@ Start = Callable[[], Awaitable[Worker]]
 
 
 class WorkerCopy:
-    """`on_death` hears of a worker that the model ended and returns the seconds until it may be started again."""
+    """`on_death` hears of a worker that the model ended and returns the seconds until it may be started again.
+
+    `pause_left_s` says what is left of them: none as soon as an operator released the model.
+    """
 
     steady = False
     executor = None
@@ -56,6 +62,7 @@ class WorkerCopy:
         facts: dict[str, Any],
         start: Start,
         on_death: Callable[[ModelVersion, str], float],
+        pause_left_s: Callable[[ModelVersion], float],
     ) -> None:
         self.model = model
         self.inputs = inputs
@@ -67,6 +74,7 @@ class WorkerCopy:
         self._workers = list(workers)
         self._start = start
         self._on_death = on_death
+        self._pause_left_s = pause_left_s
         self._closed = False
         self._restarts: set[asyncio.Task[None]] = set()
         self._texts: set[asyncio.Task[None]] = set()
@@ -315,8 +323,10 @@ class WorkerCopy:
             if pause_s > SHORT_S:
                 self.on_free()
         worker = None
+        end_s = time.monotonic() + pause_s
+        while (left_s := min(end_s - time.monotonic(), self._pause_left_s(self.model))) > 0:  # noqa: ASYNC110 - a clock's
+            await asyncio.sleep(min(left_s, RELEASED_S))
         while worker is None:
-            await asyncio.sleep(pause_s)
             try:
                 worker = await self._start()
             except MeshError as error:
@@ -328,6 +338,7 @@ class WorkerCopy:
                     return
                 # The others answer meanwhile.
                 pause_s = min(LONGEST_AGAIN_S, max(FIRST_AGAIN_S, pause_s * 2))
+                await asyncio.sleep(pause_s)
         self._refusal = ""
         worker.on_over = self._over
         self._workers.append(worker)

@@ -60,6 +60,7 @@ class NodeLine:
             if fd >= 0:
                 os.close(fd)
         self._waiting.clear()
+        self._port.close()
 
     def drain(self) -> None:
         """Read what a worker that is gone said before. What it started may hold its end open: none is waited for."""

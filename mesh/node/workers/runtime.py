@@ -47,9 +47,15 @@ class WorkerRuntime:
 
     in_process = False
 
-    def __init__(self, died: Callable[[ModelVersion, str], float]) -> None:
-        """`died` is told what a model ended a worker by, and returns the seconds until it may be started again."""
+    def __init__(
+        self, died: Callable[[ModelVersion, str], float], pause_left_s: Callable[[ModelVersion], float]
+    ) -> None:
+        """`died` is told what a model ended a worker by, and returns the seconds until it may be started again.
+
+        `pause_left_s` says what is left of them.
+        """
         self._died = died
+        self._pause_left_s = pause_left_s
         self._template = Template()
         self._raised = Raised()
         self._loading: dict[Worker, ModelVersion] = {}
@@ -85,7 +91,14 @@ class WorkerRuntime:
             facts = await self._load_all(model, start, workers)
             inputs, outputs, specs = _signature(model, facts)
             copy = WorkerCopy(
-                model, inputs, outputs, workers=workers, facts=facts, start=start_again, on_death=self._died
+                model,
+                inputs,
+                outputs,
+                workers=workers,
+                facts=facts,
+                start=start_again,
+                on_death=self._died,
+                pause_left_s=self._pause_left_s,
             )
             copy.uses(facts, spec.path, specs)
         except BaseException:

@@ -124,6 +124,16 @@ async def test_while_a_model_is_paused_callers_are_told_at_once(workers: Bench) 
     assert await copy.shut(60) == ""
 
 
+async def test_a_pause_ends_when_the_model_is_released(workers: Bench) -> None:
+    workers.pause_s = 1000.0
+    copy = await workers.load(CULPRIT, "max_batch_size: 1")
+    with pytest.raises(WorkerDied):
+        await number(copy, 2)
+    workers.pause_s = 0.0
+    await until(copy.pids, "another worker is there")
+    assert await number(copy, 0) == 0
+
+
 @pytest.mark.parametrize(
     ("body", "why", "deaths"),
     [

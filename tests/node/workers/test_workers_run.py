@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 import threading
@@ -416,3 +417,21 @@ async def test_what_a_model_raises_is_text_for_its_caller(workers: Bench) -> Non
     assert said[9].startswith("raised RecursionError")
     assert workers.deaths == []
     assert threading.active_count() < 50
+
+
+async def test_shared_memory_goes_with_its_worker(workers: Bench) -> None:
+    """Without the collector, which counts objects and not bytes."""
+
+    def shared() -> int:
+        return Path("/proc/self/maps").read_text().count("memfd:mesh-tensors")
+
+    copy = await workers.load(DOUBLE)
+    before = shared()
+    assert len(await run(copy, x(*range(100_000)))) == 100_000
+    assert shared() > before
+    gc.disable()
+    try:
+        assert await copy.shut(60) == ""
+        assert shared() == before
+    finally:
+        gc.enable()
