@@ -37,6 +37,7 @@ from mesh.node.validate import read_inputs
 from mesh.node.workers.inside import msgpack
 from mesh.node.workers.inside.port import INLINE_BYTES, Port, PortError
 from mesh.node.workers.inside.values import BadValue, decode_state
+from mesh.node.workers.worker import _fits
 from mesh.registry import keys, records
 from mesh.router.override import overridden
 from mesh.wire.connection import Connection
@@ -336,6 +337,19 @@ def _listed(value: object) -> object:
     return value
 
 
+def fuzz_worker(data: bytes) -> None:
+    """What a worker says, once it can be read: what the node takes for a message has all that the node looks at."""
+    with suppress(BadValue):
+        message = decode_state(data)
+        if isinstance(message, list) and message and _fits(message):
+            kind, number = message[:2]
+            assert type(number) is int
+            if kind in {"done", "response"}:
+                assert all(isinstance(name, str) and each.dtype is not None for name, each in message[-1].items())
+            elif kind in {"failed", "refused", "closed"}:
+                str(message[2]).encode()
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "server_connection": fuzz_server_connection,
     "client_connection": fuzz_client_connection,
@@ -356,6 +370,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "state": fuzz_state,
     "step": fuzz_step,
     "port": fuzz_port,
+    "worker": fuzz_worker,
     "values": fuzz_values,
     **WIRE_TARGETS,
 }

@@ -101,14 +101,21 @@ class Hosted:
         if not (context.path / FILE).is_file():
             raise CannotLoad(f"expected the file {FILE} in version {context.version}")
         self._scope = Scope(context.path, context.name, shared=plan.shared)
+        self.generates = self.is_async = False
+        self.sees_request = self.sees_sequences = False
         try:
-            self.instance = self._made()
+            self.instance = guarded(self._made)
+            guarded(self._look)
         except CannotLoad:
             self._scope.close()
             raise
+        except Exception as error:
+            self._scope.close()
+            raise CannotLoad(f"looking at its class raised {said(error)}") from error
+
+    def _look(self) -> None:
+        plan = self._plan
         self.generates = plan.decoupled and callable(getattr(self.instance, "step", None))
-        self.is_async = False
-        self.sees_request = self.sees_sequences = False
         if not self.generates:
             names = inspect.signature(self.instance.infer).parameters
             self.sees_sequences = bool(plan.sequence) and "sequences" in names

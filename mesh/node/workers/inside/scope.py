@@ -112,8 +112,17 @@ class Scope(importlib.abc.MetaPathFinder):
         return _Source(fullname, path, self)
 
     def _has(self, top: str) -> bool:
-        """Tell whether the folder has a module of this name. The standard library's names stay what they are."""
-        return top not in sys.stdlib_module_names and self._finder.find_spec(f"{self.package}.{top}") is not None
+        """Tell whether the folder has a module of this name. The standard library's names stay what they are.
+
+        A folder without Python's mark may hold data: as everywhere, what is installed under its name comes first.
+        """
+        if top in sys.stdlib_module_names:
+            return False
+        found = self._finder.find_spec(f"{self.package}.{top}")
+        if found is None or found.loader is not None:
+            return found is not None
+        installed = importlib.machinery.PathFinder.find_spec(top)
+        return installed is None or installed.loader is None
 
 
 class _Alias(importlib.abc.Loader):
@@ -121,11 +130,14 @@ class _Alias(importlib.abc.Loader):
 
     def __init__(self, own: str) -> None:
         self._own = own
+        self._spec: importlib.machinery.ModuleSpec | None = None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
         module = importlib.import_module(self._own)
         sys.modules[spec.name] = module
+        self._spec = module.__spec__
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Do nothing: it ran when it was imported."""
+        """Give it back its own spec, which its relative imports go by: it ran when it was imported."""
+        module.__spec__ = self._spec
