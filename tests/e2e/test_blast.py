@@ -25,9 +25,9 @@ async def test_good_models_lose_nothing(tmp_path: Path) -> None:
     for name, text in {
         "crash": "worker process of model 'crash' was ended by SIGSEGV",
         "exit": "worker process of model 'exit' ended itself with exit code",
-        "hang": "worker process of model 'hang' was ended, as a run did not end within",
-        "gil": "worker process of model 'gil' was ended, as a run did not end within",
-        "leak": "worker process of model 'leak' took",
+        "hang": "worker process of model 'hang' was ended: a run did not end within",
+        "gil": "worker process of model 'gil' was ended: a run did not end within",
+        "leak": "worker process of model 'leak' was ended: took",
         "raise": "raised ValueError: expected something else",
         "sys-exit": "raised SystemExit: over",
         "load-exit": "its worker process ended itself with exit code",

@@ -54,6 +54,8 @@ class NodeLine:
         self._loop.remove_reader(end)
         self._loop.remove_writer(end)
         end.close()
+        # It refers to itself: its memory would stay until the collector comes by.
+        self._port.close()
         for _, fd in self._waiting:
             if fd >= 0:
                 os.close(fd)

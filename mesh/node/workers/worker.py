@@ -53,6 +53,8 @@ class Asked:
     left: int = 1
     """Responses of a stream that may be made before who takes them has to say more; at 0 the model is waited for by
     nobody, and its time stands."""
+    kind: str = "run"
+    """What it was asked: "run", "turns" or "stream"."""
     alone_s: float = 0.0
     """Since when nobody waits; 0: somebody did when it was looked at."""
 
@@ -136,6 +138,7 @@ class Worker:
         """Ask; `asked` hears the answer, never from within this call. Raises `ModelFailed` for what cannot be sent."""
         number = next(self._serial)
         self._asked[number] = asked
+        asked.kind = kind
         try:
             self._line.send([kind, number, *parts])
         except BadValue as error:
@@ -183,15 +186,20 @@ class Worker:
             self._close_raised = message[2]
         elif self._loading is not None:
             self._loaded(message)
-        elif number in self._asked:
-            asked = self._asked[number] if kind == "response" else self._asked.pop(number)
-            if kind == "response":
+        elif (asked := self._asked.get(number)) is not None:
+            if kind not in _ANSWERS[asked.kind] or (kind == "response" and asked.left <= 0):
+                # Who asked is told when it has ended.
+                self.kill("it sent what is no answer")
+            elif kind == "response":
                 asked.left -= 1
                 asked.began_s = time.monotonic()
-            if kind == "failed":
+                asked.ended(message, None)
+            elif kind == "failed":
+                del self._asked[number]
                 self._raised.tell(self._model, message[2], message[3], asked.request_id)
                 asked.ended(None, ModelFailed(f"model '{self._model.name}' raised {message[2]}"))
             else:
+                del self._asked[number]
                 asked.ended(message, None)
 
     def _loaded(self, message: list[Any]) -> None:
@@ -244,6 +252,13 @@ _FORMS: Final[dict[str, tuple[type, ...]]] = {
     "response": (int, dict),
     "failed": (int, str, str),
     "closed": (int, str),
+}
+
+
+_ANSWERS: Final = {
+    "run": frozenset({"done", "failed"}),
+    "turns": frozenset({"turned", "failed"}),
+    "stream": frozenset({"response", "done", "failed"}),
 }
 
 

@@ -524,8 +524,10 @@ async def test_memory_of_a_worker_and_its_children_is_counted(workers: Bench) ->
     assert 90 << 20 < own - before < 140 << 20
     await run(copy, x(100, 0))
     await until(lambda: copy.bytes_held() - own > 90 << 20, "its child is counted")
+    (pid,) = copy.pids()
     copy.end("it took too much")
-    await until(lambda: copy.pids() and copy.bytes_held() < 64 << 20, "another worker is there")
+    await until(lambda: copy.pids() - {pid}, "another worker is there")
+    assert copy.bytes_held() < 64 << 20
     assert workers.deaths == ["was ended: it took too much"]
 
 
@@ -578,6 +580,89 @@ async def test_streams_of_a_worker_that_ends_are_told(workers: Bench) -> None:
         await responses(1)
     await until(copy.pids, "another worker is there")
     assert await responses(0) == [0.0, 1.0, 2.0]
+
+
+ROGUE = """
+import gc, os, socket, time
+
+def line():
+    from mesh.node.workers.inside.line import Line
+    (found,) = [each for each in gc.get_objects() if isinstance(each, Line)]
+    return found
+
+class Model:
+    def infer(self, inputs):
+        kind = int(inputs["x"][0, 0])
+        number = 1
+        if kind == 1:
+            line().send(["response", number, {{}}])
+        if kind == 2:
+            line().send(["turned", number, 1, []])
+        if kind == 3:
+            line().send(["ready", number, {{}}])
+        if kind == 4:
+            line().send(["done", number, "soon", {{}}])
+        if kind == 5:
+            line().send(["no such thing", number])
+        if kind == 6:
+            line()._socket.send(b"nonsense")
+        if kind == 7:
+            there, here = os.pipe()
+            socket.send_fds(line()._socket, [b"nonsense"], [there, here])
+        if kind == 8:
+            line().send(["done", number, 1, {{"y": 7}}])
+        if kind == 9:
+            line()._socket.shutdown(socket.SHUT_RDWR)
+        if kind:
+            time.sleep(1000)
+        {answer}
+"""
+
+
+@pytest.mark.parametrize("kind", range(1, 10))
+async def test_a_model_that_speaks_for_its_worker_ends_it_and_harms_nobody_else(workers: Bench, kind: int) -> None:
+    """It may reach into its process; whatever the node gets to read, every caller is told."""
+    copy = await workers.load(ROGUE.format(answer='return {"y": inputs["x"]}'))
+    (pid,) = copy.pids()
+    before = opened("self")
+    with pytest.raises(WorkerDied):
+        await number(copy, kind)
+    await until(copy.pids, "another worker is there")
+    assert pid not in copy.pids()
+    assert await number(copy, 0) == 0.0
+    assert opened("self") <= before
+
+
+async def test_a_stream_that_sends_more_than_it_may_is_ended(workers: Bench) -> None:
+    code = ROGUE.format(answer='yield {"y": inputs["x"]}').replace(
+        "number = 1\n",
+        "number = 1\n        for _ in range(100):\n            line().send(['response', 1, {'y': inputs['x']}])\n",
+    )
+    copy = await workers.load(code, "decoupled: true")
+    (worker,) = copy._workers
+    made = copy.responses(x(0), Request())
+    found = [await anext(made)]
+    await until(lambda: worker.over, "it is ended")
+    with pytest.raises(WorkerDied, match="was ended: it sent what is no answer"):
+        found += [each async for each in made]
+    assert len(found) == 1
+
+
+async def test_the_memory_of_a_worker_that_ended_is_given_back_without_the_collector(workers: Bench) -> None:
+    copy = await workers.load(CULPRIT)
+    gc.collect()
+    gc.disable()
+    try:
+        before = mapped()
+        for _ in range(3):
+            await run(copy, {"x": np.zeros((1_000_000, 1), np.float32)})
+            assert mapped() > before
+            with pytest.raises(WorkerDied):
+                await number(copy, 2)
+            await until(copy.pids, "another worker is there")
+            assert mapped() == before
+    finally:
+        gc.enable()
 
 
 NODE = """

@@ -30,8 +30,7 @@ INLINE_BYTES = 32 * 1024
 PACKET_BYTES = 64 * 1024
 """No packet is longer: half of what Linux lets a socket hold by default."""
 
-KEPT_REGIONS = 3
-KEPT_BYTES = 64 * 1024 * 1024
+KEPT_REGIONS, KEPT_BYTES = 3, 64 * 1024 * 1024
 """Free regions that are kept for the next large message, and their bytes."""
 
 BUSY_REGIONS = 8
@@ -266,7 +265,7 @@ class Port:
                 self._freed(number)
             for number in _numbers(message[1]):
                 self._gone.add(number)
-        except (BadValue, struct.error) as error:
+        except (BadValue, struct.error, MemoryError) as error:
             raise PortError(f"expected a message: {error}") from error
         finally:
             self._data = b""
@@ -329,8 +328,10 @@ class Port:
         return np.frombuffer(data, _DTYPES[kind]).reshape(shape) if size else np.empty(shape, _DTYPES[kind])
 
     def close(self) -> None:
-        """Let go of all shared memory, as the codec and this keep each other. Arrays that are held keep theirs."""
-        self._mine, self._theirs = {}, {}
+        """Let go of every region: those whose arrays are held go with the last of them. Nothing is said after it."""
+        held: tuple[Any, ...] = (self._mine, self._theirs, self._used, self._gone, self._told, self._free)
+        for each in held:
+            each.clear()
 
     def __repr__(self) -> str:
         """Show the regions."""
