@@ -40,7 +40,6 @@ MOST_REGIONS = 256
 """Of a peer's that are mapped here: one that follows the rules has no use for a tenth of it."""
 
 MAX_AXES = 32
-
 _INLINE = struct.Struct("<BI")
 _IN_REGION = struct.Struct("<BIIQQ")
 _ARRAY = struct.Struct("<BBQQ")
