@@ -27,7 +27,7 @@ async def test_good_models_lose_nothing(tmp_path: Path) -> None:
         "exit": "worker process of model 'exit' ended itself with exit code",
         "hang": "worker process of model 'hang' was ended: a run did not end within",
         "gil": "worker process of model 'gil' was ended: a run did not end within",
-        "leak": "worker process of model 'leak' was ended: took",
+        "leak": "worker process of model 'leak' was ended: it took",
         "raise": "raised ValueError: expected something else",
         "sys-exit": "raised SystemExit: over",
         "load-exit": "its worker process ended itself with exit code",

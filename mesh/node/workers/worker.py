@@ -179,7 +179,7 @@ class Worker:
 
     def _take(self, message: list[Any]) -> None:
         if not _fits(message):
-            self.kill("it sent what is no message")
+            self._end("it sent what is no message")
             return
         kind, number = message[0], message[1]
         if kind == "closed":
@@ -188,8 +188,7 @@ class Worker:
             self._loaded(message)
         elif (asked := self._asked.get(number)) is not None:
             if kind not in _ANSWERS[asked.kind] or (kind == "response" and asked.left <= 0):
-                # Who asked is told when it has ended.
-                self.kill("it sent what is no answer")
+                self._end("it sent what is no answer")
             elif kind == "response":
                 asked.left -= 1
                 asked.began_s = time.monotonic()
@@ -201,6 +200,11 @@ class Worker:
             else:
                 del self._asked[number]
                 asked.ended(message, None)
+
+    def _end(self, why: str) -> None:
+        """Read nothing more of it, and end it; who asked is told when it has ended."""
+        self._line.close()
+        self.kill(why)
 
     def _loaded(self, message: list[Any]) -> None:
         assert self._loading is not None
