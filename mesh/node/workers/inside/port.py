@@ -30,8 +30,7 @@ INLINE_BYTES = 32 * 1024
 PACKET_BYTES = 64 * 1024
 """No packet is longer: half of what Linux lets a socket hold by default."""
 
-KEPT_REGIONS = 3
-KEPT_BYTES = 64 * 1024 * 1024
+KEPT_REGIONS, KEPT_BYTES = 3, 64 * 1024 * 1024
 """Free regions that are kept for the next large message, and their bytes."""
 
 BUSY_REGIONS = 8
@@ -41,7 +40,6 @@ MOST_REGIONS = 256
 """Of a peer's that are mapped here: one that follows the rules has no use for a tenth of it."""
 
 MAX_AXES = 32
-
 _INLINE = struct.Struct("<BI")
 _IN_REGION = struct.Struct("<BIIQQ")
 _ARRAY = struct.Struct("<BBQQ")
