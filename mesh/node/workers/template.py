@@ -54,6 +54,7 @@ class Template:
         self._socket: socket.socket | None = None
         self._ready: asyncio.Future[None] | None = None
         self._serial = 0
+        self._closed = False
         self._asked: dict[int, asyncio.Future[tuple[int, int]]] = {}
         self._ended: dict[int, Ended] = {}
         self._early: dict[int, int] = {}
@@ -68,7 +69,7 @@ class Template:
             async with asyncio.timeout(START_S):
                 await asyncio.shield(self._ready)
         except (TimeoutError, OSError) as error:
-            self.close()
+            self._end()
             raise LoadFailed(f"no worker process could be started here: {error or 'it took too long'}") from error
 
     async def spawn(self, command: Sequence[str] | None) -> Spawned:
@@ -121,7 +122,11 @@ class Template:
                 self._socket.send(json.dumps(["kill", pid]).encode())
 
     def close(self) -> None:
-        """End the template and every worker."""
+        """End the template and every worker, for good."""
+        self._closed = True
+        self._end()
+
+    def _end(self) -> None:
         self._lost()
         if self._process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -132,6 +137,8 @@ class Template:
             self._process = None
 
     def _start(self) -> None:
+        if self._closed:
+            raise LoadFailed("no worker process is started any more: this node is stopping")
         if self._process is not None:
             self._process.poll()
         try:

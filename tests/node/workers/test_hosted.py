@@ -35,7 +35,7 @@ def host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..
 
     yield load
     for each in made:
-        each._scope.close()
+        each._forget()
 
 
 def outcome(call: Callable[[], Any]) -> str:

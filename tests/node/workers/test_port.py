@@ -180,7 +180,7 @@ def test_memory_is_used_again_and_its_descriptors_are_closed() -> None:
         assert fd == -1
         receiver.decode(packet, fd)
         carry(receiver, sender, "done")
-    assert open_files() == files
+    assert open_files() <= files
     assert repr(sender) == "<Port mine=1 free=1 theirs=0 used=0>"
 
 
@@ -257,7 +257,7 @@ FILES: dict[str, Callable[[], int]] = {
 def no_file_left() -> Iterator[None]:
     before = open_files()
     yield
-    assert open_files() == before
+    assert open_files() <= before
 
 
 def in_region(header: bytes, *, number: int = 1, start: int | None = None, total: int = 4096) -> bytes:

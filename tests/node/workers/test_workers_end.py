@@ -728,6 +728,8 @@ def test_a_runtime_can_be_closed_in_the_middle_of_everything(tmp_path: Path) -> 
         for each in (call, load):
             with suppress(WorkerDied, LoadFailed):
                 await each
+        await until(lambda: not copy._restarts, "nothing is started in their place")
+        assert made.runtime._template._process is None
         return family
 
     family = asyncio.run(main())

@@ -107,10 +107,10 @@ class Hosted:
             self.instance = guarded(self._made)
             guarded(self._look)
         except CannotLoad:
-            self._scope.close()
+            self._forget()
             raise
         except Exception as error:
-            self._scope.close()
+            self._forget()
             raise CannotLoad(f"looking at its class raised {said(error)}") from error
 
     def _look(self) -> None:
@@ -204,9 +204,12 @@ class Hosted:
                     guarded(self._awaited, answered)
         finally:
             self.instance = None
-            self._scope.close()
-            if self._loop is not None:
-                self._loop.close()
+            self._forget()
+
+    def _forget(self) -> None:
+        self._scope.close()
+        if self._loop is not None:
+            self._loop.close()
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
