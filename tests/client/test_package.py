@@ -32,12 +32,14 @@ def test_the_wheel_holds_the_client_the_messages_and_the_wire_alone(wheel: Path)
     names = zipfile.ZipFile(wheel).namelist()
     packages = {"/".join(name.split("/")[:2]) for name in names if name.endswith(".py")}
     assert {each for each in packages if each.startswith("mesh/")} == PARTS
-    assert [name for name in names if name.startswith("mesh/core/")] == [
+    assert {name for name in names if name.startswith("mesh/core/")} == {
         "mesh/core/__init__.py",
         "mesh/core/errors.py",
         "mesh/core/texts.py",
         "mesh/core/types.py",
-    ]
+        "mesh/core/traffic/__init__.py",
+        "mesh/core/traffic/held.py",
+    }
 
 
 def test_it_imports_without_the_rest_of_the_mesh(wheel: Path, tmp_path: Path) -> None:

@@ -491,6 +491,7 @@ def test_what_a_model_prints_and_raises_is_in_the_log_with_its_name(etcd: EtcdSe
                         found.append(each)
             return found
 
+        until(lambda: client.models("talks"), what="the mesh knows the model")
         with pytest.raises(MeshClientError, match="model 'talks' raised ValueError: this is why"):
             client.infer("talks", {"x": POISON}, id="request-7", timeout_s=LONG_S)
         for stream, text in (("stdout", "hello from load"), ("stderr", "from C, as it were")):
