@@ -1,4 +1,4 @@
-"""The template: a small process with one thread that has numpy imported, and workers are forked from it.
+"""The template: a small process that runs nothing but this loop and has numpy imported; workers are forked from it.
 
 It takes requests on a socket, as JSON with descriptors, and says which of its children ended and how. It is the
 subreaper of everything that models start, so that nothing of a model outlives its worker, and it ends with all its
