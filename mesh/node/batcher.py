@@ -20,7 +20,20 @@ from mesh.core.batching import Run, Waiting, next_batch
 from mesh.core.errors import DeadlineExceeded, MeshError, ModelFailed, Overloaded, let_go
 from mesh.core.types import ModelVersion
 from mesh.node.gauge import ON_LOOP_S, Gauge
-from mesh.node.item import Item, Ran, Waiter, any_waits, bytes_of, is_late, joined, joined_there, kind_of, model_failed
+from mesh.node.heard import heard
+from mesh.node.item import (
+    Item,
+    Ran,
+    Waiter,
+    any_waits,
+    bytes_of,
+    is_late,
+    joined,
+    joined_there,
+    kind_of,
+    may_rerun,
+    model_failed,
+)
 from mesh.node.runtimes.base import Loaded, Request, Tensors
 from mesh.telemetry.statistics import Statistics
 
@@ -271,7 +284,7 @@ class Batcher:
                 self._look()
 
     def _may_rerun(self, batch: list[Item], error: Exception) -> bool:
-        return self._reruns and len(batch) > 1 and (not isinstance(error, MeshError) or error.reruns)
+        return self._reruns and len(batch) > 1 and may_rerun(error)
 
     async def _run_each(self, batch: list[Item]) -> None:
         """Run requests whose joined run failed once more, one by one in threads: each gets its own answer or error."""
@@ -294,16 +307,10 @@ class Batcher:
     async def _run_alone(self, item: Item) -> Measured:
         if self._apart is None:
             return await self._loop.run_in_executor(self._executor, self._call, [item], self._run)
-        ended: asyncio.Future[Measured] = self._loop.create_future()
-
-        def finished(outputs: Tensors, run_s: float, error: MeshError | None) -> None:
-            if error is not None:
-                ended.set_exception(error)
-            else:
-                ended.set_result((outputs, run_s, -1.0))
-
-        self._apart.begin(item.inputs, item.request, waited=lambda: not item.over, finished=finished)
-        return await ended
+        ended, finished = heard()
+        self._apart.begin(item.inputs, item.request, waited=partial(any_waits, [item]), finished=finished)
+        outputs, run_s = await ended
+        return outputs, run_s, -1.0
 
     def is_free(self, scale: float) -> bool:
         """Tell whether a run may go on here and now: nobody waits and it is short. `scale` is its size in mean ones."""

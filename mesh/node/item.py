@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from mesh.core.batching import Waiting
-from mesh.core.errors import ModelFailed
+from mesh.core.errors import MeshError, ModelFailed
 from mesh.node.runtimes.base import Array, Request, Tensors
 from mesh.node.workers.inside.hosted import said
 from mesh.node.workers.inside.port import INLINE_BYTES, Rows
@@ -71,6 +71,11 @@ def model_failed(name: str, error: Exception) -> ModelFailed:
 def any_waits(items: list[Item]) -> bool:
     """Tell whether somebody still wants the answer of one of them."""
     return not all(item.over for item in items)
+
+
+def may_rerun(error: Exception) -> bool:
+    """Tell whether requests of which a joined run failed with this may be run again, each alone."""
+    return not isinstance(error, MeshError) or error.reruns
 
 
 def is_late(item: Item, now_s: float) -> bool:

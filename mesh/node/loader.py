@@ -75,6 +75,8 @@ class Loader:
         self._drain_s = drain_s
         self._loads = Loads(self.memory, publisher, runtimes)
         self._loading: set[VersionKey] = set()
+        self._paused: dict[VersionKey, asyncio.TimerHandle] = {}
+        """When what wakes the loop for versions that may not be loaded yet."""
         self._wake = asyncio.Event()
         self._copies: dict[VersionKey, Copy] = {}
         self._served: dict[VersionKey, Served] = {}
@@ -192,10 +194,14 @@ class Loader:
 
     def _may_begin(self, model: ModelVersion) -> bool:
         """Tell whether a load may begin; the loop looks again when it may."""
+        key = (model.name, model.version)
         pause_s = self._suspects.pause_s(model, time.time())
-        if pause_s:
-            asyncio.get_running_loop().call_later(pause_s, self._wake.set)
-        return not pause_s and self._is_free((model.name, model.version))
+        if pause_s and (key not in self._paused or self._paused[key].when() <= asyncio.get_running_loop().time()):
+            # One timer, however often the view moves meanwhile; a release is news by itself.
+            self._paused[key] = asyncio.get_running_loop().call_later(pause_s, self._wake.set)
+        elif not pause_s and (waiting := self._paused.pop(key, None)) is not None:
+            waiting.cancel()
+        return not pause_s and self._is_free(key)
 
     async def _news(self, view: ClusterView) -> None:
         """Return at the next view, or when something ended here."""

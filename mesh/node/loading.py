@@ -142,11 +142,6 @@ class Loads:
         return f"<Loads {self._growth!r}>"
 
 
-def _close(loaded: Loaded) -> None:
-    """Close what came when nobody wanted it any more."""
-    loaded.close()
-
-
 def _taken(spec: LoadSpec, loaded: Loaded, growth: Growth) -> int:
     if loaded.apart is None:
         return growth.of_load(spec.model)

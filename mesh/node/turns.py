@@ -8,7 +8,7 @@ from typing import Any
 from mesh.core.batching import WaitUntil
 from mesh.core.errors import MeshError
 from mesh.core.sessions import schedule
-from mesh.node.item import Item
+from mesh.node.item import Item, may_rerun
 from mesh.node.runtimes.base import Apart, Steps, Turn
 
 Errors = list[Exception | None]
@@ -26,7 +26,7 @@ def together(steps: Steps, turns: Sequence[Turn], reruns: bool) -> Errors:
     try:
         steps.step(turns)
     except Exception as error:  # noqa: BLE001 - what a model raises can be anything
-        return [] if len(turns) > 1 and reruns and _may_rerun(error) else [error] * len(turns)
+        return [] if len(turns) > 1 and reruns and may_rerun(error) else [error] * len(turns)
     return [None] * len(turns)
 
 
@@ -49,7 +49,7 @@ async def in_worker(
     try:
         return [None] * len(turns), await apart.turns(turns, waited)
     except MeshError as error:
-        if len(turns) == 1 or not reruns or not _may_rerun(error):
+        if len(turns) == 1 or not reruns or not may_rerun(error):
             return [error] * len(turns), 0.0
     found: Errors = []
     run_s = 0.0
@@ -58,10 +58,6 @@ async def in_worker(
         found += errors
         run_s += taken_s
     return found, run_s
-
-
-def _may_rerun(error: Exception) -> bool:
-    return not (isinstance(error, MeshError) and not error.reruns)
 
 
 def turn_of(sequence: schedule.Sequence[Item]) -> Turn:

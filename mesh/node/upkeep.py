@@ -21,9 +21,6 @@ from mesh.node.served import Served
 from mesh.node.suspects import Suspects
 from mesh.node.workers.copy import ALONE_S
 from mesh.node.workers.runtime import WorkerRuntime
-from mesh.telemetry import logs
-
-log = logs.get(__name__)
 
 LOOK_S: Final = 0.25
 """A process that allocates as fast as memory can be written takes some hundred MB until it is seen."""

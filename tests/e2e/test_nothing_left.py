@@ -20,6 +20,7 @@ from mesh.api.messages import ModelInferRequest, ModelStreamInferResponse, contr
 from mesh.core.errors import RemoteError
 from mesh.node import serve as node_serve
 from mesh.node.config import NodeConfig
+from mesh.node.workers.inside.port import _Region
 from mesh.registry.config import RegistryConfig
 from mesh.registry.embedded import EmbeddedRegistry
 from mesh.router import serve as router_serve
@@ -145,13 +146,14 @@ async def mesh(folder: Path, engine: Engine) -> AsyncIterator[Channel]:
 def held() -> list[object]:
     """Return what holds something large, of all that was made since `gc.freeze`.
 
-    Not what grpcio itself keeps: the last message of a stream until the next one comes.
+    Not what grpcio itself keeps, the last message of a stream until the next one comes, nor the room that a node
+    shares with its workers (`Port` says how much), unless something still refers to what was said in it.
     """
-    return [
-        each
-        for each in gc.get_objects()
-        if not type(each).__name__.startswith("__pyx") and any(map(is_large, gc.get_referents(each)))
-    ]
+    return [each for each in gc.get_objects() if not is_room(each) and any(map(is_large, gc.get_referents(each)))]
+
+
+def is_room(found: object) -> bool:
+    return type(found).__name__.startswith("__pyx") or (isinstance(found, _Region) and found.is_free())
 
 
 def is_large(found: object) -> bool:
@@ -163,7 +165,7 @@ def is_large(found: object) -> bool:
 async def gone() -> list[object]:
     """Return what still holds something large after things have settled, nothing if all is well."""
     found = held()
-    for _ in range(300):
+    for _ in range(100):
         if not found:
             break
         del found

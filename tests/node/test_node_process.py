@@ -70,10 +70,13 @@ class Mesh:
         self.repository = repository
         self.node: Process
         self.router: Process
+        self.started: list[Process] = []
 
     def start(self, *flags: str) -> Client:
         self.node = start_node(self.etcd.address, "a", "--repository-poll-s", "0.2", *flags, models=self.repository)
+        self.started.append(self.node)
         self.router = start_router(self.etcd.address)
+        self.started.append(self.router)
         self.node.wait_ready()
         self.router.wait_ready()
         client = Client(self.router.grpc, timeout_s=60)
@@ -103,7 +106,7 @@ def mesh(new_etcd: Callable[..., EtcdServer], tmp_path: Path) -> Iterator[Mesh]:
     repository.mkdir()
     mesh = Mesh(server, repository)
     yield mesh
-    for process in (mesh.router, mesh.node):
+    for process in mesh.started:
         process.kill()
 
 

@@ -44,7 +44,7 @@ class PythonRuntime:
         plan = Plan(
             context,
             decoupled=model.decoupled,
-            sequence="rows" if model.sequence is not None else "",
+            sequence=model.sequence is not None,
             batched=model.max_batch_size > 0,
             shared=True,
         )

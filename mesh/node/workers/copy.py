@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from mesh.core.errors import MeshError, ModelFailed, NotReady
 from mesh.core.types import ModelVersion, TensorSpec
+from mesh.node.heard import heard
 from mesh.node.runtimes.base import Array, Finished, Request, Steps, Tensors, Turn
 from mesh.node.runtimes.python_steps import as_dict, most_rows, tensor_steps
 from mesh.node.runtimes.stateful import TensorSteps
@@ -155,16 +156,7 @@ class WorkerCopy:
         Raises what it raised; then nothing has changed.
         """
         said = [_turn_said(each) for each in turns]
-        ended: asyncio.Future[tuple[Any, float]] = self._loop.create_future()
-
-        def finished(answer: Any, run_s: float, error: MeshError | None) -> None:
-            if ended.done():
-                return
-            if error is None:
-                ended.set_result((answer, run_s))
-            else:
-                ended.set_exception(error)
-
+        ended, finished = heard()
         self._ask("turns", [said], turns[0].request, waited, finished)
         left, run_s = await ended
         if len(left) != len(turns):
@@ -216,19 +208,10 @@ class WorkerCopy:
 
     async def run_alone(self, inputs: Tensors, request: Request) -> Tensors:
         """Return the outputs of a run."""
-        ended: asyncio.Future[Tensors] = self._loop.create_future()
-
-        def finished(outputs: Tensors, run_s: float, error: MeshError | None) -> None:
-            del run_s
-            if ended.done():
-                return
-            if error is None:
-                ended.set_result(outputs)
-            else:
-                ended.set_exception(error)
-
+        ended, finished = heard()
         self.begin(inputs, request, waited=lambda: not ended.done(), finished=finished)
-        return await ended
+        outputs: Tensors = (await ended)[0]
+        return outputs
 
     def bytes_held(self) -> int:
         """Return what its workers hold, beyond what they share with the process that they were forked from.

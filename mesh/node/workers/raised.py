@@ -14,6 +14,9 @@ log = logs.get(__name__)
 AGAIN_S: Final = 1.0
 """Between two tracebacks of one version."""
 
+MOST_VERSIONS: Final = 1000
+"""That are remembered before those are forgotten whose next failure would be logged anyway."""
+
 MOST_CHARS: Final = 8000
 """Of a traceback: a recursion that went wrong has a thousand frames that say the same."""
 
@@ -33,6 +36,8 @@ class Raised:
         if now_s - last_s < AGAIN_S:
             self._last[key] = (last_s, left_out + 1)
             return
+        if len(self._last) >= MOST_VERSIONS:
+            self._last = {each: found for each, found in self._last.items() if now_s - found[0] < AGAIN_S}
         self._last[key] = (now_s, 0)
         if len(traceback) > MOST_CHARS:
             traceback = f"{traceback[: MOST_CHARS // 2]}\n...\n{traceback[-MOST_CHARS // 2 :]}"
@@ -40,10 +45,6 @@ class Raised:
             "a model raised", model=model.name, version=model.version, error=text[:MOST_CHARS], request_id=request_id,
             not_logged=left_out, traceback=traceback,
         )  # fmt: skip
-
-    def forget(self, key: VersionKey) -> None:
-        """Forget a version that is unloaded."""
-        self._last.pop(key, None)
 
     def __repr__(self) -> str:
         """Show how many models failed."""

@@ -15,6 +15,7 @@ from mesh.core.errors import LoadFailed, WorkerDied
 from mesh.core.types import Dtype, ModelVersion, TensorSpec
 from mesh.node.runtimes.base import LoadSpec
 from mesh.node.runtimes.onnx import between
+from mesh.node.runtimes.python import STREAMS
 from mesh.node.runtimes.text import text_signature
 from mesh.node.workers.copy import WorkerCopy
 from mesh.node.workers.memory import rss_bytes
@@ -24,9 +25,6 @@ from mesh.node.workers.worker import Worker
 from mesh.telemetry import logs
 
 log = logs.get(__name__)
-
-STREAMS: Final = 32
-"""Requests of one instance of a decoupled model that go on at once: they mostly wait."""
 
 _LAUNCH: Final = """\
 import sys
@@ -141,10 +139,6 @@ class WorkerRuntime:
             if held > limit:
                 worker.kill(f"it took {held} bytes in its load, and may take {limit}")
 
-    def forget(self, model: ModelVersion) -> None:
-        """Forget what is known of a version that is unloaded."""
-        self._raised.forget((model.name, model.version))
-
     def close(self) -> None:
         """End every worker."""
         self._template.close()
@@ -156,9 +150,6 @@ class WorkerRuntime:
 
 def _plan(spec: LoadSpec) -> dict[str, Any]:
     model = spec.model
-    sequence = ""
-    if model.sequence is not None:
-        sequence = "rows"
     return {
         "runtime": model.runtime,
         "name": model.name,
@@ -167,7 +158,7 @@ def _plan(spec: LoadSpec) -> dict[str, Any]:
         "device": f"{spec.device.kind.value}:{spec.device.index}",
         "parameters": dict(model.parameters),
         "decoupled": model.decoupled,
-        "sequence": sequence,
+        "sequence": model.sequence is not None,
         "batched": model.max_batch_size > 0,
         "streams": model.process.streams or STREAMS,
         "record": msgspec.json.encode(_raw(model)).decode() if model.runtime != "python" else "",

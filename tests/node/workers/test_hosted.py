@@ -29,7 +29,7 @@ def host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..
     def load(code: str, **plan: Any) -> Hosted:
         (tmp_path / "model.py").write_text(RUDE + textwrap.dedent(code))
         context = Context("m", "1", tmp_path, "cpu:0", {})
-        given = {"decoupled": False, "sequence": "", "batched": False, "shared": request.param, **plan}
+        given = {"decoupled": False, "sequence": False, "batched": False, "shared": request.param, **plan}
         made.append(Hosted(Plan(context, **given)))
         return made[-1]
 
@@ -139,7 +139,7 @@ def test_what_turns_and_closing_raise_is_their_failure(host: Callable[..., Hoste
         def close(self):
             raise {end}
     """
-    hosted = host(code, decoupled=what == "step", sequence="rows")
+    hosted = host(code, decoupled=what == "step", sequence=True)
     turn = ModelTurn(X, ModelRequest(), 1, start=True, end=False, state=None)
     calls = {"rows": lambda: hosted.rows([turn]), "step": lambda: hosted.step([turn]), "close": hosted.close}
     assert outcome(calls[what]).startswith(end.partition("(")[0])

@@ -82,9 +82,8 @@ class Plan:
 
     context: Context
     decoupled: bool
-    sequence: str
-    """"": its requests stand for themselves; "tensors": its state is tensors, which the node keeps; "rows": `infer`
-    takes ``sequences`` where it can."""
+    sequence: bool
+    """Whether its requests are steps of sequences: then `infer` takes ``sequences``, where it can."""
     batched: bool
     shared: bool
     """Whether other models live in this process."""
@@ -118,7 +117,7 @@ class Hosted:
         self.generates = plan.decoupled and callable(getattr(self.instance, "step", None))
         if not self.generates:
             names = inspect.signature(self.instance.infer).parameters
-            self.sees_sequences = bool(plan.sequence) and "sequences" in names
+            self.sees_sequences = plan.sequence and "sequences" in names
             self.sees_request = not self.sees_sequences and len(names) > 1
             called = inspect.unwrap(self.instance.infer)
             self.is_async = inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called)

@@ -227,15 +227,14 @@ class Port:
         """Give an array its place in the data of the message; return what is said of it in the header."""
         if array.ndim > MAX_AXES:
             raise BadValue(f"expected an array of at most {MAX_AXES} axes, got {array.ndim}")
-        if array.dtype.name == "bfloat16":
-            # The node holds BF16 as float32.
-            array = array.astype(np.float32)
-        if array.dtype.kind in "OSUT":
-            size, parts = _text_buffers(array)
-            return self._placed(_TEXT, array.shape, size, parts)
         kind = _KIND_OF.get(array.dtype)
         if kind is None:
-            array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+            if array.dtype.kind in "OSUT":
+                size, parts = _text_buffers(array)
+                return self._placed(_TEXT, array.shape, size, parts)
+            # The node holds BF16 as float32.
+            held = np.float32 if array.dtype.name == "bfloat16" else array.dtype.newbyteorder("<")
+            array = array.astype(held, copy=False)
             kind = _KIND_OF.get(array.dtype)
         if kind is None:
             raise BadValue(f"expected an array of bool, integers, floats, complex or text, got {array.dtype}")
