@@ -22,7 +22,7 @@ from mesh.router.hop_parts import PartsUnary
 from mesh.router.observe import UNSAMPLED_BLOCK, HopSpan, hop_span
 from mesh.router.target import Passed, Target, passed
 from mesh.wire.client import WireChannel
-from mesh.wire.connection import STOPPED, Connection
+from mesh.wire.connection import STOPPED, UNREAD, Connection
 from mesh.wire.deadlines import Bucket, drop
 from mesh.wire.fields import Block
 from mesh.wire.frames import ErrorCode
@@ -44,7 +44,7 @@ class Hop:
 
     __slots__ = (
         "_answered", "_attempts", "_bucket", "_deadline_s", "_dispatch", "_down", "_down_connection", "_ended",
-        "_first", "_held", "_kept", "_located", "_looks", "_node", "_origin", "_over", "_owed_down", "_owed_up",
+        "_first", "_held", "_kept", "_located", "_looks", "_node", "_origin", "_over", "_owed_down",
         "_passed", "_picked_s", "_size", "_span", "_started_s", "_target", "_tries", "_up", "_up_connection",
     )  # fmt: skip
 
@@ -82,7 +82,7 @@ class Hop:
         self._picked_s = 0.0
         self._answered = False
         self._over = False
-        self._owed_down = self._owed_up = 0
+        self._owed_down = 0
         self._span: HopSpan | None = None
 
     # -- `Receiver` ----------------------------------------------------------------------------------------------
@@ -111,16 +111,14 @@ class Hop:
         """Give back what has gone on."""
         if stream is self._up:
             self._credit()
-        elif stream is self._down and self._up is not None and self._up_connection is not None:
-            owed, self._owed_up = self._owed_up, 0
-            self._up_connection.consumed(self._up, owed)
 
     def reset(self, stream: Stream, code: int) -> None:
         """Hear that the caller gave up, or that the node's stream broke."""
         if self._over:
             return
         if stream is self._down:
-            self._give_up(given_up(self._deadline_s, time.monotonic()))
+            unread = RemoteError(Code.RESOURCE_EXHAUSTED, "the caller leaves too much unread")
+            self._give_up(unread if code == UNREAD else given_up(self._deadline_s, time.monotonic()))
             if code == STOPPED:
                 self._refuse(RemoteError(Code.UNAVAILABLE, "the server stopped before the answer was there"))
         elif stream is self._up:
@@ -250,19 +248,17 @@ class Hop:
         connection = self._up_connection
         assert connection is not None
         assert self._up is not None
+        # At once, whether or not the caller reads: what it leaves unread is on its own account, and no node's.
+        connection.consumed(self._up, len(data))
         if self._over:
-            connection.consumed(self._up, len(data))
-        elif end:
+            return
+        if end:
             self._failed(RemoteError(Code.INTERNAL, "the node ended without a status", transport_failed=True), None)
         elif not self._answered and self._held is None:
             self._held = data
-            connection.consumed(self._up, len(data))
         else:
             self._begin_answer()
-            if self._down_connection.send_data(self._down, data):
-                connection.consumed(self._up, len(data))
-            else:
-                self._owed_up += len(data)
+            self._down_connection.send_data(self._down, data)
 
     def _begin_answer(self) -> None:
         """Let the caller have what is held: from here on this copy's answer is the answer."""

@@ -46,6 +46,9 @@ STOPPED: Final = -2
 OVERSIZED: Final = -3
 """The code of `Receiver.reset` when the peer's headers on this stream are more than are taken."""
 
+UNREAD: Final = -4
+"""The code of `Receiver.reset` when what was sent on this stream waits for a peer that leaves too much unread."""
+
 
 class Connection(Sending):
     """The protocol of one connection. `accept` makes it a server's."""
@@ -194,6 +197,9 @@ class Connection(Sending):
             # Before any fault: what is still to come of this frame is no frame, even where nobody wants it.
             self._body = (stream, length - here, end)
             end = False
+        if self.is_client:
+            # At once: a stream that nobody reads keeps what comes on it waiting, by its own window, and no other.
+            self.dealt_with(length)
         stream.recv_window -= length
         if stream.recv_window < 0:
             raise StreamFault(stream_id, ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the stream's window")

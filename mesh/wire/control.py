@@ -65,8 +65,7 @@ class Control(Windows):
     """The state of a connection outside its calls. `Connection` adds those."""
 
     def __init__(self, bounds: Bounds, *, is_client: bool, notify: Callable[[], None]) -> None:
-        super().__init__(bounds, notify)
-        self.is_client = is_client
+        super().__init__(bounds, is_client=is_client, notify=notify)
         self.reader = HeaderReader(bounds.max_header_list)
         self.received_bytes = 0
         self.peer_max_streams = FIRST_STREAMS

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
+from mesh.core.traffic.held import COUNTED
 from mesh.wire.control import Control
 from mesh.wire.flow import grown
 from mesh.wire.frames import (
@@ -152,15 +153,17 @@ class Sending(Control):
         if end:
             stream.ending = b""
         self.pump(stream, MAX_WINDOW)
+        caller = self.caller
+        if stream.pending is not None and caller.held > COUNTED and caller.is_full:
+            self.unread(self, stream)
         return stream.pending is None
 
     def consumed(self, stream: Stream, size: int) -> None:
-        """Give `size` bytes of what `stream` received back to the peer's windows; `forget` did it for a closed one."""
+        """Give `size` bytes of what `stream` received back to the peer; `forget` did it for a closed one."""
         if stream.state is State.CLOSED:
             return
-        self.unacked += size
-        if self.unacked >= self.bounds.connection_window >> 2:
-            self.give_back(0)
+        if not self.is_client:
+            self.dealt_with(size)
         stream.unacked += size
         if stream.unacked >= stream.window >> 1 and MAY_RECEIVE[stream.state]:
             window = grown(stream.window, self.bounds.max_stream_window)

@@ -27,7 +27,7 @@ from mesh.wire.frames import ErrorCode, StreamFault
 from mesh.wire.header_cache import encode
 from mesh.wire.heads import RequestHead, request_head
 from mesh.wire.lasting import lasting
-from mesh.wire.server_call import Origin, ServerCall, TaskStream, TaskUnary, refuse
+from mesh.wire.server_call import Origin, ServerCall, TaskStream, TaskUnary, cut_unread, refuse
 from mesh.wire.splice import Behind, Spliced
 from mesh.wire.streams import Receiver, Stream
 from mesh.wire.tls import server_context
@@ -187,6 +187,7 @@ class WireServer:
             return
         self._open[endpoint.connection] = endpoint
         endpoint.connection.caller = self._held.caller()
+        endpoint.connection.unread = cut_unread
         if self._limits.max_connection_age_s:
             # Jitter of 10%, so that connections made together do not come back together (grpc's MAX_CONNECTION_AGE).
             age_s = self._limits.max_connection_age_s * random.uniform(0.9, 1.1)  # noqa: S311

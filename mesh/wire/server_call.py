@@ -12,7 +12,7 @@ from typing import Final
 
 from mesh.api.details import trailers_of
 from mesh.core.errors import Code, DeadlineExceeded, MeshError, code_of, let_go
-from mesh.wire.connection import STOPPED, Connection
+from mesh.wire.connection import STOPPED, UNREAD, Connection
 from mesh.wire.deadlines import Bucket, Deadlines
 from mesh.wire.fields import Block
 from mesh.wire.frames import ErrorCode
@@ -48,6 +48,16 @@ def stop_sending(connection: Connection, stream: Stream) -> None:
     """After the answer: a peer that still sends may stop (RFC 9113 §8.1)."""
     if stream.state is State.HALF_CLOSED_LOCAL:
         connection.reset(stream, ErrorCode.NO_ERROR)
+
+
+def cut_unread(connection: Connection, stream: Stream) -> None:
+    """End a call whose answer waits for a caller that leaves too much unread: with a status in the answer's place."""
+    receiver = stream.receiver
+    error = connection.caller.refusal(stream.pending_bytes)
+    connection.drop(stream)
+    connection.send_headers(stream, trailers(error.code, error.message, trailers_of(error)), end=True)
+    stop_sending(connection, stream)
+    receiver.reset(stream, UNREAD)
 
 
 @dataclass(slots=True)

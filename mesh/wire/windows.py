@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from mesh.core.traffic.held import UNLIMITED, CallerBytes, HeldBytes
 from mesh.wire.flow import Bounds
@@ -23,8 +23,9 @@ TURN: Final = 64 * 1024
 class Windows:
     """The part of a connection that sends. `Control` and `Connection` add the rest."""
 
-    def __init__(self, bounds: Bounds, notify: Callable[[], None]) -> None:
+    def __init__(self, bounds: Bounds, *, is_client: bool, notify: Callable[[], None]) -> None:
         self.bounds = bounds
+        self.is_client = is_client
         self.notify = notify
         """Called when `out` is about to become non-empty."""
         self.out: list[bytes | memoryview] = []
@@ -41,6 +42,8 @@ class Windows:
         """Bytes of messages that are not whole yet, over all calls: their receivers count them here."""
         self.caller: CallerBytes = HeldBytes(UNLIMITED).caller()
         """What this connection makes the process hold. A server gives it a part of the process's account."""
+        self.unread: Callable[[Any, Stream], None] = _stays
+        """Called when data waits on a stream while the connection holds more than its part. A server ends the call."""
         self.peer_stream_window = DEFAULT_WINDOW
         self.peer_max_frame = DEFAULT_MAX_FRAME
         self.size_update_due = True
@@ -53,18 +56,29 @@ class Windows:
         self.out.append(data)
 
     def forget(self, stream: Stream) -> None:
-        """Drop a stream that is closed. What its receiver has not consumed is given back here, once."""
+        """Drop a stream that is closed. What a server's receiver has not consumed is given back here, once."""
         if self.streams.pop(stream.id, None) is None:
             return
         # Its receiver knows it, and perhaps a whole request: each would keep the other until a full collection.
         stream.receiver = NOBODY
         unconsumed = stream.window - stream.recv_window - stream.unacked
-        if unconsumed:
+        if unconsumed and not self.is_client:
             self.give_back(unconsumed)
+        self.drop(stream)
+
+    def drop(self, stream: Stream) -> None:
+        """Drop what waits on a stream."""
         if stream.pending is not None:
             self.caller.add(-stream.pending_bytes)
-            stream.pending = None
+            stream.pending = stream.ending = None
+            stream.pending_bytes = 0
             self.waiting.pop(stream.id, None)
+
+    def dealt_with(self, size: int) -> None:
+        """Return `size` bytes to the connection's window, together with what comes soon."""
+        self.unacked += size
+        if self.unacked >= self.bounds.connection_window >> 2:
+            self.give_back(0)
 
     def give_back(self, size: int) -> None:
         """Return `size` bytes, and what was consumed before, to the connection's window."""
@@ -141,3 +155,7 @@ class Windows:
     def waiting_bytes(self) -> int:
         """Bytes that wait for the peer's windows. O(streams that wait)."""
         return sum(stream.pending_bytes for stream in self.waiting.values())
+
+
+def _stays(connection: Windows, stream: Stream) -> None:
+    """Let it wait: what a process asks others, it has on its own account."""

@@ -12,13 +12,11 @@ import pytest
 
 from mesh.core.errors import Code, RemoteError
 from mesh.core.traffic.held import HeldBytes
-from mesh.wire import frames as f
 from mesh.wire.client import WireChannel
-from mesh.wire.frames import PREFACE, settings
-from mesh.wire.grpc_framing import STEP, Inflation, pack_prefix
-from mesh.wire.heads import request_block
+from mesh.wire.grpc_framing import STEP, Inflation
 from mesh.wire.server import WireServer
 from mesh.wire.transport import Limits
+from tests.fixtures.unread import asked, begun
 from tests.wire import engines as e
 from tests.wire.test_chaos import until
 
@@ -36,21 +34,9 @@ async def serving(limit: int, *, most: int = 64 * MIB) -> AsyncIterator[tuple[Wi
         await server.stop(0)
 
 
-async def begun(address: str, size: int, part: int) -> asyncio.StreamWriter:
-    """Open a connection and send the first `part` bytes of a message of `size` on it."""
-    host, _, port = address.rpartition(":")
-    _, writer = await asyncio.open_connection(host, int(port))
-    writer.write(PREFACE + settings({}))
-    writer.write(f.headers(request_block(e.ECHO, address, "http"), 1, end=False, max_frame=16_384))
-    body = pack_prefix(0, size) + bytes(part)
-    for at in range(0, len(body), 16_384):
-        writer.write(f.frame(f.DATA, 0, 1, body[at : at + 16_384]))
-    return writer
-
-
 async def test_unfinished_messages_are_given_back_when_their_connections_are_gone() -> None:
     async with serving(1024 * MIB) as (server, held):
-        writers = [await begun(server.address, 5 * MIB, MIB) for _ in range(50)]
+        writers = [await begun(server.address, e.ECHO, 5 * MIB, MIB) for _ in range(50)]
         await until(lambda: held.held >= 50 * MIB, "all have arrived as far as they go")
         for writer in writers:
             writer.transport.abort()
@@ -79,16 +65,7 @@ async def test_a_message_beyond_the_account_is_refused_with_a_hint_and_others_ar
 
 async def test_unread_answers_are_counted_and_their_connection_is_refused_more() -> None:
     async with serving(8 * MIB) as (server, held):
-        host, _, port = server.address.rpartition(":")
-        _, writer = await asyncio.open_connection(host, int(port))
-        writer.write(PREFACE + settings({f.INITIAL_WINDOW_SIZE: 0}))
-        body = pack_prefix(0, 60_000) + bytes(60_000)
-        block = request_block(e.ECHO, server.address, "http")
-        for number in range(1, 401, 2):
-            writer.write(f.headers(block, number, end=False, max_frame=16_384))
-            for at in range(0, len(body), 16_384):
-                rest = at + 16_384 >= len(body)
-                writer.write(f.frame(f.DATA, f.END_STREAM if rest else 0, number, body[at : at + 16_384]))
+        writer = await asked(server.address, e.ECHO, bytes(60_000), times=200)
         await until(lambda: held.refused > 0, "some are refused")
         assert held.held <= 5 * MIB
         channel = WireChannel(server.address, limits=Limits())
@@ -96,6 +73,20 @@ async def test_unread_answers_are_counted_and_their_connection_is_refused_more()
         await channel.close(0)
         writer.transport.abort()
         await until(lambda: held.held == 0, "nothing is held")
+
+
+async def test_streams_that_nobody_reads_keep_no_other_call_of_their_connection_waiting() -> None:
+    async with serving(1024 * MIB, most=4 * MIB) as (server, _):
+        channel = WireChannel(server.address, limits=Limits())
+        unread = [channel.stream(e.STREAM, metadata=(), timeout_s=600) for _ in range(32)]
+        for each in unread:
+            # All of them together more than the connection's window.
+            for _ in range(16):
+                await each.send(bytes(60_000))
+        assert len((await channel.unary(e.ECHO, bytes(MIB), metadata=(), timeout_s=60)).message) == MIB
+        for each in unread:
+            each.cancel()
+        await channel.close(0)
 
 
 async def bomb(address: str, path: str, size: int) -> grpc.StatusCode:
