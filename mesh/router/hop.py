@@ -348,8 +348,8 @@ class Hop:
             else TaskUnary(connection, stream, self._origin, infer)
         )
         self._down.receiver = task
-        connection.consumed(stream, self._owed_down - len(data))  # The task gives back all of it, and some is already.
-        task.data(self._down, data, self._ended)
+        self._credit()
+        task.take(data, end=self._ended)
 
     def _give_up(self, error: BaseException) -> None:
         """Stop asking."""

@@ -193,10 +193,14 @@ class UnaryCall(ServerCall):
 
     def data(self, stream: Stream, data: bytes, end: bool) -> None:
         """Take a piece of the message."""
-        size = len(data)
-        self.connection.consumed(stream, size)
+        self.connection.consumed(stream, len(data))
+        self.take(data, end=end)
+
+    def take(self, data: bytes, *, end: bool) -> None:
+        """Take a piece of the message that the caller's window has back."""
         if self.over:
             return
+        size = len(data)
         if (
             end
             and self._deframer is None

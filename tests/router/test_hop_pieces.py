@@ -8,6 +8,8 @@ from typing import Any, cast
 
 from mesh.api.messages import InferParameter, ModelInferRequest
 from mesh.router.hop import KEPT_BYTES, LOOKS, Hop
+from mesh.wire.connection import Connection
+from mesh.wire.flow import Bounds
 from mesh.wire.grpc_framing import framed
 
 
@@ -48,6 +50,26 @@ def test_what_is_kept_for_another_attempt_is_kept_as_bytes_up_to_its_limit() -> 
     hop._pass_on(b"!", end=False)
     assert hop._kept is None
     assert len(hop.sent) == KEPT_BYTES + 1
+
+
+async def test_what_is_handed_over_is_given_back_to_the_caller_once() -> None:
+    hop = Begun()
+    given: list[int] = []
+    connection: Any = Connection(Bounds())
+    connection.consumed = lambda _stream, size: given.append(size)
+    hop._down_connection = connection
+    head = SimpleNamespace(timeout_s=None, compression=None)
+    hop._origin = cast("Any", SimpleNamespace(head=head, peer="", deadlines=None, max_message_bytes=1 << 20))
+    hop._dispatch = cast("Any", SimpleNamespace(infer=None))
+    hop._bucket = hop._span = hop._target = hop._tries = None
+    data = framed(bytes(1000))
+    hop._owed_down = 300
+    hop._credit()
+    hop._owed_down = 200
+    Hop._hand_over(hop, data[:500])
+    hop._down.receiver.data(hop._down, data[500:700], False)
+    assert all(size >= 0 for size in given)
+    assert sum(given) == 700
 
 
 def test_a_front_that_comes_in_ever_more_pieces_is_left_to_the_path_that_can_wait() -> None:
