@@ -312,7 +312,7 @@ class Connection(Sending):
         if len(self.streams) >= self.bounds.max_streams:
             self.write(rst_stream(stream_id, ErrorCode.REFUSED_STREAM))
             self.nuisance("streams above the limit")
-            self.remember_reset(stream_id)
+            self.resets.note(stream_id, told=True)
             return None
         stream = Stream(stream_id, NOBODY, self.peer_stream_window, self.bounds.stream_window)
         self.streams[stream_id] = stream

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Final
 
 from mesh.core.errors import let_go
-from mesh.wire.flow import Allowance, Bounds
+from mesh.wire.flow import REMEMBERED, USEFUL_BYTES, Allowance, Bounds, Resets
 from mesh.wire.frames import (
     ACK,
     DEFAULT_MAX_FRAME,
@@ -57,9 +57,6 @@ ALIVE_PING: Final = b"mesh-are"
 FIRST_STREAMS: Final = 100
 """Streams a client opens before the server has said its limit: the least that RFC 9113 §6.5.2 recommends."""
 
-REMEMBERED: Final = 1024
-"""Streams that we reset, of which late frames are ignored; older ones are faults."""
-
 
 class Control(Windows):
     """The state of a connection outside its calls. `Connection` adds those."""
@@ -88,7 +85,10 @@ class Control(Windows):
         self.pings_unanswered = 0
         self._allowance = Allowance()
         self._skipped: list[tuple[int, int]] = []
-        self._resets: dict[int, None] = {}
+        self.resets = Resets()
+        self._granted = DEFAULT_WINDOW
+        """Bytes that the peer has let us send on this connection, in all."""
+        self._pinged_at = (0, 0)
         self._block: list[bytes] | None = None
         self._block_stream = 0
         self._block_ends = False
@@ -159,6 +159,7 @@ class Control(Windows):
             if increment == 0:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
             self.send_window += increment
+            self._granted += increment
             if self.send_window > MAX_WINDOW:
                 raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "a connection window of 2^31 or more")
             self.pump_all()
@@ -185,6 +186,7 @@ class Control(Windows):
         if stream is None:
             self._check_not_idle(stream_id, "RST_STREAM")
             return
+        self.resets.note(stream_id, told=False)
         self._reset_here(stream, u32(payload))
 
     def _ping(self, flags: int, stream_id: int, payload: bytes) -> None:
@@ -192,7 +194,11 @@ class Control(Windows):
         if stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
         if not flags & ACK:
-            self.nuisance("pings")
+            # As servers of gRPC do it: pings measure the path while data flows, so what was sent since allows one.
+            sent = (self._granted - self.send_window, self.last_peer_id)
+            if sent == self._pinged_at:
+                self.nuisance("pings")
+            self._pinged_at = sent
             self.write(ping(payload, ack=True))
             return
         self.pings_unanswered = 0
@@ -269,7 +275,8 @@ class Control(Windows):
 
     def nuisance(self, what: str) -> None:
         """Count a frame that is of no use. Raises `ConnectionFault` when there were too many."""
-        if not self._allowance.spend(self.now_s, self.received_bytes):
+        kept = (self.last_peer_id >> 1) - self.resets.count
+        if not self._allowance.spend(self.now_s, self.received_bytes + USEFUL_BYTES * kept):
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"too many {what}")
 
     def stray(self, stream_id: int, stream: Stream | None, what: str) -> None:
@@ -279,7 +286,10 @@ class Control(Windows):
                 raise StreamFault(stream_id, ErrorCode.STREAM_CLOSED, f"{what} after END_STREAM")
             raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, f"{what} before HEADERS")
         self._check_not_idle(stream_id, what)
-        if stream_id in self._resets:
+        if (told := self.resets.told(stream_id)) is not None:
+            if not told:
+                self.resets.note(stream_id, told=True)
+                self.write(rst_stream(stream_id, ErrorCode.STREAM_CLOSED))
             return
         if self.ended and not self.is_client:
             return
@@ -294,14 +304,9 @@ class Control(Windows):
     def skip(self, stream_id: int) -> None:
         """Note that the peer left out ids before `stream_id`: they never were and never will be."""
         self._skipped.append((self.last_peer_id + 1, stream_id - 1))
+        self.resets.count += (stream_id - self.last_peer_id - 2) >> 1
         if len(self._skipped) > REMEMBERED:
             del self._skipped[0]
-
-    def remember_reset(self, stream_id: int) -> None:
-        """Keep in mind that late frames of this stream are no fault."""
-        self._resets[stream_id] = None
-        if len(self._resets) > REMEMBERED:
-            del self._resets[next(iter(self._resets))]
 
     def fail_stream(self, fault: StreamFault) -> None:
         """Reset the stream that a peer used wrongly."""
@@ -313,7 +318,7 @@ class Control(Windows):
             receiver.reset(stream, fault.code)
         else:
             self.write(rst_stream(fault.stream_id, fault.code))
-            self.remember_reset(fault.stream_id)
+            self.resets.note(fault.stream_id, told=True)
 
     def bug(self, stream_id: int, error: Exception) -> None:
         """End the one stream whose receiver raised: the others on this connection have no part in it."""
@@ -355,7 +360,7 @@ class Control(Windows):
         if self.streams.get(stream.id) is stream:
             stream.move(Happening.RESET)
             self.forget(stream)
-            self.remember_reset(stream.id)
+            self.resets.note(stream.id, told=True)
             self.write(rst_stream(stream.id, code))
 
     def _reset_here(self, stream: Stream, code: int) -> None:

@@ -39,7 +39,7 @@ NUISANCE_PER_S: Final = 200.0
 """And per second after that. A client that cancels 200 calls a second all day is not broken yet; an attack sends
 100,000."""
 USEFUL_BYTES: Final = 1024
-"""Every so many bytes of DATA allow one more: gRPC pings to measure the path while data flows."""
+"""Every so many bytes of DATA allow one more, and every call that is not given up: who works, errs."""
 
 
 class Allowance:
@@ -60,6 +60,39 @@ class Allowance:
         self._then_s, self._bytes = now_s, received_bytes
         self._left -= 1
         return self._left >= 0
+
+
+REMEMBERED: Final = 4096
+"""Streams that were reset, of which late frames are ignored: as many as go on at a time. Older ones are faults."""
+
+
+class Resets:
+    """The last streams that either side has reset: frames of theirs may still be on their way (RFC 9113 §5.1).
+
+    netty sends HEADERS, RST_STREAM and then DATA of one stream when a call is cancelled early.
+    """
+
+    __slots__ = ("_told", "count")
+
+    def __init__(self) -> None:
+        self._told: dict[int, bool] = {}
+        self.count = 0
+        """How many there were."""
+
+    def note(self, stream_id: int, *, told: bool) -> None:
+        """Remember a stream, and whether the peer knows that nothing more is taken on it."""
+        self.count += stream_id not in self._told
+        self._told[stream_id] = told
+        if len(self._told) > REMEMBERED:
+            del self._told[next(iter(self._told))]
+
+    def told(self, stream_id: int) -> bool | None:
+        """Return what was noted, None where nothing is known of a reset."""
+        return self._told.get(stream_id)
+
+    def __repr__(self) -> str:
+        """Show the counts."""
+        return f"<Resets count={self.count} remembered={len(self._told)}>"
 
 
 def grown(window: int, limit: int) -> int:

@@ -133,6 +133,26 @@ def test_pings_among_data_are_no_flood() -> None:
     assert served.connection.broken is None
 
 
+def test_pings_of_a_caller_that_is_sent_data_are_no_flood() -> None:
+    """grpc-go's clients measure the path with one ping a round trip while answers come, however small these are."""
+    served = greeted()
+    served.hear(opened(1))
+    stream = next(iter(served.connection.streams.values()))
+    for _ in range(3 * BURST):
+        served.connection.send_data(stream, b"x")
+        served.hear(window_update(0, 1), window_update(1, 1), ping(b"12345678", ack=False))
+    assert served.connection.broken is None
+
+
+def test_who_is_answered_may_give_up_as_often() -> None:
+    served = greeted()
+    for index in range(3 * BURST):
+        served.hear(opened(4 * index + 1, end=True))
+        served.connection.send_headers(next(iter(served.connection.streams.values())), TRAILERS, end=True)
+        served.hear(opened(4 * index + 3), rst_stream(4 * index + 3, ErrorCode.CANCEL))
+    assert served.connection.broken is None
+
+
 def test_headers_that_never_end_are_cut_off_before_they_fill_memory() -> None:
     served = greeted()
     served.hear(frame(HEADERS, 0, 1, b"x" * 16_384))
