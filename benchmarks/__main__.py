@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import goals, isolation, pipelines, placement, report, sessions
+from benchmarks import distance, goals, isolation, pipelines, placement, report, sessions
 from benchmarks.compare import Effort, compare
 from benchmarks.figures import Figures, Results
 from benchmarks.load import LoadFailed
@@ -87,7 +87,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="print every shape/peer and end")
     parser.add_argument(
         "--section",
-        choices=("all", "wire", "placement", "pipelines", "sessions", "isolation"),
+        choices=("all", "wire", "placement", "pipelines", "sessions", "isolation", "distance"),
         default="all",
         help="what to measure; --only is of the wire",
     )
@@ -111,6 +111,7 @@ def show(  # noqa: PLR0917 - every section, and how to show it
     piped: dict[str, float],
     stepped: dict[str, float],
     isolated: dict[str, float],
+    far: dict[str, float],
     asked: list[Shape],
     flags: argparse.Namespace,
 ) -> None:
@@ -127,6 +128,7 @@ def show(  # noqa: PLR0917 - every section, and how to show it
                     "pipelines": piped,
                     "sessions": stepped,
                     "isolation": isolated,
+                    "distance": far,
                 }
             )
         )
@@ -147,6 +149,8 @@ def show(  # noqa: PLR0917 - every section, and how to show it
 
     if isolated:
         print(f"\n{one('Isolation', ('what', 'measured', 'target', 'verdict'), isolation.rows(isolated))}")
+    if far:
+        print(f"\n{one('Distance', ('what', 'measured', 'target', 'verdict'), distance.rows(far))}")
     if stepped:
         print(f"\n{one('Sessions', ('what', 'measured', 'target', 'verdict'), sessions.rows(stepped))}")
 
@@ -194,7 +198,11 @@ def main() -> None:
     if flags.section in {"all", "isolation"} and whole:
         print("measuring isolation ...", file=sys.stderr)
         isolated = isolation.measure(flags.runs, flags.seconds, 50 if flags.quick else 1000)
-    show(results, placed, piped, stepped, isolated, asked, flags)
+    far: dict[str, float] = {}
+    if flags.section in {"all", "distance"} and whole:
+        print("measuring over a distance ...", file=sys.stderr)
+        far = distance.measure(flags.runs)
+    show(results, placed, piped, stepped, isolated, far, asked, flags)
 
 
 if __name__ == "__main__":

@@ -314,7 +314,7 @@ class Connection(Sending):
             self.nuisance("streams above the limit")
             self.resets.note(stream_id, told=True)
             return None
-        stream = Stream(stream_id, NOBODY, self.peer_stream_window, self.bounds.stream_window)
+        stream = Stream(stream_id, NOBODY, self.peer_stream_window, self.bandwidth.window)
         self.streams[stream_id] = stream
         return stream
 

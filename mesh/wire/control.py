@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Final
 
 from mesh.core.errors import let_go
+from mesh.wire.bandwidth import MEASURE_PING
 from mesh.wire.flow import REMEMBERED, USEFUL_BYTES, Allowance, Bounds, Resets
 from mesh.wire.frames import (
     ACK,
@@ -35,6 +36,7 @@ from mesh.wire.frames import (
     ConnectionFault,
     ErrorCode,
     StreamFault,
+    check_size,
     frame,
     goaway,
     ping,
@@ -50,10 +52,8 @@ from mesh.wire.windows import Windows
 
 DRAIN_PING: Final = b"mesh-bye"
 """Its answer shows that the peer has read our first GOAWAY; what it opens after that was not meant for us."""
-
 ALIVE_PING: Final = b"mesh-are"
 """The keepalive's."""
-
 FIRST_STREAMS: Final = 100
 """Streams a client opens before the server has said its limit: the least that RFC 9113 §6.5.2 recommends."""
 
@@ -97,6 +97,7 @@ class Control(Windows):
     def greet(self) -> None:
         """Send the preface: for both sides their settings, and the connection's window."""
         bounds = self.bounds
+        self.bandwidth.greeted(self.now_s)
         values = {
             INITIAL_WINDOW_SIZE: bounds.stream_window,
             MAX_FRAME_SIZE: bounds.max_frame,
@@ -153,7 +154,7 @@ class Control(Windows):
             self.nuisance("frames of unknown kinds")
 
     def _window_update(self, stream_id: int, payload: bytes) -> None:
-        _check_size(payload, 4, "WINDOW_UPDATE")
+        check_size(payload, 4, "WINDOW_UPDATE")
         increment = u32(payload) & MAX_STREAM_ID
         if stream_id == 0:
             if increment == 0:
@@ -177,7 +178,7 @@ class Control(Windows):
             self.pump(stream, MAX_WINDOW)
 
     def _rst_stream(self, stream_id: int, payload: bytes) -> None:
-        _check_size(payload, 4, "RST_STREAM")
+        check_size(payload, 4, "RST_STREAM")
         if stream_id == 0:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "RST_STREAM on stream 0")
         stream = self.streams.get(stream_id)
@@ -190,7 +191,7 @@ class Control(Windows):
         self._reset_here(stream, u32(payload))
 
     def _ping(self, flags: int, stream_id: int, payload: bytes) -> None:
-        _check_size(payload, 8, "PING")
+        check_size(payload, 8, "PING")
         if stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
         if not flags & ACK:
@@ -202,6 +203,8 @@ class Control(Windows):
             self.write(ping(payload, ack=True))
             return
         self.pings_unanswered = 0
+        if payload == MEASURE_PING:
+            self.bandwidth.echoed(self.now_s)
         if payload == DRAIN_PING and self.draining and not self.ended:
             self.end()
 
@@ -211,6 +214,7 @@ class Control(Windows):
         if flags & ACK:
             if payload:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "an acknowledgement with settings in it")
+            self.bandwidth.acknowledged(self.now_s)
             return
         if len(payload) % 6:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"SETTINGS of {len(payload)} bytes")
@@ -393,8 +397,3 @@ class Control(Windows):
         side = "client" if self.is_client else "server"
         state = "broken" if self.broken else "draining" if self.draining or self.going_away else "open"
         return f"<Connection {side} {state} streams={len(self.streams)} waiting={self.waiting_bytes}>"
-
-
-def _check_size(payload: bytes, size: int, what: str) -> None:
-    if len(payload) != size:
-        raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"{what} of {len(payload)} bytes, not {size}")

@@ -87,6 +87,7 @@ class Endpoint(asyncio.Protocol):
             log.warning("a TLS peer without ALPN h2 was turned away", extra={"peer": self.peer})
             transport.abort()
             return
+        self.connection.now_s = self._now()
         self.connection.greet()
         if self._on_open is not None:
             self._on_open(self)

@@ -21,6 +21,9 @@ class Bounds:
     """Bytes a peer may send on a new stream before the reader keeps up: HTTP/2's default. Not below it."""
     max_stream_window: int = 4 * 1024 * 1024
     """What a stream's window grows to while its reader keeps up: 4 MiB is 3 Gbit/s at 10 ms of distance."""
+    far_window: int = 24 * 1024 * 1024
+    """What every stream's window grows to on a connection to a peer that is far: 24 MiB is 1.3 Gbit/s at 150 ms. The
+    connection's is then half as large again."""
     connection_window: int = 16 * 1024 * 1024
     """Bytes in buffers of all streams: no stream that is not read can hold up the others until four are at the top."""
     max_frame: int = 16_384

@@ -134,6 +134,12 @@ def goaway(last_stream_id: int, code: int, debug: bytes = b"") -> bytes:
     return frame(GOAWAY, 0, 0, _U32.pack(last_stream_id) + _U32.pack(code) + debug)
 
 
+def check_size(payload: bytes, size: int, what: str) -> None:
+    """Raise `ConnectionFault` for a frame that is of another size than its kind has."""
+    if len(payload) != size:
+        raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"{what} of {len(payload)} bytes, not {size}")
+
+
 def ping(opaque: bytes, *, ack: bool) -> bytes:
     """Return PING with 8 bytes."""
     return frame(PING, ACK if ack else 0, 0, opaque)

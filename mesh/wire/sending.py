@@ -6,6 +6,7 @@ from collections import deque
 from typing import Final
 
 from mesh.core.traffic.held import COUNTED
+from mesh.wire.bandwidth import MEASURE_PING
 from mesh.wire.control import Control
 from mesh.wire.flow import grown
 from mesh.wire.frames import (
@@ -16,6 +17,7 @@ from mesh.wire.frames import (
     MAX_WINDOW,
     headers,
     pack_head,
+    ping,
     window_update,
 )
 from mesh.wire.streams import MAY_RECEIVE, MAY_SEND, Happening, Receiver, State, Stream
@@ -31,7 +33,7 @@ class Sending(Control):
 
     def open(self, block: bytes, receiver: Receiver, *, end: bool = False) -> Stream:
         """Open a stream with these HPACK bytes as its headers. The caller has looked at `has_room`."""
-        stream = Stream(self.next_id, receiver, self.peer_stream_window, self.bounds.stream_window)
+        stream = Stream(self.next_id, receiver, self.peer_stream_window, self.bandwidth.window)
         self.next_id += 2
         self.streams[stream.id] = stream
         self.send_headers(stream, block, end=end)
@@ -44,7 +46,7 @@ class Sending(Control):
             stream = self.open(block, receiver)
             self.send_data(stream, data, end=True)
             return stream
-        stream = Stream(self.next_id, receiver, self.peer_stream_window - size, self.bounds.stream_window)
+        stream = Stream(self.next_id, receiver, self.peer_stream_window - size, self.bandwidth.window)
         stream.state = State.HALF_CLOSED_LOCAL
         self.next_id += 2
         self.streams[stream.id] = stream
@@ -172,3 +174,6 @@ class Sending(Control):
             stream.recv_window += increment
             stream.unacked = 0
             self.write(window_update(stream.id, increment))
+            if self.bandwidth.is_due(self.now_s) and not self.caller.is_full:
+                self.widen(self.bandwidth.begin(self.now_s, self.received_bytes))
+                self.write(ping(MEASURE_PING, ack=False))

@@ -9,8 +9,17 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from mesh.core.traffic.held import UNLIMITED, CallerBytes, HeldBytes
+from mesh.wire.bandwidth import Bandwidth
 from mesh.wire.flow import Bounds
-from mesh.wire.frames import DEFAULT_MAX_FRAME, DEFAULT_WINDOW, headers, pack_head, window_update
+from mesh.wire.frames import (
+    DEFAULT_MAX_FRAME,
+    DEFAULT_WINDOW,
+    INITIAL_WINDOW_SIZE,
+    headers,
+    pack_head,
+    settings,
+    window_update,
+)
 from mesh.wire.streams import MAY_SEND, NOBODY, Happening, State, Stream
 
 OUT_BYTES: Final = 256 * 1024
@@ -32,11 +41,12 @@ class Windows:
         """Bytes to send, in order. Whoever sends them empties it."""
         self.room = OUT_BYTES
         """Bytes of DATA that `out` still takes; the rest waits, so that a peer which does not read costs no memory."""
+        self.bandwidth = Bandwidth(bounds.stream_window, bounds.far_window)
         self.streams: dict[int, Stream] = {}
         self.waiting: dict[int, Stream] = {}
         """Streams with data that waits for a window, in the order in which they began to wait."""
         self.send_window = DEFAULT_WINDOW
-        self.recv_window = bounds.connection_window
+        self.connection_window = self.recv_window = bounds.connection_window
         self.unacked = 0
         self.assembling = 0
         """Bytes of messages that are not whole yet, over all calls: their receivers count them here."""
@@ -54,6 +64,20 @@ class Windows:
         if not self.out:
             self.notify()
         self.out.append(data)
+
+    def widen(self, more: int) -> None:
+        """Let every stream, also those to come, send so many bytes more before they are read."""
+        if more:
+            for stream in self.streams.values():
+                stream.window += more
+                stream.recv_window += more
+            self.write(settings({INITIAL_WINDOW_SIZE: self.bandwidth.window}))
+            # One stream alone must not fill the connection's.
+            wider = self.bandwidth.window * 3 // 2 - self.connection_window
+            if wider > 0:
+                self.connection_window += wider
+                self.recv_window += wider
+                self.write(window_update(0, wider))
 
     def forget(self, stream: Stream) -> None:
         """Drop a stream that is closed. What a server's receiver has not consumed is given back here, once."""
