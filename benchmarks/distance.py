@@ -22,7 +22,7 @@ from typing import Final
 import grpc
 import numpy as np
 
-from benchmarks.isolation import START_S
+from benchmarks.isolation import START_S, wait_ready, write_python
 from benchmarks.machine import free_port
 from benchmarks.processes import etcd, mesh, ready_line
 from mesh.api.messages import ModelInferRequest
@@ -46,12 +46,6 @@ import numpy as np
 class Model:
     def infer(self, inputs):
         return {"y": np.ones((1, int(inputs["x"][0, 0])), np.float32)}
-"""
-_YAML: Final = """\
-runtime: python
-isolation: none
-inputs: [{name: x, dtype: FP32, shape: [-1, -1]}]
-outputs: [{name: y, dtype: FP32, shape: [-1, -1]}]
 """
 
 
@@ -131,10 +125,7 @@ def far_away(address: str, trip_ms: float) -> Iterator[str]:
 def running(folder: Path) -> Iterator[dict[str, str]]:
     """Run a node and a router of each engine; yield the routers' addresses."""
     for name, code in (("takes", _TAKES), ("gives", _GIVES)):
-        version = folder / "models" / name / "1"
-        version.mkdir(parents=True)
-        (version / "model.py").write_text(code, encoding="utf-8")
-        (version.parent / "model.yaml").write_text(_YAML, encoding="utf-8")
+        write_python(folder / "models", name, code, "isolation: none\n")
     with etcd(folder / "etcd") as registry, contextlib.ExitStack() as stack:
         node = ("--id", "a", "--models", str(folder / "models"), "--registry", registry, "--json-ready")
         ready_line(stack.enter_context(mesh("node", *node)))
@@ -143,9 +134,7 @@ def running(folder: Path) -> Iterator[dict[str, str]]:
             flags = ("--grpc-port", "0", "--no-http", "--json-ready", "--registry", registry, "--wire", engine)
             found[engine] = ready_line(stack.enter_context(mesh("router", *flags)))["grpc"]
             with Client(found[engine], timeout_s=START_S) as client:
-                until_s = time.monotonic() + START_S
-                while not client.server_ready() and time.monotonic() < until_s:
-                    time.sleep(0.1)
+                wait_ready(client)
                 client.load("takes")
                 client.load("gives")
         yield found

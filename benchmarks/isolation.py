@@ -78,7 +78,8 @@ class Place:
         return found
 
 
-def _python(folder: Path, name: str, code: str, yaml: str = "") -> None:
+def write_python(folder: Path, name: str, code: str, yaml: str = "") -> None:
+    """Write a Python model with FP32 x and y of any two axes; `yaml` is what its model.yaml says besides."""
     version = folder / name / "1"
     version.mkdir(parents=True)
     (version / "model.py").write_text(code, encoding="utf-8")
@@ -87,15 +88,22 @@ def _python(folder: Path, name: str, code: str, yaml: str = "") -> None:
 
 def write_repository(folder: Path) -> None:
     """Write the models."""
-    _python(folder, "worker", _SUM)
-    _python(folder, "hosted", _SUM, "isolation: none\n")
-    _python(folder, "busy", _BUSY)
+    write_python(folder, "worker", _SUM)
+    write_python(folder, "hosted", _SUM, "isolation: none\n")
+    write_python(folder, "busy", _BUSY)
     for at in range(MODELS):
-        _python(folder, f"held{at}", _HELD)
+        write_python(folder, f"held{at}", _HELD)
     case = models.small()
     version = folder / case.name / "1"
     version.mkdir(parents=True)
     onnx.save(case.model, str(version / "model.onnx"))
+
+
+def wait_ready(client: Client) -> None:
+    """Wait until a router has heard of its node."""
+    until_s = time.monotonic() + START_S
+    while not client.server_ready() and time.monotonic() < until_s:
+        time.sleep(0.1)
 
 
 @contextlib.contextmanager
@@ -109,9 +117,7 @@ def running(folder: Path) -> Iterator[Place]:
         router = stack.enter_context(mesh("router", *flags))
         found = Place(ready_line(router)["grpc"], ready_line(node)["grpc"], node.pid)
         with Client(found.router, timeout_s=START_S) as client:
-            until_s = time.monotonic() + START_S
-            while not client.server_ready() and time.monotonic() < until_s:
-                time.sleep(0.1)
+            wait_ready(client)
         yield found
 
 

@@ -27,9 +27,9 @@ from mesh.wire.deadlines import Bucket, drop
 from mesh.wire.fields import Block
 from mesh.wire.frames import ErrorCode
 from mesh.wire.grpc_framing import PREFIX_BYTES, unpack_prefix
-from mesh.wire.heads import ANSWER, timeout_field, trailers
+from mesh.wire.heads import ANSWER, timeout_field
 from mesh.wire.peek import Peeked, PeekError, peek_front
-from mesh.wire.server_call import Origin, TaskUnary, refuse, status_of, stop_sending
+from mesh.wire.server_call import Origin, TaskUnary, break_off, refuse, status_of, stop_sending
 from mesh.wire.streams import Stream
 from mesh.wire.transport import MODEL_INFER, Direct
 
@@ -117,8 +117,10 @@ class Hop:
         if self._over:
             return
         if stream is self._down:
-            unread = RemoteError(Code.RESOURCE_EXHAUSTED, "the caller leaves too much unread")
-            self._give_up(unread if code == UNREAD else given_up(self._deadline_s, time.monotonic()))
+            if code == UNREAD:
+                self._give_up(RemoteError(Code.RESOURCE_EXHAUSTED, "the caller leaves too much unread"))
+            else:
+                self._give_up(given_up(self._deadline_s, time.monotonic()))
             if code == STOPPED:
                 self._refuse(RemoteError(Code.UNAVAILABLE, "the server stopped before the answer was there"))
         elif stream is self._up:
@@ -385,8 +387,7 @@ class Hop:
         """Tell the caller what went wrong."""
         code, text = status_of(error)
         if self._answered:
-            self._down_connection.send_headers(self._down, trailers(code, text), end=True)
-            stop_sending(self._down_connection, self._down)
+            break_off(self._down_connection, self._down, code, text)
         else:
             refuse(self._down_connection, self._down, code, text, trailers_of(error))
 

@@ -279,7 +279,7 @@ class Control(Windows):
 
     def nuisance(self, what: str) -> None:
         """Count a frame that is of no use. Raises `ConnectionFault` when there were too many."""
-        kept = (self.last_peer_id >> 1) - self.resets.count
+        kept = max(0, (self.last_peer_id >> 1) - self.resets.count)
         if not self._allowance.spend(self.now_s, self.received_bytes + USEFUL_BYTES * kept):
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"too many {what}")
 
@@ -351,9 +351,7 @@ class Control(Windows):
         self.waiting.clear()
         for stream in streams.values():
             stream.move(Happening.RESET)
-            if stream.pending is not None:
-                self.caller.add(-stream.pending_bytes)
-                stream.pending = None
+            self.drop(stream)
             receiver, stream.receiver = stream.receiver, NOBODY
             receiver.reset(stream, -1)
 

@@ -17,7 +17,7 @@ from mesh.api.details import trailers_of
 from mesh.core.errors import Code
 from mesh.core.files import connections
 from mesh.core.traffic.held import COUNTED, UNLIMITED, HeldBytes
-from mesh.wire.connection import STOPPED, Connection
+from mesh.wire.connection import STOPPED, UNREAD, Connection
 from mesh.wire.deadlines import Deadlines
 from mesh.wire.endpoint import Endpoint, Flusher
 from mesh.wire.fields import Block
@@ -27,7 +27,7 @@ from mesh.wire.frames import ErrorCode, StreamFault
 from mesh.wire.header_cache import encode
 from mesh.wire.heads import RequestHead, request_head
 from mesh.wire.lasting import lasting
-from mesh.wire.server_call import Origin, ServerCall, TaskStream, TaskUnary, cut_unread, refuse
+from mesh.wire.server_call import Origin, ServerCall, TaskStream, TaskUnary, break_off, refuse
 from mesh.wire.splice import Behind, Spliced
 from mesh.wire.streams import Receiver, Stream
 from mesh.wire.tls import server_context
@@ -187,7 +187,7 @@ class WireServer:
             return
         self._open[endpoint.connection] = endpoint
         endpoint.connection.caller = self._held.caller()
-        endpoint.connection.unread = cut_unread
+        endpoint.connection.unread = _cut_unread
         if self._limits.max_connection_age_s:
             # Jitter of 10%, so that connections made together do not come back together (grpc's MAX_CONNECTION_AGE).
             age_s = self._limits.max_connection_age_s * random.uniform(0.9, 1.1)  # noqa: S311
@@ -304,6 +304,15 @@ class WireServer:
     def __repr__(self) -> str:
         """Show the address and the counts."""
         return f"<WireServer {self.address} connections={len(self._open)} streams={self.streams}>"
+
+
+def _cut_unread(connection: Connection, stream: Stream) -> None:
+    """End a call whose answer waits for a caller that leaves too much unread: with a status in the answer's place."""
+    receiver = stream.receiver
+    error = connection.caller.refusal(stream.pending_bytes)
+    connection.drop(stream)
+    break_off(connection, stream, error.code, error.message, trailers_of(error))
+    receiver.reset(stream, UNREAD)
 
 
 _TEXT: Final = encode(b"content-type", b"text/plain")

@@ -12,7 +12,7 @@ from typing import Final
 
 from mesh.api.details import trailers_of
 from mesh.core.errors import Code, DeadlineExceeded, MeshError, code_of, let_go
-from mesh.wire.connection import STOPPED, UNREAD, Connection
+from mesh.wire.connection import STOPPED, Connection
 from mesh.wire.deadlines import Bucket, Deadlines
 from mesh.wire.fields import Block
 from mesh.wire.frames import ErrorCode
@@ -50,14 +50,10 @@ def stop_sending(connection: Connection, stream: Stream) -> None:
         connection.reset(stream, ErrorCode.NO_ERROR)
 
 
-def cut_unread(connection: Connection, stream: Stream) -> None:
-    """End a call whose answer waits for a caller that leaves too much unread: with a status in the answer's place."""
-    receiver = stream.receiver
-    error = connection.caller.refusal(stream.pending_bytes)
-    connection.drop(stream)
-    connection.send_headers(stream, trailers(error.code, error.message, trailers_of(error)), end=True)
+def break_off(connection: Connection, stream: Stream, code: int, text: str, metadata: Metadata = ()) -> None:
+    """End a call whose answer has begun with a status, and tell a peer that still sends to stop."""
+    connection.send_headers(stream, trailers(code, text, metadata), end=True)
     stop_sending(connection, stream)
-    receiver.reset(stream, UNREAD)
 
 
 @dataclass(slots=True)
@@ -156,8 +152,7 @@ class ServerCall(Holding):
             log.error("a handler failed", extra={"method": self.head.path.decode("latin-1")}, exc_info=error)
         let_go(error)
         if self._begun:
-            self.connection.send_headers(self.stream, trailers(code, text, metadata), end=True)
-            stop_sending(self.connection, self.stream)
+            break_off(self.connection, self.stream, code, text, metadata)
         else:
             refuse(self.connection, self.stream, code, text, metadata)
 

@@ -374,3 +374,18 @@ def test_what_breaks_a_stream_resets_it_and_leaves_the_others(name: str) -> None
     assert served.connection.bounds.connection_window == served.connection.recv_window
     served.hear(frame(DATA, 0, 1, b"late"), window_update(1, 5), frame(DATA, 0, 3, b"x"))
     assert served.calls[1].whole == b"x"
+
+
+def test_calls_that_a_client_gives_up_cost_its_server_nothing() -> None:
+    asking = client()
+    asking.receive(settings({}), 1.0)
+    for _ in range(3 * BURST):
+        asking.reset(asking.open(REQUEST, Recorder(asking)), ErrorCode.CANCEL)
+    for index in range(BURST):
+        asking.receive(settings({}), 1.0 + index / NUISANCE_PER_S)
+    for index in range(BURST // 2):
+        asking.reset(asking.open(REQUEST, Recorder(asking)), ErrorCode.CANCEL)
+        asking.receive(settings({}), 1.0 + (BURST + index) / NUISANCE_PER_S)
+    for _ in range(BURST - 10):
+        asking.receive(settings({}), 1.0 + 1.5 * BURST / NUISANCE_PER_S)
+    assert asking.broken is None
