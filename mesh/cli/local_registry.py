@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import shutil
 import socket
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -17,6 +19,7 @@ from mesh.registry.config import RegistryConfig
 
 ETCD_TRIES: Final = 3
 """Its ports are free when chosen; another process may take one before etcd does."""
+PORT_TRIES: Final = 1000
 STOP_S: Final = 10.0
 """How long etcd may take to close its files."""
 
@@ -167,10 +170,30 @@ class LocalEtcd:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return `count` different ports of the loopback address that are free now."""
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    """Return `count` different ports of the loopback address that are free now.
+
+    Where the kernel tells which ports it gives to callers, they are below those: who tries to reach a registry that is
+    away for a moment would be given its very port sooner or later, connect to itself, and keep the registry out.
+    """
+    quiet = _quiet_ports()
+    held: list[socket.socket] = []
     try:
+        # 0, the kernel's choice, where all of them are taken.
+        for port in [*random.sample(quiet, min(len(quiet), PORT_TRIES)), *[0] * count]:
+            with suppress(OSError):
+                held.append(socket.create_server(("127.0.0.1", port)))
+            if len(held) == count:
+                break
         return [each.getsockname()[1] for each in held]
     finally:
         for each in held:
             each.close()
+
+
+def _quiet_ports() -> range:
+    """Return the ports below those that the kernel gives to callers; none where it does not tell."""
+    try:
+        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError):
+        return range(0)
+    return range(10_000, max(10_000, first))

@@ -91,6 +91,9 @@ async def test_the_embedded_registry_answers_like_an_etcd() -> None:
         await registry.stop()
 
 
+EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+
+
 async def test_a_given_registry_that_does_not_answer_is_one_sentence() -> None:
     (port,) = free_ports(1)
     config = registry_config(f"127.0.0.1:{port}", timeout_s=0.5, environment={})
@@ -110,3 +113,9 @@ def test_without_an_etcd_binary_the_embedded_store_is_chosen(monkeypatch: pytest
 
 def test_free_ports_are_different() -> None:
     assert len(set(free_ports(5))) == 5
+
+
+@pytest.mark.skipif(not EPHEMERAL.exists(), reason="this kernel does not tell which ports it gives to callers")
+def test_free_ports_are_none_that_a_caller_is_given() -> None:
+    first = int(EPHEMERAL.read_text().split()[0])
+    assert max(free_ports(20)) < first
