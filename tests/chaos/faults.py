@@ -1,0 +1,287 @@
+"""A whole mesh while its parts are killed, frozen, cut off and their clocks set: every answer against the right one.
+
+Three nodes, two routers and three etcd members, each a real process behind links that can be cut. At any time at most
+one node, one router and one member are disturbed. Run it as ``python -m tests.chaos.faults --seconds 300``; the suite
+runs a short one. It fails at a wrong answer, a lost session, a call that failed while no router was disturbed, and a
+call that took over `STALL_S` meanwhile: another copy was there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from mesh_client import AsyncClient, Client, MeshClientError, Pipeline
+from tests.chaos.parts import Member, Node, Part, Router, clock_library
+from tests.fixtures.link import Links
+from tests.fixtures.mesh import MODELS, until
+from tests.fixtures.models import python_model
+from tests.fixtures.sessions import folded, folding_model
+from tests.models.repositories import session as onnx_session
+
+COPIES: Final = "scaling: {min_copies: 2}\n"
+TIMEOUT_S: Final = 60.0
+RESUME_S: Final = 90.0
+STALL_S: Final = 3.0
+"""Longest time that a call may take while a copy is there that nothing disturbs."""
+AFTER_S: Final = 1.0
+"""How long after its end a fault is still a call's cause."""
+CALLERS: Final = 2
+"""Of each kind, at each router first."""
+STEPS: Final = 40
+ECHO: Final = """\
+inputs: [{name: x, dtype: FP32, shape: [-1, 4]}]
+outputs: [{name: y, dtype: FP32, shape: [-1, 4]}]
+"""
+ROWS: Final = np.random.default_rng(6).uniform(0.1, 7.0, (200, 4)).astype(np.float32)
+
+
+@dataclass
+class Fault:
+    """One disturbance, from begin to end."""
+
+    part: str
+    what: str
+    begun_s: float
+    ended_s: float | None = None
+
+    def met(self, begun_s: float, ended_s: float) -> bool:
+        """Tell whether a call of that time may have suffered from it."""
+        return self.begun_s < ended_s and (self.ended_s is None or begun_s < self.ended_s + AFTER_S)
+
+    def __str__(self) -> str:
+        """Return it as a cause: without the part's number."""
+        return f"{self.part.rstrip('0123456789')} {self.what}"
+
+
+@dataclass
+class Report:
+    """What was seen."""
+
+    took_s: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """Of each kind of call, answered or not."""
+    faults: list[Fault] = field(default_factory=list)
+    failed: Counter[str] = field(default_factory=Counter)
+    """By cause and error."""
+    sessions: Counter[str] = field(default_factory=Counter)
+    slow: list[tuple[float, str]] = field(default_factory=list)
+    """Calls that took over `STALL_S`, with their causes."""
+    wrong: Counter[str] = field(default_factory=Counter)
+    """What must not be."""
+
+    def ended(self, kind: str, begun_s: float, error: MeshClientError | None) -> None:
+        """Note a call that ended now."""
+        now_s = time.monotonic()
+        took_s = now_s - begun_s
+        self.took_s[kind].append(took_s)
+        met = [each for each in self.faults if each.met(begun_s, now_s)]
+        causes = ", ".join(sorted(str(each) for each in met)) or "nothing"
+        excused = any(each.part.startswith("router") for each in met)
+        if took_s > STALL_S:
+            self.slow.append((took_s, f"{kind} during {causes}"))
+            if not excused:
+                self.wrong[f"{kind}: {took_s:.1f} s during {causes}"] += 1
+        if error is not None:
+            self.failed[f"{causes}: {type(error).__name__}"] += 1
+            if not excused:
+                self.wrong[f"{kind} during {causes}: {type(error).__name__}: {error}"[:300]] += 1
+
+    def lines(self) -> Iterator[str]:
+        """Yield it as a person reads it."""
+        for kind, took_s in sorted(self.took_s.items()):
+            p50, p99 = np.percentile(took_s, (50, 99)) * 1000
+            yield f"{kind}: {len(took_s)} calls, p50 {p50:.1f} ms, p99 {p99:.1f} ms, max {max(took_s):.2f} s"
+        yield f"sessions: {dict(self.sessions)}"
+        yield f"faults: {dict(Counter(str(each) for each in self.faults))}"
+        yield from (f"failed {count}: {text}" for text, count in self.failed.most_common())
+        yield from (f"slow {took_s:.1f} s: {text}" for took_s, text in sorted(self.slow, reverse=True)[:20])
+        yield from (f"WRONG {count}: {text}" for text, count in self.wrong.most_common(30))
+
+
+class Mesh:
+    """The parts, and where clients find them."""
+
+    def __init__(self, folder: Path, links: Links, lease_s: int | None) -> None:
+        self.members = Member.three(folder, links)
+        self.nodes = [Node(folder, links, self.members, number, lease_s) for number in range(3)]
+        self.routers = [Router(folder, links, self.members, number) for number in range(2)]
+
+    def addresses(self, first: int) -> str:
+        return ",".join(self.routers[(first + at) % len(self.routers)].address for at in range(len(self.routers)))
+
+    def start(self) -> None:
+        for member in self.members:
+            member.server.launch()
+        until(lambda: all(each.server.healthy() for each in self.members), what="etcd has a leader")
+        for part in (*self.nodes, *self.routers):
+            part.start()
+        with Client(self.addresses(0), timeout_s=TIMEOUT_S) as client:
+            until(lambda: len(client.nodes()) == len(self.nodes), what="every node is known")
+            for name in ("iris", "echo", "fold"):
+                until(lambda name=name: client.model_ready(name), what=f"{name} is known")  # type: ignore[misc] # bound
+                client.load(name)
+                until(lambda name=name: _copies(client, name) >= 2, what=f"two copies of {name}")  # type: ignore[misc] # bound
+            pipeline = Pipeline("both")
+            echoed = pipeline.step("echoed", "echo", {"x": pipeline.input("x")})
+            judged = pipeline.step("judged", "iris", {"x": echoed["y"]})
+            pipeline.output("label", judged["label"])
+            client.apply_pipeline(pipeline)
+            for router in self.routers:
+                with Client(router.address, timeout_s=TIMEOUT_S) as each:
+                    until(lambda each=each: each.model_ready("both"), what="both routers know the pipeline")  # type: ignore[misc] # bound
+
+    def stop(self) -> None:
+        parts: list[Part] = [*self.routers, *self.nodes, *self.members]
+        for part in parts:
+            part.end()
+
+
+def _copies(client: Client, name: str) -> int:
+    return sum(copy.state == "ready" for copy in client.models(name)[0].copies)
+
+
+@contextlib.contextmanager
+def running(folder: Path, *, lease_s: int | None = None) -> Iterator[Mesh]:
+    """Run a mesh with the models, each on two nodes at least."""
+    models = folder / "models"
+    models.mkdir()
+    shutil.copytree(MODELS / "demo" / "iris", models / "iris")
+    with (models / "iris" / "model.yaml").open("a") as file:
+        file.write(COPIES)
+    python_model(models, "echo", ECHO + COPIES, "return {'y': inputs['x']}")
+    folding_model(models, "fold", yaml=COPIES)
+    with Links() as links:
+        mesh = Mesh(folder, links, lease_s)
+        try:
+            mesh.start()
+            yield mesh
+        finally:
+            mesh.stop()
+
+
+class Calls:
+    """Callers who know the right answers."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._labels, _ = onnx_session(MODELS / "demo" / "iris").run(None, {"x": ROWS})
+        self.kinds: dict[str, Callable[[AsyncClient, random.Random], Awaitable[None]]] = {
+            "iris": lambda client, random_: self._judged("iris", client, random_),
+            "both": lambda client, random_: self._judged("both", client, random_),
+            "echo": self._echoed,
+            "fold": self._folded,
+        }
+
+    async def repeat(self, mesh: Mesh, kind: str, number: int, until_s: float) -> None:
+        """Call again and again; every second caller begins at the second router."""
+        random_ = random.Random(f"{kind}{number}")
+        async with AsyncClient(mesh.addresses(number % 2)) as client:
+            while time.monotonic() < until_s:
+                await self.kinds[kind](client, random_)
+                await asyncio.sleep(0.02)
+
+    @contextlib.asynccontextmanager
+    async def _seen(self, kind: str) -> AsyncIterator[None]:
+        begun_s, failed = time.monotonic(), None
+        try:
+            yield
+        except MeshClientError as error:
+            failed = error
+        self._report.ended(kind, begun_s, failed)
+
+    def _right(self, kind: str, right: bool) -> None:
+        if not right:
+            self._report.wrong[f"{kind}: a wrong answer"] += 1
+
+    async def _judged(self, model: str, client: AsyncClient, random_: random.Random) -> None:
+        at = random_.randrange(len(ROWS) - 8)
+        rows = slice(at, at + random_.randint(1, 8))
+        async with self._seen(model):
+            answer = await client.infer(model, {"x": ROWS[rows]}, timeout_s=TIMEOUT_S)
+            self._right(model, np.array_equal(answer["label"], self._labels[rows]))
+
+    async def _echoed(self, client: AsyncClient, random_: random.Random) -> None:
+        sent = np.full((random_.choice((1, 5, 20_000)), 4), random_.random(), np.float32)
+        async with self._seen("echo"):
+            answer = await client.infer("echo", {"x": sent}, timeout_s=TIMEOUT_S)
+            self._right("echo", np.array_equal(answer["y"], sent))
+
+    async def _folded(self, client: AsyncClient, random_: random.Random) -> None:
+        first = random_.randrange(1000)
+        try:
+            async with client.session("fold", resume_s=RESUME_S) as steps:
+                for at, expected in enumerate(folded(range(first, first + STEPS))):
+                    begun_s = time.monotonic()
+                    answer = await steps.step({"x": np.array([[first + at]], np.int64)}, end=at == STEPS - 1)
+                    self._report.ended("fold", begun_s, None)
+                    self._right("fold", int(answer["y"][0, 0]) == expected)
+                    await asyncio.sleep(0.02)
+            self._report.sessions["whole"] += 1
+        except MeshClientError as error:
+            self._report.sessions["lost"] += 1
+            self._report.wrong[f"a session was lost: {type(error).__name__}: {error}"[:300]] += 1
+
+
+async def disturb(parts: list[Part], until_s: float, random_: random.Random, report: Report) -> None:
+    """Disturb one of these parts at a time, each in a way of its own, with a rest between."""
+    while time.monotonic() < until_s:
+        await asyncio.sleep(1 + random_.random() * 3)
+        part = random_.choice(parts)
+        what = random_.choice(part.faults())
+        fault = Fault(part.name, what, time.monotonic())
+        report.faults.append(fault)
+        await asyncio.to_thread(part.disturb, what, random_)
+        await asyncio.sleep(part.lasts_s(what, random_))
+        await asyncio.to_thread(part.mend, what)
+        fault.ended_s = time.monotonic()
+
+
+async def chaos(mesh: Mesh, *, seconds: float, seed: int) -> Report:
+    """Call for so many seconds while parts are disturbed."""
+    report, until_s = Report(), time.monotonic() + seconds
+    calls = Calls(report)
+    async with asyncio.TaskGroup() as tasks:
+        for kind in calls.kinds:
+            for number in range(2 * CALLERS):
+                tasks.create_task(calls.repeat(mesh, kind, number, until_s))
+        kinds: list[list[Part]] = [[*mesh.nodes], [*mesh.routers], [*mesh.members]]
+        for at, parts in enumerate(kinds):
+            tasks.create_task(disturb(parts, until_s, random.Random(seed * 10 + at), report))
+    return report
+
+
+def main() -> None:
+    """Run it and print what was seen."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--lease-s", type=int, help="of the nodes, in place of their default")
+    parser.add_argument("--keep-logs", type=Path, help="a folder for the logs of the processes")
+    flags = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        with running(Path(folder), lease_s=flags.lease_s) as mesh:
+            report = asyncio.run(chaos(mesh, seconds=flags.seconds, seed=flags.seed))
+        if flags.keep_logs:
+            flags.keep_logs.mkdir(parents=True, exist_ok=True)
+            for log in Path(folder).glob("*.log"):
+                shutil.copy(log, flags.keep_logs)
+    print(f"seed {flags.seed}; clocks are {'set' if clock_library() else 'left alone: no libfaketime'}")
+    print("\n".join(report.lines()))
+    sys.exit(1 if report.wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
