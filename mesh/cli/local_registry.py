@@ -175,23 +175,24 @@ def free_ports(count: int) -> list[int]:
     Where the kernel tells which ports it gives to callers, they are below those: who tries to reach a registry that is
     away for a moment would be given its very port sooner or later, connect to itself, and keep the registry out.
     """
-    quiet = _quiet_ports()
+    quiet = quiet_ports()
     held: list[socket.socket] = []
     try:
-        # 0, the kernel's choice, where all of them are taken.
-        for port in [*random.sample(quiet, min(len(quiet), PORT_TRIES)), *[0] * count]:
-            with suppress(OSError):
-                held.append(socket.create_server(("127.0.0.1", port)))
+        for port in random.sample(quiet, min(len(quiet), PORT_TRIES)):
             if len(held) == count:
                 break
+            with suppress(OSError):
+                held.append(socket.create_server(("127.0.0.1", port)))
+        while len(held) < count:
+            held.append(socket.create_server(("127.0.0.1", 0)))
         return [each.getsockname()[1] for each in held]
     finally:
         for each in held:
             each.close()
 
 
-def _quiet_ports() -> range:
-    """Return the ports below those that the kernel gives to callers; none where it does not tell."""
+def quiet_ports() -> range:
+    """Return ports below those that the kernel gives to callers; none where it does not tell."""
     try:
         first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     except (OSError, ValueError):

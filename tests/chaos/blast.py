@@ -25,14 +25,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from mesh_client import AsyncClient, Client, MeshClientError, Pipeline
+from mesh_client import AsyncClient, Client, MeshClientError
 from tests.chaos.bad_models import BAD, add_bad_models
+from tests.chaos.good_models import TIMEOUT_S, Answers, add_good_models, load_good_models
 from tests.fixtures.etcd import EtcdServer
-from tests.fixtures.mesh import MODELS, Process, start_node, start_router, until
-from tests.fixtures.models import python_model
-from tests.fixtures.sessions import folded, folding_model
+from tests.fixtures.mesh import Process, start_node, start_router, until
+from tests.fixtures.sessions import folded
 from tests.fixtures.workers import descendants
-from tests.models.repositories import session
 
 NAMES: Final = "abc"
 PAUSE_S: Final = 0.005
@@ -40,13 +39,7 @@ PAUSE_S: Final = 0.005
 BAD_PAUSE_S: Final = 0.1
 CALLERS: Final = 2
 """Of each good model."""
-TIMEOUT_S: Final = 60.0
 STEPS: Final = 20
-ECHO: Final = """\
-inputs: [{name: x, dtype: FP32, shape: [-1, 4]}]
-outputs: [{name: y, dtype: FP32, shape: [-1, 4]}]
-"""
-ROWS: Final = np.random.default_rng(6).uniform(0.1, 7.0, (200, 4)).astype(np.float32)
 
 Seen = tuple[int, str]
 """A process: its number, and when it was started, as numbers are given again."""
@@ -159,9 +152,7 @@ def _command(pid: int) -> str:
 def write_models(repository: Path) -> None:
     """Write the good models and the bad ones."""
     repository.mkdir()
-    shutil.copytree(MODELS / "demo" / "iris", repository / "iris")
-    python_model(repository, "echo", ECHO, "return {'y': inputs['x']}")
-    folding_model(repository, "fold")
+    add_good_models(repository)
     add_bad_models(repository)
 
 
@@ -180,14 +171,7 @@ def running(folder: Path) -> Iterator[Mesh]:
             process.wait_ready()
         with Client(mesh.router.grpc, timeout_s=TIMEOUT_S) as client:
             until(lambda: len(client.nodes()) == len(NAMES), what="every node is known")
-            for name in ("iris", "echo", "fold"):
-                until(lambda name=name: client.model_ready(name), what=f"{name} is known")  # type: ignore[misc] # bound
-                client.load(name)
-            pipeline = Pipeline("both")
-            echoed = pipeline.step("echoed", "echo", {"x": pipeline.input("x")})
-            judged = pipeline.step("judged", "iris", {"x": echoed["y"]})
-            pipeline.output("label", judged["label"])
-            client.apply_pipeline(pipeline)
+            load_good_models(client)
         yield mesh
     finally:
         mesh.kill()
@@ -199,7 +183,7 @@ class Good:
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
-        self._labels, _ = session(MODELS / "demo" / "iris").run(None, {"x": ROWS})
+        self._answers = Answers()
         self.kinds: dict[str, Callable[[random.Random], AsyncIterator[bool]]] = {
             "iris": lambda random_: self._judged("iris", random_),
             "both": lambda random_: self._judged("both", random_),
@@ -208,17 +192,10 @@ class Good:
         }
 
     async def _judged(self, model: str, random_: random.Random) -> AsyncIterator[bool]:
-        at = random_.randrange(len(ROWS) - 8)
-        rows = slice(at, at + random_.randint(1, 8))
-        answer = await self._client.infer(model, {"x": ROWS[rows]}, timeout_s=TIMEOUT_S)
-        yield np.array_equal(answer["label"], self._labels[rows])
+        yield await self._answers.judged(self._client, model, random_)
 
     async def _echoed(self, random_: random.Random) -> AsyncIterator[bool]:
-        """Small ones travel in a packet to the worker, large ones in shared memory."""
-        sent = np.full((random_.choice((1, 5, 40_000)), 4), random_.random(), np.float32)
-        sent[0, 0] = random_.random()
-        answer = await self._client.infer("echo", {"x": sent}, timeout_s=TIMEOUT_S)
-        yield np.array_equal(answer["y"], sent)
+        yield await self._answers.echoed(self._client, random_)
 
     async def _folded(self, random_: random.Random) -> AsyncIterator[bool]:
         first = random_.randrange(1000)

@@ -1,9 +1,9 @@
 """A whole mesh while its parts are killed, frozen, cut off and their clocks set: every answer against the right one.
 
 Three nodes, two routers and three etcd members, each a real process behind links that can be cut. At any time at most
-one node, one router and one member are disturbed. Run it as ``python -m tests.chaos.faults --seconds 300``; the suite
-runs a short one. It fails at a wrong answer and a lost session; while no router is disturbed, also at a call that took
-over `STALL_S`, as another copy is there, and at one that failed for more than the death of the node that ran it.
+one node, one router and one member are disturbed. Run it as ``python -m tests.chaos.faults --seconds 300``. It fails
+at a wrong answer and a lost session; while no router is disturbed, also at a call that took over `STALL_S`, as another
+copy is there, and at one that failed for more than the death of the node that ran it.
 """
 
 from __future__ import annotations
@@ -17,23 +17,21 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from mesh_client import AsyncClient, Client, MeshClientError, Pipeline, Unavailable
+from mesh_client import AsyncClient, Client, MeshClientError, Unavailable
+from tests.chaos.good_models import TIMEOUT_S, Answers, add_good_models, load_good_models
 from tests.chaos.parts import Member, Node, Part, Router, clock_library
 from tests.fixtures.link import Links
-from tests.fixtures.mesh import MODELS, until
-from tests.fixtures.models import python_model
-from tests.fixtures.sessions import folded, folding_model
-from tests.models.repositories import session as onnx_session
+from tests.fixtures.mesh import until
+from tests.fixtures.sessions import folded
 
 COPIES: Final = "scaling: {min_copies: 2}\n"
-TIMEOUT_S: Final = 60.0
 RESUME_S: Final = 90.0
 STALL_S: Final = 3.0
 """Longest time that a call may take while a copy is there that nothing disturbs."""
@@ -43,11 +41,6 @@ CALLERS: Final = 2
 """Of each kind, at each router first."""
 STEPS: Final = 40
 KINDS: Final = ("node", "router", "etcd")
-ECHO: Final = """\
-inputs: [{name: x, dtype: FP32, shape: [-1, 4]}]
-outputs: [{name: y, dtype: FP32, shape: [-1, 4]}]
-"""
-ROWS: Final = np.random.default_rng(6).uniform(0.1, 7.0, (200, 4)).astype(np.float32)
 
 
 @dataclass
@@ -132,27 +125,14 @@ class Mesh:
             part.start()
         with Client(self.addresses(0), timeout_s=TIMEOUT_S) as client:
             until(lambda: len(client.nodes()) == len(self.nodes), what="every node is known")
-            for name in ("iris", "echo", "fold"):
-                until(lambda name=name: client.model_ready(name), what=f"{name} is known")  # type: ignore[misc] # bound
-                client.load(name)
-                until(lambda name=name: _copies(client, name) >= 2, what=f"two copies of {name}")  # type: ignore[misc] # bound
-            pipeline = Pipeline("both")
-            echoed = pipeline.step("echoed", "echo", {"x": pipeline.input("x")})
-            judged = pipeline.step("judged", "iris", {"x": echoed["y"]})
-            pipeline.output("label", judged["label"])
-            client.apply_pipeline(pipeline)
+            load_good_models(client, each=2)
             for router in self.routers:
                 with Client(router.address, timeout_s=TIMEOUT_S) as each:
                     until(lambda each=each: each.model_ready("both"), what="both routers know the pipeline")  # type: ignore[misc] # bound
 
     def stop(self) -> None:
-        parts: list[Part] = [*self.routers, *self.nodes, *self.members]
-        for part in parts:
-            part.end()
-
-
-def _copies(client: Client, name: str) -> int:
-    return sum(copy.state == "ready" for copy in client.models(name)[0].copies)
+        for part in (*self.routers, *self.nodes, *self.members):
+            part.kill()
 
 
 @contextlib.contextmanager
@@ -160,11 +140,7 @@ def running(folder: Path, *, lease_s: int | None = None) -> Iterator[Mesh]:
     """Run a mesh with the models, each on two nodes at least."""
     models = folder / "models"
     models.mkdir()
-    shutil.copytree(MODELS / "demo" / "iris", models / "iris")
-    with (models / "iris" / "model.yaml").open("a") as file:
-        file.write(COPIES)
-    python_model(models, "echo", ECHO + COPIES, "return {'y': inputs['x']}")
-    folding_model(models, "fold", yaml=COPIES)
+    add_good_models(models, COPIES)
     with Links() as links:
         mesh = Mesh(folder, links, lease_s)
         try:
@@ -179,11 +155,11 @@ class Calls:
 
     def __init__(self, report: Report) -> None:
         self._report = report
-        self._labels, _ = onnx_session(MODELS / "demo" / "iris").run(None, {"x": ROWS})
+        self._answers = Answers()
         self.kinds: dict[str, Callable[[AsyncClient, random.Random], Awaitable[None]]] = {
-            "iris": lambda client, random_: self._judged("iris", client, random_),
-            "both": lambda client, random_: self._judged("both", client, random_),
-            "echo": self._echoed,
+            "iris": lambda client, random_: self._seen("iris", self._answers.judged(client, "iris", random_)),
+            "both": lambda client, random_: self._seen("both", self._answers.judged(client, "both", random_)),
+            "echo": lambda client, random_: self._seen("echo", self._answers.echoed(client, random_)),
             "fold": self._folded,
         }
 
@@ -195,11 +171,10 @@ class Calls:
                 await self.kinds[kind](client, random_)
                 await asyncio.sleep(0.02)
 
-    @contextlib.asynccontextmanager
-    async def _seen(self, kind: str) -> AsyncIterator[None]:
+    async def _seen(self, kind: str, call: Awaitable[bool]) -> None:
         begun_s, failed = time.monotonic(), None
         try:
-            yield
+            self._right(kind, await call)
         except MeshClientError as error:
             failed = error
         self._report.ended(kind, begun_s, failed)
@@ -207,19 +182,6 @@ class Calls:
     def _right(self, kind: str, right: bool) -> None:
         if not right:
             self._report.wrong[f"{kind}: a wrong answer"] += 1
-
-    async def _judged(self, model: str, client: AsyncClient, random_: random.Random) -> None:
-        at = random_.randrange(len(ROWS) - 8)
-        rows = slice(at, at + random_.randint(1, 8))
-        async with self._seen(model):
-            answer = await client.infer(model, {"x": ROWS[rows]}, timeout_s=TIMEOUT_S)
-            self._right(model, np.array_equal(answer["label"], self._labels[rows]))
-
-    async def _echoed(self, client: AsyncClient, random_: random.Random) -> None:
-        sent = np.full((random_.choice((1, 5, 20_000)), 4), random_.random(), np.float32)
-        async with self._seen("echo"):
-            answer = await client.infer("echo", {"x": sent}, timeout_s=TIMEOUT_S)
-            self._right("echo", np.array_equal(answer["y"], sent))
 
     async def _folded(self, client: AsyncClient, random_: random.Random) -> None:
         first = random_.randrange(1000)
@@ -245,8 +207,7 @@ async def disturb(parts: list[Part], until_s: float, random_: random.Random, rep
         what = random_.choice(part.faults())
         fault = Fault(part.name, what, time.monotonic())
         report.faults.append(fault)
-        await asyncio.to_thread(part.disturb, what, random_)
-        await asyncio.sleep(part.lasts_s(what, random_))
+        await asyncio.sleep(await asyncio.to_thread(part.disturb, what, random_))
         await asyncio.to_thread(part.mend, what)
         fault.ended_s = time.monotonic()
 

@@ -6,7 +6,7 @@ import os
 import random
 import signal
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from tests.fixtures.etcd import EtcdServer
 from tests.fixtures.link import Link, Links
@@ -18,27 +18,7 @@ LASTS_S: Final = (1.0, 9.0)
 """How long other faults last: shorter and longer than a lease (5 s)."""
 CLOCKS_S: Final = (-3600, -7, 7, 3600)
 """By how much clocks are set."""
-
-
-class Part(Protocol):
-    """What can be disturbed."""
-
-    name: str
-
-    def faults(self) -> list[str]:
-        """Return the ways in which it can be."""
-
-    def disturb(self, what: str, random_: random.Random) -> None:
-        """Begin one."""
-
-    def lasts_s(self, what: str, random_: random.Random) -> float:
-        """Return how long it shall last."""
-
-    def mend(self, what: str) -> None:
-        """End it."""
-
-    def end(self) -> None:
-        """Kill it."""
+CLOCK: Final = "clock set"
 
 
 def clock_library() -> Path | None:
@@ -47,11 +27,62 @@ def clock_library() -> Path | None:
     return found[0] if found else None
 
 
-class Member:
+class Part:
+    """What can be disturbed: a process behind links."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @property
+    def pid(self) -> int:
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Start it, or start it again, and wait until it is ready."""
+        raise NotImplementedError
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        raise NotImplementedError
+
+    def links(self) -> dict[str, list[Link]]:
+        """Return the ways in which it can be cut off, and the links of each."""
+        raise NotImplementedError
+
+    def faults(self) -> list[str]:
+        """Return the ways in which it can be disturbed."""
+        return ["killed", "frozen", *self.links()]
+
+    def disturb(self, what: str, random_: random.Random) -> float:
+        """Begin one; return how many seconds it shall last."""
+        match what:
+            case "killed":
+                self.kill()
+                return random_.uniform(*KILLED_S)
+            case "frozen":
+                os.kill(self.pid, signal.SIGSTOP)
+            case _:
+                for link in self.links()[what]:
+                    link.cut()
+        return random_.uniform(*LASTS_S)
+
+    def mend(self, what: str) -> None:
+        """End it."""
+        match what:
+            case "killed":
+                self.start()
+            case "frozen":
+                os.kill(self.pid, signal.SIGCONT)
+            case _:
+                for link in self.links()[what]:
+                    link.heal()
+
+
+class Member(Part):
     """One of three etcd members. Its clock is left alone: Go asks the kernel without libc."""
 
     def __init__(self, folder: Path, links: Links, number: int) -> None:
-        self.name = f"etcd{number}"
+        super().__init__(f"etcd{number}")
         self.server = EtcdServer(folder / self.name)
         self.peers = links.to(self.server.peer_address)
         self.server.peer_via = self.peers.address
@@ -70,41 +101,25 @@ class Member:
         self.clients.append(link)
         return link
 
-    def faults(self) -> list[str]:
-        return ["killed", "frozen", "cut off"]
+    @property
+    def pid(self) -> int:
+        return self.server.pid
 
-    def disturb(self, what: str, random_: random.Random) -> None:
-        match what:
-            case "killed":
-                self.server.kill()
-            case "frozen":
-                os.kill(self.server.pid, signal.SIGSTOP)
-            case _:
-                for link in (self.peers, *self.clients):
-                    link.cut()
+    def start(self) -> None:
+        self.server.launch_and_wait()
 
-    def lasts_s(self, what: str, random_: random.Random) -> float:
-        return random_.uniform(*(KILLED_S if what == "killed" else LASTS_S))
-
-    def mend(self, what: str) -> None:
-        match what:
-            case "killed":
-                self.server.launch_and_wait()
-            case "frozen":
-                os.kill(self.server.pid, signal.SIGCONT)
-            case _:
-                for link in (self.peers, *self.clients):
-                    link.heal()
-
-    def end(self) -> None:
+    def kill(self) -> None:
         self.server.kill()
 
+    def links(self) -> dict[str, list[Link]]:
+        return {"cut off": [self.peers, *self.clients]}
 
-class _Ours:
+
+class _Ours(Part):
     """A process of the mesh: behind one link to its port, with links of its own to every member of the registry."""
 
     def __init__(self, folder: Path, links: Links, members: list[Member], name: str) -> None:
-        self.name = name
+        super().__init__(name)
         self.folder = folder
         self.port = free_port()
         self.front = links.to(f"127.0.0.1:{self.port}")
@@ -112,7 +127,7 @@ class _Ours:
         self.registry = [member.link(links) for member in members]
         self._clock = folder / f"{name}.clock"
         self._clock.write_text("+0")
-        self.process: Process | None = None
+        self._process: Process | None = None
 
     @property
     def members(self) -> str:
@@ -133,55 +148,41 @@ class _Ours:
     def launch(self) -> Process:
         raise NotImplementedError
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> None:
-        self.process = self.launch().wait_ready()
+        self._process = self.launch().wait_ready()
 
-    def faults(self) -> list[str]:
-        clock = ["clock set"] if clock_library() is not None else []
-        return ["killed", "frozen", "cut off", "cut off from the registry", "cut off from callers", *clock]
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
 
-    def disturb(self, what: str, random_: random.Random) -> None:
-        assert self.process is not None
-        match what:
-            case "killed":
-                self.process.kill()
-            case "frozen":
-                self.process.send(signal.SIGSTOP)
-            case "clock set":
-                # Its new file is there whole: a half-written one would be read as another time.
-                beside = self._clock.with_suffix(".new")
-                beside.write_text(f"{random_.choice(CLOCKS_S):+d}")
-                beside.rename(self._clock)
-            case _:
-                for link in self._links(what):
-                    link.cut()
-
-    def lasts_s(self, what: str, random_: random.Random) -> float:
-        return random_.uniform(*(KILLED_S if what == "killed" else LASTS_S))
-
-    def mend(self, what: str) -> None:
-        assert self.process is not None
-        match what:
-            case "killed":
-                self.start()
-            case "frozen":
-                self.process.send(signal.SIGCONT)
-            case "clock set":
-                pass
-            case _:
-                for link in self._links(what):
-                    link.heal()
-
-    def _links(self, what: str) -> list[Link]:
+    def links(self) -> dict[str, list[Link]]:
         return {
             "cut off": [self.front, *self.registry],
             "cut off from the registry": self.registry,
             "cut off from callers": [self.front],
-        }[what]
+        }
 
-    def end(self) -> None:
-        if self.process is not None:
-            self.process.kill()
+    def faults(self) -> list[str]:
+        return [*super().faults(), *([CLOCK] if clock_library() is not None else [])]
+
+    def disturb(self, what: str, random_: random.Random) -> float:
+        if what != CLOCK:
+            return super().disturb(what, random_)
+        # Its new file is there whole: a half-written one would be read as another time.
+        beside = self._clock.with_suffix(".new")
+        beside.write_text(f"{random_.choice(CLOCKS_S):+d}")
+        beside.rename(self._clock)
+        return random_.uniform(*LASTS_S)
+
+    def mend(self, what: str) -> None:
+        """End it; a clock stays as it is until it is set again."""
+        if what != CLOCK:
+            super().mend(what)
 
 
 class Node(_Ours):

@@ -22,6 +22,7 @@ from typing import Final
 import numpy as np
 
 from mesh_client import AsyncClient, Client, MeshClientError
+from tests.fixtures.cluster import copies
 from tests.fixtures.etcd import EtcdServer
 from tests.fixtures.mesh import Process, free_port, start_node, until
 from tests.fixtures.sessions import folded, folding_model, story, story_model
@@ -71,10 +72,7 @@ class Mesh:
             for name in MODELS:
                 until(lambda name=name: client.model_ready(name), what=f"{name} is known")  # type: ignore[misc] # bound
                 client.load(name)
-                until(lambda name=name: self.copies(client, name) == 3, what=f"three copies of {name}")  # type: ignore[misc] # bound
-
-    def copies(self, client: Client, name: str) -> int:
-        return sum(copy.state == "ready" for copy in client.models(name)[0].copies)
+                until(lambda name=name: len(copies(client, name)) == 3, what=f"three copies of {name}")  # type: ignore[misc] # bound
 
     def start_node(self, name: str) -> None:
         self.nodes[name] = start_node(self.registry, name, "--settle-s", "0.5", models=self.models).wait_ready()

@@ -18,6 +18,7 @@ from mesh.core.errors import RegistryUnavailable
 from mesh.registry.etcd_client import EtcdClient
 
 DEADLINE_S = 60.0
+EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 needs_etcd = pytest.mark.skipif(shutil.which("etcd") is None, reason="needs an etcd binary")
 
 
@@ -89,9 +90,6 @@ async def test_the_embedded_registry_answers_like_an_etcd() -> None:
         assert await put_and_get(registry) == b"value"
     finally:
         await registry.stop()
-
-
-EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 async def test_a_given_registry_that_does_not_answer_is_one_sentence() -> None:
