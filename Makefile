@@ -108,4 +108,4 @@ bench: $(DEV_STAMP)
 
 clean:
 	rm -rf $(VENV) .bench-venv .frameworks-venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
-	find mesh clients tests scripts benchmarks models -name __pycache__ -type d -exec rm -rf {} +
+	find mesh clients tests scripts benchmarks examples models -name __pycache__ -type d -exec rm -rf {} +
