@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
+from typing import Annotated
 
 import typer
 
+from mesh import __version__
 from mesh.cli import client, node, pipelines, router, up
 from mesh.cli.bench import bench
 from mesh.cli.demo import demo
@@ -21,6 +24,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback(invoke_without_command=True)
+def versions(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the mesh's and Python's versions, and exit.")
+    ] = False,
+) -> None:
+    """A gRPC-native model mesh: KServe v2 inference over many nodes, with etcd as its registry."""
+    if version:
+        print(f"mesh {__version__}, Python {platform.python_version()}")
+        raise typer.Exit
+
+
 app.command("up")(up.up)
 app.command("router")(router.router)
 app.command("node")(node.node)

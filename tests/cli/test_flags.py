@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import typer
 
+import mesh
 from mesh.cli import flags
 from mesh.cli.node import node
 from mesh.cli.router import router
@@ -159,3 +161,7 @@ def test_help_names_the_commands_and_loads_no_grpc() -> None:
     slow = ("grpc", "numpy", "onnxruntime", "uvicorn", "google.protobuf", "mesh_client")
     loaded = f"import sys; from mesh.cli import main; sys.exit(any(name in sys.modules for name in {slow}))"
     assert subprocess.run([sys.executable, "-c", loaded], check=False).returncode == 0
+
+
+def test_the_version_is_printed() -> None:
+    assert run("--version") == (0, f"mesh {mesh.__version__}, Python {platform.python_version()}\n", "")
