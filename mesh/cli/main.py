@@ -16,9 +16,11 @@ from mesh.cli.demo import demo
 from mesh.cli.explain import explain
 from mesh.cli.top import top
 
+HELP = "A gRPC-native model mesh: KServe v2 inference over many nodes, with etcd as its registry."
+
 app = typer.Typer(
     name="mesh",
-    help="A gRPC-native model mesh: KServe v2 inference over many nodes, with etcd as its registry.",
+    help=HELP,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -26,13 +28,13 @@ app = typer.Typer(
 )
 
 
-@app.callback(invoke_without_command=True)
+@app.callback(invoke_without_command=True, help=HELP)
 def versions(
     version: Annotated[
         bool, typer.Option("--version", help="Print the mesh's and Python's versions, and exit.")
     ] = False,
 ) -> None:
-    """A gRPC-native model mesh: KServe v2 inference over many nodes, with etcd as its registry."""
+    """Print the versions and end the program, where they are asked for; else the command that was named runs."""
     if version:
         print(f"mesh {__version__}, Python {platform.python_version()}")
         raise typer.Exit
