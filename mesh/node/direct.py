@@ -262,8 +262,7 @@ class DirectStream(ServerCall):
         if self.over:
             return
         if not self._begun:
-            self._begun = True
-            self.connection.send_headers(self.stream, ANSWER)
+            self.begin()
         self.connection.send_data(self.stream, data)
 
     async def _run_several(self, request: ModelInferRequest, served: Served) -> None:
@@ -296,8 +295,7 @@ class DirectStream(ServerCall):
             self.fail(_CutOff("the stream ended in the middle of a message"))
             return
         self.finish()
-        if not self._begun:
-            self.connection.send_headers(self.stream, ANSWER)
+        self.begin()
         self.connection.send_headers(self.stream, OK_TRAILERS + _load(self._infer.outstanding), end=True)
         stop_sending(self.connection, self.stream)
 

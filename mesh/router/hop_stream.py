@@ -33,7 +33,7 @@ from mesh.router.target import Target, passed
 from mesh.wire.client import WireChannel
 from mesh.wire.connection import Connection
 from mesh.wire.grpc_framing import PREFIX_BYTES, Deframer, Packed, framed
-from mesh.wire.heads import ANSWER, OK_TRAILERS, timeout_field
+from mesh.wire.heads import OK_TRAILERS, timeout_field
 from mesh.wire.peek import Peeked
 from mesh.wire.server_call import STREAM_BUFFER, Origin, ServerCall, stop_sending
 from mesh.wire.streams import Stream
@@ -174,8 +174,7 @@ class HopStream(ServerCall):
         if self._sessions is not None:
             self._sessions.half_close()
             self._sessions = None
-        if not self._begun:
-            self.connection.send_headers(self.stream, ANSWER)
+        self.begin()
         self.connection.send_headers(self.stream, OK_TRAILERS, end=True)
         stop_sending(self.connection, self.stream)
 
@@ -334,8 +333,7 @@ class HopStream(ServerCall):
         if self.over:
             return
         if not self._begun:
-            self._begun = True
-            self.connection.send_headers(self.stream, ANSWER)
+            self.begin()
         self.connection.send_data(self.stream, data)
 
     def count(self, turn: Turn, code: Code) -> None:

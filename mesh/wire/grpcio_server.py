@@ -129,11 +129,13 @@ def _call(method: str, context: Any) -> Call:
     )
 
 
-async def _fail(call: Call, context: Any, error: Exception) -> None:
+async def _fail(call: Call, context: Any, error: Exception, *, begun: bool = False) -> None:
     code, text = status_of(error)
     if not isinstance(error, MeshError):
         log.error("a handler failed", extra={"method": call.method}, exc_info=error)
     let_go(error)
+    if call.headers and not begun:
+        await context.send_initial_metadata(call.headers)
     await context.abort(code, text, (*call.trailers, *trailers_of(error)))
 
 
@@ -148,6 +150,8 @@ def _unary(method: str, handler: UnaryHandler) -> Any:
             message = b""  # grpcio keeps what `abort` raises, with this frame.
             await _fail(call, context, error)
             return None
+        if call.headers:
+            await context.send_initial_metadata(call.headers)
         if call.trailers:
             context.set_trailing_metadata(tuple(call.trailers))
         return reply
@@ -159,18 +163,24 @@ def _stream(method: str, handler: StreamHandler) -> Any:
     async def answer(messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         call = _call(method, context)
         replies = handler(call, messages)
+        begun = False
         try:
             async for reply in replies:
+                if not begun and call.headers:
+                    await context.send_initial_metadata(call.headers)
+                begun = True
                 yield reply
                 del reply
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - the edge: every failure becomes a status
-            await _fail(call, context, error)
+            await _fail(call, context, error, begun=begun)
         finally:
             close = getattr(replies, "aclose", None)
             if close is not None:
                 await close()
+        if not begun and call.headers:
+            await context.send_initial_metadata(call.headers)
         if call.trailers:
             context.set_trailing_metadata(tuple(call.trailers))
 

@@ -295,6 +295,12 @@ def _wire_pair(name: str, value: str | bytes) -> tuple[bytes, bytes]:
 ANSWER: Final = encode(b":status", b"200") + encode(b"content-type", b"application/grpc")
 """The headers of every answer."""
 
+
+def answer_block(metadata: Metadata) -> bytes:
+    """Return the HPACK bytes of an answer's headers with the handler's own metadata."""
+    return ANSWER + metadata_block(metadata) if metadata else ANSWER
+
+
 ANSWER_NAMING_ENCODINGS: Final = ANSWER + encode(b"grpc-accept-encoding", ACCEPTED)
 
 OK_TRAILERS: Final = encode(b"grpc-status", b"0")

@@ -17,7 +17,7 @@ from mesh.wire.deadlines import Bucket, Deadlines
 from mesh.wire.fields import Block
 from mesh.wire.frames import ErrorCode
 from mesh.wire.grpc_framing import PREFIX_BYTES, Deframer, Packed, framed, pack_prefix
-from mesh.wire.heads import ANSWER, ANSWER_NAMING_ENCODINGS, OK_TRAILERS, RequestHead, trailers
+from mesh.wire.heads import ANSWER, ANSWER_NAMING_ENCODINGS, OK_TRAILERS, RequestHead, answer_block, trailers
 from mesh.wire.holding import Holding
 from mesh.wire.inflate import inflate
 from mesh.wire.streams import Receiver, State, Stream
@@ -38,9 +38,8 @@ def status_of(error: BaseException) -> tuple[Code, str]:
 
 def refuse(connection: Connection, stream: Stream, code: int, text: str, metadata: Metadata = ()) -> None:
     """End `stream` with a status alone, and tell a peer that still sends to stop."""
-    block = trailers(code, text, metadata)
     head = ANSWER_NAMING_ENCODINGS if code == Code.UNIMPLEMENTED else ANSWER
-    connection.send_headers(stream, head + block, end=True)
+    connection.send_headers(stream, head + trailers(code, text, metadata), end=True)
     stop_sending(connection, stream)
 
 
@@ -51,7 +50,7 @@ def stop_sending(connection: Connection, stream: Stream) -> None:
 
 
 def break_off(connection: Connection, stream: Stream, code: int, text: str, metadata: Metadata = ()) -> None:
-    """End a call whose answer has begun with a status, and tell a peer that still sends to stop."""
+    """End a call whose answer has begun with a status, perhaps OK, and tell a peer that still sends to stop."""
     connection.send_headers(stream, trailers(code, text, metadata), end=True)
     stop_sending(connection, stream)
 
@@ -156,18 +155,30 @@ class ServerCall(Holding):
         else:
             refuse(self.connection, self.stream, code, text, metadata)
 
+    def handler_failed(self, error: BaseException, call: Call | None) -> None:
+        """End the call with the status of what its handler raised, and with the metadata that it left."""
+        if call is not None and call.headers and not self.over:
+            self.begin(call.headers)
+        self.fail(error, tuple(call.trailers) if call is not None else ())
+
     def give_up(self, error: BaseException) -> None:
         """End the call with the status of `error`, and stop whatever works on it."""
         self.fail(error)
         self.cancelled()
 
-    def done(self, message: bytes, metadata: Metadata = ()) -> None:
+    def begin(self, metadata: Metadata = ()) -> None:
+        """Send the answer's headers, if that was not done yet."""
+        if not self._begun:
+            self._begun = True
+            self.connection.send_headers(self.stream, answer_block(metadata))
+
+    def done(self, message: bytes, metadata: Metadata = (), headers: Metadata = ()) -> None:
         """Answer with one message and OK."""
         if self.over:
             return
         self.finish()
         last = trailers(0, "", metadata) if metadata else OK_TRAILERS
-        self.connection.answer(self.stream, ANSWER, framed(message), last)
+        self.connection.answer(self.stream, answer_block(headers), framed(message), last)
         stop_sending(self.connection, self.stream)
 
 
@@ -285,9 +296,9 @@ class TaskUnary(UnaryCall):
             self.fail(_Cut("the server stopped before the answer was there"))
             raise
         except Exception as error:  # noqa: BLE001 - the edge: every failure becomes a status
-            self.fail(error, tuple(call.trailers) if call is not None else ())
+            self.handler_failed(error, call)
         else:
-            self.done(reply, tuple(call.trailers))
+            self.done(reply, tuple(call.trailers), call.headers)
 
 
 class TaskStream(ServerCall):
@@ -360,7 +371,7 @@ class TaskStream(ServerCall):
             replies = self._handler(call, self._incoming())
             try:
                 async for reply in replies:
-                    await self._send(reply)
+                    await self._send(call, reply)
                     del reply  # It must not stay until the next one comes.
             finally:
                 close = getattr(replies, "aclose", None)
@@ -370,26 +381,20 @@ class TaskStream(ServerCall):
             self.fail(_Cut("the server stopped before the stream ended"))
             raise
         except Exception as error:  # noqa: BLE001 - the edge: every failure becomes a status
-            self.fail(error, tuple(call.trailers) if call is not None else ())
+            self.handler_failed(error, call)
         else:
-            self._close(tuple(call.trailers))
+            self._close(call)
 
-    async def _send(self, reply: bytes) -> None:
+    async def _send(self, call: Call, reply: bytes) -> None:
         if self.over:
             return
-        self._begin()
+        self.begin(call.headers)
         if not self.connection.send_data(self.stream, framed(reply)):
             await self.room()
 
-    def _begin(self) -> None:
-        if not self._begun:
-            self._begun = True
-            self.connection.send_headers(self.stream, ANSWER)
-
-    def _close(self, metadata: Metadata) -> None:
+    def _close(self, call: Call) -> None:
         if self.over:
             return
-        self._begin()
+        self.begin(call.headers)
         self.finish()
-        self.connection.send_headers(self.stream, trailers(0, "", metadata) if metadata else OK_TRAILERS, end=True)
-        stop_sending(self.connection, self.stream)
+        break_off(self.connection, self.stream, Code.OK, "", tuple(call.trailers))

@@ -55,6 +55,8 @@ class Call:
     peer: str
     trailers: list[tuple[str, str | bytes]] = field(default_factory=list)
     """Trailing metadata to send with the status. Append; never replace the list."""
+    headers: Metadata = ()
+    """Initial metadata, sent ahead of the first message, or of the status where none comes. Set it before that."""
 
     def meta(self, key: str) -> str | None:
         """Return the first value of text metadata `key` (lower case), or None. O(entries)."""

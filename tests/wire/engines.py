@@ -21,6 +21,9 @@ STREAM = "/t.T/Stream"
 EARLY = "/t.T/Early"
 BREAK = "/t.T/Break"
 HOLD = "/t.T/Hold"
+GREET = "/t.T/Greet"
+GREET_STREAM = "/t.T/GreetStream"
+GREETING = (("t-before", "a value"), ("t-bytes-bin", b"\0\1\xfe"))
 LIMITS = Limits(max_message_bytes=4 * 1024 * 1024)
 
 FAILURES: dict[str, MeshError] = {
@@ -65,6 +68,25 @@ async def early(call: Call, messages: AsyncIterator[bytes]) -> AsyncIterator[byt
     yield b"before you ask"
 
 
+async def greet(call: Call, message: bytes) -> bytes:
+    """Send metadata ahead of the answer, which may be a failure."""
+    call.headers = GREETING
+    call.trailers.append(("t-after", "1"))
+    if message:
+        raise FAILURES["invalid"]
+    return message
+
+
+async def greet_stream(call: Call, messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Send metadata ahead of the answers, of which there may be none, or a failure."""
+    call.headers = GREETING
+    call.trailers.append(("t-after", "1"))
+    async for message in messages:
+        if message == b"fail":
+            raise FAILURES["invalid"]
+        yield message
+
+
 async def broken(call: Call, messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     async for message in messages:
         yield message
@@ -78,8 +100,8 @@ async def hold(call: Call, messages: AsyncIterator[bytes]) -> AsyncIterator[byte
 
 
 HOT = HotMethods(
-    unary={ECHO: echo, FAIL: fail, HANG: hang, TELL: tell},
-    stream={STREAM: stream, EARLY: early, BREAK: broken, HOLD: hold},
+    unary={ECHO: echo, FAIL: fail, HANG: hang, TELL: tell, GREET: greet},
+    stream={STREAM: stream, EARLY: early, BREAK: broken, HOLD: hold, GREET_STREAM: greet_stream},
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -71,6 +72,49 @@ async def test_failures_have_one_code_one_text_and_their_trailers(why: str) -> N
     assert found[0].trailers == (("t-why", why),)
     assert found[0].code == ("INTERNAL" if why == "bug" else e.FAILURES[why].code.name)
     assert why == "bug" or found[0].text == e.FAILURES[why].message
+
+
+Heard = tuple[Any, list[bytes], grpc.StatusCode, Any]
+
+
+def heard(address: str, method: str, messages: list[bytes]) -> Heard:
+    """Return what a call brought: initial metadata, messages, status, trailing metadata.
+
+    Of the synchronous client: the asynchronous one loses initial metadata that comes together with the status.
+    """
+    with grpc.insecure_channel(address) as channel:
+        call = channel.stream_stream(method, None, None)(iter(messages), timeout=60)
+        came: list[bytes] = []
+        initial = call.initial_metadata()
+        with contextlib.suppress(grpc.RpcError):
+            came += call
+        return mine(initial), came, call.code(), mine(call.trailing_metadata())
+
+
+@pytest.mark.parametrize("server", ENGINES)
+@pytest.mark.parametrize(
+    ("method", "messages"),
+    [
+        (e.GREET, [b""]),
+        (e.GREET, [b"fail"]),
+        (e.GREET_STREAM, []),
+        (e.GREET_STREAM, [b"a", b"b"]),
+        (e.GREET_STREAM, [b"fail"]),
+        (e.GREET_STREAM, [b"a", b"fail"]),
+    ],
+)
+async def test_a_handler_sends_metadata_ahead_of_whatever_follows(
+    server: str, method: str, messages: list[bytes]
+) -> None:
+    listening = e.server(server)
+    await listening.start()
+    try:
+        found = await asyncio.to_thread(heard, listening.address, method, messages)
+    finally:
+        await listening.stop(0)
+    code = grpc.StatusCode.INVALID_ARGUMENT if b"fail" in messages else grpc.StatusCode.OK
+    answers = [message for message in messages if message != b"fail"]
+    assert found == (mine(e.GREETING), answers, code, (("t-after", "1"),))
 
 
 keys = st.from_regex(r"x-[a-z0-9_.-]{1,12}", fullmatch=True).filter(lambda key: not key.endswith("-bin"))
