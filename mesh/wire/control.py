@@ -295,6 +295,8 @@ class Control(Windows):
                 self.resets.note(stream_id, told=True)
                 self.write(rst_stream(stream_id, ErrorCode.STREAM_CLOSED))
             return
+        if any(low <= stream_id <= high for low, high in self._skipped):
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"{what} on stream {stream_id}, which was passed over")
         if self.ended and not self.is_client:
             return
         raise ConnectionFault(ErrorCode.STREAM_CLOSED, f"{what} on stream {stream_id}, which is closed")
@@ -302,11 +304,11 @@ class Control(Windows):
     def _check_not_idle(self, stream_id: int, what: str) -> None:
         ours = bool(stream_id & 1) == self.is_client
         last = self.next_id - 2 if ours and self.is_client else self.last_peer_id if not ours else 0
-        if stream_id == 0 or stream_id > last or any(low <= stream_id <= high for low, high in self._skipped):
+        if stream_id == 0 or stream_id > last:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"{what} on stream {stream_id}, which is idle")
 
     def skip(self, stream_id: int) -> None:
-        """Note that the peer left out ids before `stream_id`: they never were and never will be."""
+        """Note that the peer passed over ids before `stream_id`: they are closed, and were never open."""
         self._skipped.append((self.last_peer_id + 1, stream_id - 1))
         self.resets.count += (stream_id - self.last_peer_id - 2) >> 1
         if len(self._skipped) > REMEMBERED:

@@ -53,3 +53,27 @@ def test_what_comes_late_on_a_stream_that_was_reset_harms_nobody(close: Callable
     assert served.connection.bounds.connection_window == served.connection.recv_window + served.connection.unacked
     served.hear(frame(DATA, 0, 3, b"x"))
     assert served.calls[1].whole == b"x"
+
+
+LEFT_OUT = {
+    "a reset": (rst_stream(3, ErrorCode.CANCEL), None),
+    "a window": (window_update(3, 5), None),
+    "a priority": (frame(PRIORITY, 0, 3, b"\0\0\0\0\1"), None),
+    "data": (frame(DATA, 0, 3, b"late"), ErrorCode.PROTOCOL_ERROR),
+    "headers": (opened(3), ErrorCode.PROTOCOL_ERROR),
+}
+"""What may come on a number that the peer has passed over. Its stream is closed, not idle (RFC 9113 §5.1.1)."""
+
+
+@pytest.mark.parametrize("frames", LEFT_OUT)
+def test_a_client_may_give_up_a_call_whose_number_it_never_used(frames: str) -> None:
+    """A call that waits for its turn may be over before its headers are sent; what is said of it later harms nobody."""
+    served = greeted(late=True)
+    served.hear(opened(1), opened(5))
+    came, expected = LEFT_OUT[frames]
+    served.hear(came)
+    broken = served.connection.broken
+    assert (broken.code if broken is not None else None) == expected
+    if expected is None:
+        served.hear(frame(DATA, 0, 5, b"x"))
+        assert served.calls[-1].whole == b"x"
