@@ -42,7 +42,7 @@ from mesh.registry.lease import Presence
 from mesh.registry.mirror import Mirror
 from mesh.registry.ready import answers_before
 from mesh.telemetry import logs
-from mesh.telemetry.metrics import NodeMetrics, observe_held
+from mesh.telemetry.metrics import NodeMetrics, observe_callers
 from mesh.telemetry.tracing import Tracing
 from mesh.telemetry.watchdog import watching
 from mesh.wire.engine import Carrier
@@ -158,7 +158,7 @@ def _build(  # noqa: PLR0917 - what lives longer than the parts
         *reflection_handlers([INFERENCE_SERVICE.full_name, NODE_CONTROL_SERVICE.full_name]),
     ]
     carrier = Carrier(config.wire, config.limits, asyncio.get_running_loop())
-    observe_held(metrics.registry, "mesh_node", carrier.held)
+    observe_callers(metrics.registry, "mesh_node", carrier.held, carrier.clients)
     shared = Parts(node, mirror=mirror, runs=infer.pipelines, connect=carrier.connector(config.node_tls))
     server = carrier.server(config.host, config.grpc_port, _hot(infer, shared), services, tls=config.tls)
     http = None

@@ -34,7 +34,7 @@ from mesh.router.shelf import PipelineShelf
 from mesh.router.steward import Steward
 from mesh.router.streams import Streams
 from mesh.telemetry import logs
-from mesh.telemetry.metrics import RouterMetrics, observe_held
+from mesh.telemetry.metrics import RouterMetrics, observe_callers
 from mesh.telemetry.tracing import Tracing
 from mesh.telemetry.watchdog import watching
 from mesh.wire.engine import Carrier
@@ -89,7 +89,7 @@ def _build(config: RouterConfig, store: EtcdClient, tracing: Tracing) -> _Parts:
     metrics = RouterMetrics()
     balancer = Balancer()
     carrier = Carrier(config.wire, config.limits, asyncio.get_running_loop())
-    observe_held(metrics.registry, "mesh_router", carrier.held)
+    observe_callers(metrics.registry, "mesh_router", carrier.held, carrier.clients)
     channels = Channels(carrier.connector(config.node_tls, bounds=PASSING))
 
     def avoided(view: ClusterView) -> Collection[NodeId]:

@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from mesh.core.errors import Code
 from mesh.core.pipeline.spec import Pipeline
+from mesh.core.traffic.clients import Clients
 from mesh.core.traffic.held import HeldBytes
 from mesh.core.types import Copy, CopyState, Node
 from mesh.core.view import ClusterView
@@ -336,12 +337,21 @@ def _labelled(name: str, text: str, labels: tuple[str, ...], counts: Counter[tup
     return family
 
 
-def observe_held(registry: CollectorRegistry, prefix: str, held: HeldBytes) -> None:
-    """Show, at each scrape, what callers make the process hold. `prefix` is "mesh_node" or "mesh_router"."""
+def observe_callers(registry: CollectorRegistry, prefix: str, held: HeldBytes, clients: Clients) -> None:
+    """Show, at each scrape, what callers make the process hold, and their connections.
+
+    `prefix` is "mesh_node" or "mesh_router".
+    """
 
     def collect() -> Iterator[Metric]:
         yield GaugeMetricFamily(f"{prefix}_held_bytes", "Of requests and answers, from 64 KiB each.", held.held)
         yield GaugeMetricFamily(f"{prefix}_held_limit_bytes", "What may be held of them.", held.limit)
         yield CounterMetricFamily(f"{prefix}_held_refused", "What was not taken because of that.", held.refused)
+        yield GaugeMetricFamily(f"{prefix}_connections", "Of gRPC clients, open now.", clients.open)
+        yield CounterMetricFamily(f"{prefix}_connections_opened", "Of gRPC clients.", clients.opened)
+        goaways = CounterMetricFamily(f"{prefix}_goaways", "Connections that were ended, by code.", labels=["code"])
+        for code, count in list(clients.ended.items()):
+            goaways.add_metric([code], count)
+        yield goaways
 
     registry.register(_Scrape(collect))

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 
+from mesh.core.traffic.clients import Clients
 from mesh.core.traffic.held import HeldBytes
 from mesh.wire.client import CLIENT_BOUNDS, WireChannel
 from mesh.wire.deadlines import Deadlines
@@ -32,6 +33,8 @@ class Carrier:
         self.deadlines = Deadlines(loop)
         self.held = HeldBytes(limits.held_bytes or default_held_bytes())
         """What callers make this process hold. The grpcio engine counts nothing."""
+        self.clients = Clients()
+        """The connections of callers. The grpcio engine counts none."""
 
     def server(
         self,
@@ -59,6 +62,7 @@ class Carrier:
             flusher=self.flusher,
             deadlines=self.deadlines,
             held=self.held,
+            clients=self.clients,
         )
 
     def connector(self, tls: TlsConfig | None, *, bounds: Bounds | None = None) -> Callable[[str], Channel]:

@@ -16,6 +16,7 @@ import grpc
 from mesh.api.details import trailers_of
 from mesh.core.errors import Code
 from mesh.core.files import connections
+from mesh.core.traffic.clients import Clients
 from mesh.core.traffic.held import COUNTED, UNLIMITED, HeldBytes
 from mesh.wire.connection import STOPPED, UNREAD, Connection
 from mesh.wire.deadlines import Deadlines
@@ -72,6 +73,7 @@ class WireServer:
         flusher: Flusher | None = None,
         deadlines: Deadlines | None = None,
         held: HeldBytes | None = None,
+        clients: Clients | None = None,
     ) -> None:
         self._host = host
         self._port = port
@@ -92,6 +94,7 @@ class WireServer:
         self._sweeping: asyncio.Task[None] | None = None
         self._stopping = False
         self._held = held or HeldBytes(limits.held_bytes or UNLIMITED)
+        self._clients = clients or Clients()
         self._most = limits.max_connections or connections(limit())
         self._looked_s = self._told_s = 0.0
 
@@ -186,6 +189,7 @@ class WireServer:
             endpoint.abort()
             return
         self._open[endpoint.connection] = endpoint
+        self._clients.came()
         endpoint.connection.caller = self._held.caller()
         endpoint.connection.unread = _cut_unread
         if self._limits.max_connection_age_s:
@@ -215,7 +219,8 @@ class WireServer:
         return bool(idle)
 
     def _closed(self, endpoint: Endpoint) -> None:
-        self._open.pop(endpoint.connection, None)
+        if self._open.pop(endpoint.connection, None) is not None:
+            self._clients.went(_goaway_of(endpoint.connection))
         endpoint.connection.caller.close()
         self._retire_at_s.pop(endpoint.connection, None)
 
@@ -313,6 +318,13 @@ def _cut_unread(connection: Connection, stream: Stream) -> None:
     connection.drop(stream)
     break_off(connection, stream, error.code, error.message, trailers_of(error))
     receiver.reset(stream, UNREAD)
+
+
+def _goaway_of(connection: Connection) -> str:
+    """Return the code of the last GOAWAY that this side sent; empty without one."""
+    if connection.broken is not None and connection.broken.code is not ErrorCode.NO_ERROR:
+        return connection.broken.code.name
+    return ErrorCode.NO_ERROR.name if connection.draining else ""
 
 
 _TEXT: Final = encode(b"content-type", b"text/plain")
