@@ -1,6 +1,6 @@
 """The HTTP port of a process: /metrics, liveness and readiness, beside its gRPC port and on the same event loop.
 
-It reads what others count and know; it decides nothing.
+A router's has the gateway's routes too (`mesh.gateway.routes`).
 """
 
 from __future__ import annotations
@@ -14,15 +14,22 @@ from collections.abc import Callable, Iterator
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
-from mesh.gateway.patient import Patient
+from mesh.gateway.patient import KEEP_ALIVE_S, Patient
+from mesh.gateway.routes import front, routes
+from mesh.gateway.seam import GrpcCalls
 
 INDEX = """<!doctype html><title>mesh</title><p>A model mesh. \
 <a href="/metrics">/metrics</a> <a href="/v2/health/live">/v2/health/live</a> \
 <a href="/v2/health/ready">/v2/health/ready</a></p>
+"""
+ROUTER_INDEX = """<p>Models: <a href="/v2">/v2</a>, <a href="/v2/models/stats">/v2/models/stats</a>, \
+POST /v2/models/&lt;model&gt;/infer; docs/http.md has every route.</p>
 """
 BACKLOG = 128
 """Connections that may wait to be accepted: scrapers and probes are few."""
@@ -33,11 +40,19 @@ GRACE_S = 2
 class HttpServer:
     """Serves one process's metrics and health. Port 0 takes any free one; read it from `address` after `start`."""
 
-    def __init__(self, host: str, port: int, metrics: CollectorRegistry, is_ready: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        metrics: CollectorRegistry,
+        is_ready: Callable[[], bool],
+        calls: GrpcCalls | None = None,
+    ) -> None:
         self._host = host
         self._port = port
         self._metrics = metrics
         self._is_ready = is_ready
+        self._calls = calls
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
         self._address = ""
@@ -58,6 +73,8 @@ class HttpServer:
             access_log=False,
             lifespan="off",
             server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=GRACE_S,
         )
         self._server = _Server(config)
@@ -81,18 +98,21 @@ class HttpServer:
         await asyncio.wait({self._serving})
         self._server = None
 
-    def _app(self) -> Starlette:
-        return Starlette(
+    def _app(self) -> ASGIApp:
+        table = Starlette(
             routes=[
                 Route("/", self._index),
                 Route("/metrics", self._scrape),
                 Route("/v2/health/live", self._live),
                 Route("/v2/health/ready", self._ready),
-            ]
+                *(routes(self._calls) if self._calls is not None else ()),
+            ],
+            exception_handlers={HTTPException: _no_such},
         )
+        return table if self._calls is None else front(self._calls, table)
 
     async def _index(self, _request: Request) -> Response:
-        return HTMLResponse(INDEX)
+        return HTMLResponse(INDEX if self._calls is None else INDEX + ROUTER_INDEX)
 
     async def _scrape(self, _request: Request) -> Response:
         # Thousands of series take many milliseconds to write out: not on the loop that carries requests.
@@ -100,10 +120,11 @@ class HttpServer:
         return Response(body, headers={"content-type": CONTENT_TYPE_LATEST})
 
     async def _live(self, _request: Request) -> Response:
-        return PlainTextResponse("live\n")
+        return JSONResponse({"live": True})
 
     async def _ready(self, _request: Request) -> Response:
-        return PlainTextResponse("ready\n") if self._is_ready() else PlainTextResponse("not ready\n", 503)
+        ready = self._is_ready()
+        return JSONResponse({"ready": ready}, 200 if ready else 503)
 
     def __repr__(self) -> str:
         """Show where it listens."""
@@ -124,6 +145,13 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.listening.set()
+
+
+def _no_such(request: Request, error: Exception) -> Response:
+    """Answer a path or a method that no route has, as every other error."""
+    assert isinstance(error, HTTPException)
+    text = f"{error.detail}: {request.method} {request.url.path}; GET / shows what there is"
+    return JSONResponse({"error": text}, error.status_code, headers=error.headers)
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -17,6 +17,7 @@ from mesh.core.traffic.balance import Balancer
 from mesh.core.types import NodeId
 from mesh.core.view import ClusterView
 from mesh.gateway.http import HttpServer
+from mesh.gateway.seam import GrpcCalls
 from mesh.registry.etcd_client import EtcdClient
 from mesh.registry.mirror import Mirror
 from mesh.registry.ready import answers_before
@@ -139,12 +140,17 @@ def _build(config: RouterConfig, store: EtcdClient, tracing: Tracing) -> _Parts:
     server = carrier.server(
         config.host, config.grpc_port, hot, services, tls=config.tls, bounds=PASSING, reuse_port=config.reuse_port
     )
-    http = None
-    if config.http_port is not None:
-        http = HttpServer(config.host, config.http_port, metrics.registry, health.is_ready)
+    calls = GrpcCalls(dispatch.infer, streams.stream, inference, carrier.held, config.limits.max_message_bytes)
+    http = _http(config, metrics, health, calls)
     candidate = f"{socket.gethostname()}-{os.getpid()}"
     steward = Steward(mirror, store, channels, candidate, compact_s=config.compact_s)
     return _Parts(mirror, metrics, balancer, channels, dispatch, cold, steward, health, server, http)
+
+
+def _http(config: RouterConfig, metrics: RouterMetrics, health: RouterHealth, calls: GrpcCalls) -> HttpServer | None:
+    if config.http_port is None:
+        return None
+    return HttpServer(config.host, config.http_port, metrics.registry, health.is_ready, calls)
 
 
 async def _serve(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -103,3 +105,16 @@ def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
     missing = [link for link in links if not link.startswith("http") and not (page.parent / link).exists()]
     assert missing == []
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_http_pages_lines_run() -> None:
+    _, commands = blocks("docs/http.md", "sh")
+    lines = commands.replace("\n  {", " {").replace("-d '\n", "-d '").strip().splitlines()
+    with mesh_up(MODELS / "demo") as mesh:
+        for line in lines:
+            words = shlex.split(line.replace("localhost:8000", mesh.http))
+            ran = subprocess.run([*words, "--fail-with-body"], capture_output=True, text=True, timeout=110, check=False)
+            assert ran.returncode == 0, (line, ran.stdout)
+            for event in ran.stdout.strip().split("\n\n"):
+                json.loads(event.removeprefix("data: "))

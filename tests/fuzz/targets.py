@@ -26,9 +26,11 @@ from mesh.api.stream import STATE_TAG
 from mesh.api.tensors import TensorError, decode_contents, decode_raw
 from mesh.cli.manifest import BadManifest
 from mesh.cli.manifest import read as read_manifest
-from mesh.core.errors import InvalidRequest, LoadFailed, MeshError
+from mesh.core.errors import InvalidRequest, LoadFailed, MeshError, TooLarge
 from mesh.core.pipeline.check import check
 from mesh.core.types import Dtype, ModelName, ModelVersion, TensorSpec, Version
+from mesh.gateway.elements import read_json
+from mesh.gateway.v2_json import read_request
 from mesh.node.folder import BadFolder
 from mesh.node.repository import Scanner, _config
 from mesh.node.runtimes.onnx_graph import even
@@ -350,6 +352,16 @@ def fuzz_worker(data: bytes) -> None:
                 str(message[2]).encode()
 
 
+def fuzz_http(data: bytes) -> None:
+    """The body of a v2 request over HTTP; what is read is a message that gRPC could carry."""
+    with suppress(InvalidRequest, TooLarge):
+        split = int.from_bytes(data[:2]) if data[:1] < b"\x80" else None
+        read_request(data[2:], split, "m", "").message.SerializeToString()
+    for dtype in (Dtype.FP32, Dtype.INT8, Dtype.UINT64, Dtype.BOOL, Dtype.BYTES):
+        with suppress(InvalidRequest):
+            read_json(data, "x", dtype)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "server_connection": fuzz_server_connection,
     "client_connection": fuzz_client_connection,
@@ -372,5 +384,6 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "port": fuzz_port,
     "worker": fuzz_worker,
     "values": fuzz_values,
+    "http": fuzz_http,
     **WIRE_TARGETS,
 }

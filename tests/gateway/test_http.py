@@ -8,6 +8,7 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import pytest
 
@@ -16,6 +17,7 @@ from mesh.core.files import HTTP
 from mesh.gateway import patient
 from mesh.gateway.http import HttpServer
 from mesh.telemetry.metrics import NodeMetrics
+from tests.gateway.served import gateway
 
 
 class Served:
@@ -153,7 +155,10 @@ async def test_who_never_asks_to_the_end_is_cut_off(
     assert answer.count(b"200 OK") == (said[:1] == [REQUEST])
 
 
-async def test_a_connection_that_asks_for_nothing_makes_way_for_one_that_does(served: Served) -> None:
+async def test_a_connection_that_asks_for_nothing_makes_way_for_one_that_does(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patient, "http_connections", lambda _limit: HTTP)
     host, _, port = served.server.address.rpartition(":")
     idle = [await asyncio.open_connection(host, int(port)) for _ in range(2 * HTTP)]
     assert (await served.get("/v2/health/live"))[0] == 200
@@ -162,3 +167,26 @@ async def test_a_connection_that_asks_for_nothing_makes_way_for_one_that_does(se
     )
     for _, writer in idle:
         writer.close()
+
+
+async def test_headers_without_an_end_are_refused(served: Served) -> None:
+    host, _, port = served.server.address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET / HTTP/1.1\r\n")
+    with suppress(ConnectionError):
+        while not reader.at_eof() and writer.transport.get_write_buffer_size() < 1 << 22:
+            writer.write(b"a: %b\r\n" % (b"b" * 1000))
+            await writer.drain()
+            await asyncio.sleep(0)
+            if reader._buffer:  # type: ignore[attr-defined] # an answer is there
+                break
+    with suppress(ConnectionError):
+        assert (await asyncio.wait_for(reader.read(), 60)).startswith(b"HTTP/1.1 431 ")
+    writer.close()
+
+
+async def test_a_body_that_stops_coming_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patient, "HEADER_S", 0.2)
+    async with gateway() as address:
+        head = b"POST /v2/models/m/infer HTTP/1.1\r\nhost: here\r\ncontent-length: 1000\r\n\r\n"
+        assert await closed(address, head, b"{") == b""
