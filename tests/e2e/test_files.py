@@ -89,4 +89,4 @@ def test_connections_to_the_http_port_take_nothing_of_the_grpc_port(mesh: Proces
             raw.wait_known(channel, "iris")
             assert answered(channel)
         with urllib.request.urlopen(f"http://{router.http}/v2/health/live", timeout=10) as response:
-            assert response.read() == b"live\n"
+            assert response.read() == b'{"live":true}'
