@@ -305,7 +305,7 @@ class Connection(Sending):
             self.stray(stream_id, None, "HEADERS")
             return None
         if stream_id > self.last_peer_id + 2:
-            self.skip(stream_id)
+            self.resets.pass_over(self.last_peer_id, stream_id)
         self.last_peer_id = stream_id
         if self.ended:
             return None  # Opened after our GOAWAY: the peer knows that it was not taken (RFC 9113 §6.8).

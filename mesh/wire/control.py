@@ -1,18 +1,18 @@
 """The frames of a connection that carry no call, and what both sides keep of each other's limits.
 
-SETTINGS, PING, GOAWAY, WINDOW_UPDATE, RST_STREAM, PRIORITY; floods of them; draining by a double GOAWAY.
+SETTINGS, PING, GOAWAY, WINDOW_UPDATE, RST_STREAM, PRIORITY; draining by a double GOAWAY. `faults` has what ends a
+stream or the connection.
 (RFC 9113 §6)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final
 
-from mesh.core.errors import let_go
 from mesh.wire.bandwidth import MEASURE_PING
-from mesh.wire.flow import REMEMBERED, USEFUL_BYTES, Allowance, Bounds, Resets
+from mesh.wire.faults import Faults
+from mesh.wire.flow import Bounds
 from mesh.wire.frames import (
     ACK,
     DEFAULT_MAX_FRAME,
@@ -41,14 +41,12 @@ from mesh.wire.frames import (
     goaway,
     ping,
     read_settings,
-    rst_stream,
     settings,
     u32,
     window_update,
 )
 from mesh.wire.header_cache import HeaderReader
-from mesh.wire.streams import NOBODY, Happening, Stream
-from mesh.wire.windows import Windows
+from mesh.wire.streams import Happening, Stream
 
 DRAIN_PING: Final = b"mesh-bye"
 """Its answer shows that the peer has read our first GOAWAY; what it opens after that was not meant for us."""
@@ -58,34 +56,22 @@ FIRST_STREAMS: Final = 100
 """Streams a client opens before the server has said its limit: the least that RFC 9113 §6.5.2 recommends."""
 
 
-class Control(Windows):
+class Control(Faults):
     """The state of a connection outside its calls. `Connection` adds those."""
 
     def __init__(self, bounds: Bounds, *, is_client: bool, notify: Callable[[], None]) -> None:
         super().__init__(bounds, is_client=is_client, notify=notify)
         self.reader = HeaderReader(bounds.max_header_list)
-        self.received_bytes = 0
         self.peer_max_streams = FIRST_STREAMS
         self.asked_for_no_table = False
         self.greeted = False
         """Whether the peer's first SETTINGS came."""
-        self.next_id = 1
-        self.last_peer_id = 0
         self.going_away = False
         """The peer sent GOAWAY: no new streams here."""
         self.draining = False
-        self.ended = False
-        """Our last GOAWAY is out: streams opened from now on are not answered."""
         self.on_settings: Callable[[], None] | None = None
         """Called when SETTINGS of the peer came: it says how many calls it takes."""
-        self.on_bug: Callable[[Exception], None] | None = None
-        """Called with what a receiver raised that it should not have, after its stream was reset."""
-        self.broken: ConnectionFault | None = None
-        self.now_s = 0.0
         self.pings_unanswered = 0
-        self._allowance = Allowance()
-        self._skipped: list[tuple[int, int]] = []
-        self.resets = Resets()
         self._granted = DEFAULT_WINDOW
         """Bytes that the peer has let us send on this connection, in all."""
         self._pinged_at = (0, 0)
@@ -167,7 +153,7 @@ class Control(Windows):
             return
         stream = self.streams.get(stream_id)
         if stream is None:
-            self._check_not_idle(stream_id, "WINDOW_UPDATE")
+            self.check_not_idle(stream_id, "WINDOW_UPDATE")
             return
         if increment == 0:
             raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
@@ -185,7 +171,7 @@ class Control(Windows):
         if not self.is_client:
             self.nuisance("resets")
         if stream is None:
-            self._check_not_idle(stream_id, "RST_STREAM")
+            self.reset_of_none(stream_id)
             return
         self.resets.note(stream_id, told=False)
         self._reset_here(stream, u32(payload))
@@ -275,97 +261,7 @@ class Control(Windows):
         if u32(payload) & MAX_STREAM_ID == stream_id:
             raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, "a stream that depends on itself")
 
-    # -- faults --------------------------------------------------------------------------------------------------
-
-    def nuisance(self, what: str) -> None:
-        """Count a frame that is of no use. Raises `ConnectionFault` when there were too many."""
-        kept = max(0, (self.last_peer_id >> 1) - self.resets.count)
-        if not self._allowance.spend(self.now_s, self.received_bytes + USEFUL_BYTES * kept):
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"too many {what}")
-
-    def stray(self, stream_id: int, stream: Stream | None, what: str) -> None:
-        """Answer a frame on a stream that is not open for it. Raises a fault, or returns where it is harmless."""
-        if stream is not None:
-            if stream.seen_headers:
-                raise StreamFault(stream_id, ErrorCode.STREAM_CLOSED, f"{what} after END_STREAM")
-            raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, f"{what} before HEADERS")
-        self._check_not_idle(stream_id, what)
-        if (told := self.resets.told(stream_id)) is not None:
-            if not told:
-                self.resets.note(stream_id, told=True)
-                self.write(rst_stream(stream_id, ErrorCode.STREAM_CLOSED))
-            return
-        if any(low <= stream_id <= high for low, high in self._skipped):
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"{what} on stream {stream_id}, which was passed over")
-        if self.ended and not self.is_client:
-            return
-        raise ConnectionFault(ErrorCode.STREAM_CLOSED, f"{what} on stream {stream_id}, which is closed")
-
-    def _check_not_idle(self, stream_id: int, what: str) -> None:
-        ours = bool(stream_id & 1) == self.is_client
-        last = self.next_id - 2 if ours and self.is_client else self.last_peer_id if not ours else 0
-        if stream_id == 0 or stream_id > last:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"{what} on stream {stream_id}, which is idle")
-
-    def skip(self, stream_id: int) -> None:
-        """Note that the peer passed over ids before `stream_id`: they are closed, and were never open."""
-        self._skipped.append((self.last_peer_id + 1, stream_id - 1))
-        self.resets.count += (stream_id - self.last_peer_id - 2) >> 1
-        if len(self._skipped) > REMEMBERED:
-            del self._skipped[0]
-
-    def fail_stream(self, fault: StreamFault) -> None:
-        """Reset the stream that a peer used wrongly."""
-        stream = self.streams.get(fault.stream_id)
-        self.nuisance("faults")
-        if stream is not None:
-            receiver = stream.receiver
-            self.reset(stream, fault.code)
-            receiver.reset(stream, fault.code)
-        else:
-            self.write(rst_stream(fault.stream_id, fault.code))
-            self.resets.note(fault.stream_id, told=True)
-
-    def bug(self, stream_id: int, error: Exception) -> None:
-        """End the one stream whose receiver raised: the others on this connection have no part in it."""
-        if self.on_bug is not None:
-            self.on_bug(error)
-        let_go(error)
-        stream = self.streams.get(stream_id)
-        if stream is not None:
-            receiver = stream.receiver
-            self.reset(stream, ErrorCode.INTERNAL_ERROR)
-            with suppress(Exception):  # It did not work before, and may not now.
-                receiver.reset(stream, ErrorCode.INTERNAL_ERROR)
-
-    def fail(self, fault: ConnectionFault) -> None:
-        """End the connection because of `fault`: GOAWAY, and every stream hears that it is lost."""
-        if self.broken is None:
-            self.write(goaway(self.last_peer_id, fault.code, fault.why.encode()))
-            self.lost(fault)
-
-    def lost(self, fault: ConnectionFault) -> None:
-        """Hear that the connection is gone: every stream hears it too."""
-        if self.broken is None:
-            self.broken = fault
-        let_go(fault)
-        streams, self.streams = self.streams, {}
-        self.waiting.clear()
-        for stream in streams.values():
-            stream.move(Happening.RESET)
-            self.drop(stream)
-            receiver, stream.receiver = stream.receiver, NOBODY
-            receiver.reset(stream, -1)
-
     # -- streams and windows -------------------------------------------------------------------------------------
-
-    def reset(self, stream: Stream, code: int) -> None:
-        """Give a stream up; its receiver hears nothing more."""
-        if self.streams.get(stream.id) is stream:
-            stream.move(Happening.RESET)
-            self.forget(stream)
-            self.resets.note(stream.id, told=True)
-            self.write(rst_stream(stream.id, code))
 
     def _reset_here(self, stream: Stream, code: int) -> None:
         receiver = stream.receiver

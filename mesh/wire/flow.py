@@ -72,13 +72,15 @@ REMEMBERED: Final = 4096
 class Resets:
     """The last streams that either side has reset: frames of theirs may still be on their way (RFC 9113 §5.1).
 
-    netty sends HEADERS, RST_STREAM and then DATA of one stream when a call is cancelled early.
+    netty sends HEADERS, RST_STREAM and then DATA of one stream when a call is cancelled early. Numbers that the peer
+    has passed over count as well: of calls that it gave up before their headers were sent.
     """
 
-    __slots__ = ("_told", "count")
+    __slots__ = ("_passed_over", "_told", "count")
 
     def __init__(self) -> None:
         self._told: dict[int, bool] = {}
+        self._passed_over: list[tuple[int, int]] = []
         self.count = 0
         """How many there were."""
 
@@ -92,6 +94,17 @@ class Resets:
     def told(self, stream_id: int) -> bool | None:
         """Return what was noted, None where nothing is known of a reset."""
         return self._told.get(stream_id)
+
+    def pass_over(self, last: int, stream_id: int) -> None:
+        """Note that the peer opens `stream_id` after `last`: what is between is closed, and never was open."""
+        self.count += (stream_id - last - 2) >> 1
+        self._passed_over.append((last, stream_id))
+        if len(self._passed_over) > REMEMBERED:
+            del self._passed_over[0]
+
+    def was_passed_over(self, stream_id: int) -> bool:
+        """Tell whether a number was left out. O(gaps)."""
+        return any(last < stream_id < following for last, following in self._passed_over)
 
     def __repr__(self) -> str:
         """Show the counts."""

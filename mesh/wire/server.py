@@ -42,6 +42,8 @@ KEEPALIVE_TIMEOUT_S: Final = 20.0
 """Silence after that which ends the connection (grpc's default)."""
 GREETING_S: Final = 20.0
 """How long a connection may take to send its preface and SETTINGS."""
+UNCALLED_S: Final = 0.5
+"""How long a client that resets a stream before it opens one may take to open one: they are on their way together."""
 HANDSHAKE_S: Final = 10.0
 """How long TLS may take to begin: until then a connection is counted nowhere."""
 LOOK_FOR_ROOM_S: Final = 0.05
@@ -231,6 +233,8 @@ class WireServer:
             now_s = loop.time()
             for connection, endpoint in list(self._open.items()):
                 silent_s = now_s - endpoint.last_heard_s
+                if connection.reset_before_call and silent_s > UNCALLED_S:
+                    connection.check_called()
                 if connection.pings_unanswered and silent_s > KEEPALIVE_S + KEEPALIVE_TIMEOUT_S:
                     log.info("a client that is silent was cut off", extra={"peer": endpoint.peer})
                     endpoint.abort()

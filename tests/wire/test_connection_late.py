@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from mesh.wire.flow import NUISANCE_BURST, Bounds
 from mesh.wire.frames import (
     DATA,
     END_STREAM,
@@ -77,3 +78,55 @@ def test_a_client_may_give_up_a_call_whose_number_it_never_used(frames: str) -> 
     if expected is None:
         served.hear(frame(DATA, 0, 5, b"x"))
         assert served.calls[-1].whole == b"x"
+
+
+AHEAD = 2 * Bounds().max_streams
+"""How far numbers of calls that wait for their turn may be from the last one that was opened."""
+
+
+@pytest.mark.parametrize(
+    ("last", "ahead", "expected"),
+    [
+        (1, 2, None),
+        (1, AHEAD, None),
+        (1, AHEAD + 2, ErrorCode.PROTOCOL_ERROR),
+        (1, 3, ErrorCode.PROTOCOL_ERROR),
+        (-1, 2, None),
+        (-1, 4, None),
+        (-1, AHEAD + 2, ErrorCode.PROTOCOL_ERROR),
+    ],
+)
+def test_a_call_may_be_reset_before_its_headers(last: int, ahead: int, expected: ErrorCode | None) -> None:
+    """gRPC's C core does that, and never sends the headers."""
+    served = greeted(late=True)
+    if last > 0:
+        served.hear(opened(last))
+    served.hear(rst_stream(last + ahead, ErrorCode.CANCEL))
+    broken = served.connection.broken
+    assert (broken.code if broken is not None else None) == expected
+    if expected is None:
+        served.hear(opened(last + ahead + 2), frame(DATA, 0, last + ahead + 2, b"x"))
+        served.connection.check_called()
+        assert served.connection.broken is None
+        assert served.calls[-1].whole == b"x"
+
+
+def test_who_resets_a_stream_and_then_calls_nothing_is_ended() -> None:
+    served = greeted(late=True)
+    served.connection.check_called()
+    served.hear(rst_stream(1, ErrorCode.CANCEL))
+    assert served.connection.broken is None
+    served.connection.check_called()
+    broken = served.connection.broken
+    assert broken is not None
+    assert broken.code is ErrorCode.PROTOCOL_ERROR
+
+
+def test_a_flood_of_resets_of_calls_that_never_came_ends_the_connection() -> None:
+    served = greeted(late=True)
+    served.hear(opened(1))
+    for _ in range(int(NUISANCE_BURST) + 2):
+        served.hear(rst_stream(3, ErrorCode.CANCEL))
+    broken = served.connection.broken
+    assert broken is not None
+    assert broken.code is ErrorCode.ENHANCE_YOUR_CALM
