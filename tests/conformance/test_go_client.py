@@ -125,23 +125,6 @@ def test_grpc_go_finds_nothing_wrong(judge: Path, targets: Targets, target: str)
         until(lambda: ended_early(targets.routers[target]), what="the router knows how the calls to the gate ended")
 
 
-STEADY = {
-    "one caller": ["-callers", "1", "-large"],
-    "two callers": ["-callers", "2"],
-    "eight callers, paced": ["-callers", "8", "-pause", "5ms"],
-    "one of four gives up": ["-callers", "4", "-give-up"],
-}
-
-
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("target", ["plain", "node"])
-@pytest.mark.parametrize("how", STEADY)
-def test_grpc_go_with_default_options_stays_connected(judge: Path, targets: Targets, target: str, how: str) -> None:
-    command = [str(judge), *targets.flags(target), "-steady", "10", *STEADY[how]]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout
-
-
 def test_a_client_without_a_certificate_is_refused(judge: Path, targets: Targets) -> None:
     flags = [*targets.flags("tls"), "-address", targets.routers["mtls"].grpc]
     done = subprocess.run([str(judge), *flags], capture_output=True, text=True, timeout=110, check=False)

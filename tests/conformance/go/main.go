@@ -26,17 +26,10 @@ func main() {
 	ca := flag.String("ca", "", "PEM roots to trust; empty for plaintext")
 	cert := flag.String("cert", "", "PEM certificate to show")
 	key := flag.String("key", "", "PEM key of the certificate")
-	seconds := flag.Int("steady", 0, "call for so many seconds in place of the cases")
-	callers := flag.Int("callers", 1, "how many call at once, with -steady")
-	pause := flag.Duration("pause", 0, "between two calls of one caller, with -steady")
-	giveUp := flag.Bool("give-up", false, "let the first caller give its calls up within 2 ms, with -steady")
-	large := flag.Bool("large", false, "send 80 KB every eighth time, with -steady")
 	flag.Parse()
 	var failed bool
 	transport, err := transportOf(*ca, *cert, *key)
-	if err == nil && *seconds > 0 {
-		err = steady{*callers, *pause, *giveUp, *large, *seconds}.run(*address, transport)
-	} else if err == nil {
+	if err == nil {
 		failed, err = judge(*address, transport)
 	}
 	if err != nil {
