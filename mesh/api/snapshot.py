@@ -17,7 +17,11 @@ from mesh.core.errors import InvalidRequest, ModelFailed
 FORMAT: Final = 1
 _ARRAY: Final = 1
 """The extension's code: an array as [dtype, shape, bytes], row-major and little-endian."""
-_KINDS: Final = frozenset("biufc")
+DTYPES: Final = {kind.str: kind for kind in (np.dtype(f"<{each}") for each in "?bhiqBHIQefdFD")}
+"""numpy's numeric types by the names that it gives them, little-endian: all that an array here may hold.
+
+Names from outside are looked up here and nowhere else: what `numpy.dtype` makes of a text is a language of its own.
+"""
 DIGEST_CHARS: Final = 16
 """Of the model's digest: enough to tell the files of one model from others of its own."""
 
@@ -61,9 +65,10 @@ def decode_snapshot(data: bytes) -> Snapshot:
 
 def _to_wire(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        if value.dtype.kind not in _KINDS:
+        wanted = DTYPES.get(value.dtype.newbyteorder("<").str)
+        if wanted is None:
             raise TypeError(f"got an array of {value.dtype}")
-        little = value.astype(value.dtype.newbyteorder("<"), copy=False)
+        little = value.astype(wanted, copy=False)
         return msgspec.msgpack.Ext(_ARRAY, _PLAIN.encode((little.dtype.str, little.shape, little.tobytes())))
     if isinstance(value, np.generic):
         return value.item()
@@ -74,8 +79,8 @@ def _from_wire(code: int, data: memoryview) -> Any:
     if code != _ARRAY:
         raise ValueError(f"an extension with code {code}")
     kind, shape, raw = _PARTS.decode(data)
-    dtype = np.dtype(kind)
-    if dtype.kind not in _KINDS or any(size < 0 for size in shape):
+    dtype = DTYPES.get(kind)
+    if dtype is None or any(size < 0 for size in shape):
         raise ValueError(f"an array of {kind} {shape}")
     # A copy: a state must not hold the message that it came in.
     return np.frombuffer(raw, dtype).reshape(shape).copy()

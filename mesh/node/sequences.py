@@ -15,10 +15,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
-from mesh.api.snapshot import encode_snapshot
 from mesh.core.batching import Waiting, WaitUntil
 from mesh.core.errors import DeadlineExceeded, MeshError, Overloaded, let_go
-from mesh.core.sessions.policy import is_due
 from mesh.core.sessions.schedule import Schedule, Sequence, SequenceId, Step, unknown
 from mesh.core.types import ModelVersion
 from mesh.node.gauge import ON_LOOP_S, Gauge
@@ -26,6 +24,7 @@ from mesh.node.item import Item, Ran, Waiter, any_waits, kind_of, model_failed
 from mesh.node.runtimes.base import Loaded, Request, Tensors, Turn
 from mesh.node.sequence_item import Generating, SequenceItem
 from mesh.node.sequence_request import GENERATING, Flags, flags_of, restored
+from mesh.node.telling import Telling
 from mesh.node.turns import Errors, in_worker, one_by_one, refuse, run_turns, together, turn_of
 from mesh.telemetry.statistics import Statistics
 
@@ -67,14 +66,14 @@ class SequenceBatcher:
             max_live=self._sequencing.max_live,
             max_waiting=model.max_queue_size or default_queue_size,
             idle_s=self._sequencing.idle_s,
+            on_line=self._look_soon,
         )
         self._gauge = Gauge(steady=loaded.steady)
         self._reruns = model.rerun_failed_batches and self._sequencing.replayable
         self.running = 0
         """Runs that go on."""
         self.steps_done = 0
-        self._state_bytes = 0
-        """Size of the state that was told last."""
+        self._telling = Telling(self._sequencing, steps, model.digest)
         self._serial = itertools.count(1)
         self._emptied = asyncio.Event()
         self._soon = False
@@ -130,11 +129,10 @@ class SequenceBatcher:
                 self._loop.call_soon(self._was_done, item)
                 return item
         item.sequence = self.schedule.arrive(id_, step, now_s)
-        if queue_timeout_s is not None:
+        if queue_timeout_s is not None and not item.sequence.live:
             item.impatient = self._loop.call_later(queue_timeout_s, self._give_up, item)
         if self._sweeper is None and not self._steps.generates:
             self._sweeper = self._loop.call_later(self._sequencing.idle_s / LOOKS, self._sweep)
-        self._look_soon()
         return item
 
     def withdraw(self, item: Item) -> None:
@@ -153,7 +151,6 @@ class SequenceBatcher:
             item.paused = False
             assert item.sequence is not None
             self.schedule.again(item.sequence, time.monotonic())
-            self._look_soon()
 
     async def drained(self) -> None:
         """Return when no run goes on in a thread."""
@@ -165,7 +162,7 @@ class SequenceBatcher:
         found = self.schedule.find(id_)
         if found is None or found.steps or not found.begun:
             return None
-        state = encode_snapshot(self._steps.packed(found.state), count=found.count, digest=self._digest)
+        state = self._telling.encoded(found)
         self.schedule.remove(found, time.monotonic())
         if not self.schedule.live:
             self._emptied.set()
@@ -200,7 +197,14 @@ class SequenceBatcher:
             self._loop.call_soon(self._look)
 
     def _look(self) -> None:
-        self._soon = False
+        # What joins the line meanwhile is seen below: nobody need look again for it.
+        self._soon = True
+        try:
+            self._run_line()
+        finally:
+            self._soon = False
+
+    def _run_line(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -296,13 +300,13 @@ class SequenceBatcher:
             if self._steps.generates:
                 self._responded(sequence, item, turn, error, now_s, len(batch))
                 continue
-            self.schedule.ended(sequence, now_s)
+            self.schedule.ended(sequence, now_s, failed=error is not None)
             if error is not None:
                 self._failed(item, error)
             elif not turn.outputs:
                 self._failed(item, TypeError("a step was not answered"))
             else:
-                state, told = self._told(sequence, item)
+                state, told = self._telling.behind(sequence, item)
                 if told is not None:
                     self._failed(item, told)
                 elif item.end():
@@ -323,13 +327,12 @@ class SequenceBatcher:
         waiter = cast("Generating", item.waiter)
         more = True
         if error is None and not item.over and turn.outputs:
-            state, error = self._told(sequence, item, done=turn.done)
+            state, error = self._telling.behind(sequence, item, done=turn.done)
             for at, outputs in enumerate(turn.outputs):
                 more = waiter.response(outputs, state if at == len(turn.outputs) - 1 else b"")
         if error is None and not turn.done and not item.over:
             if more:
                 self.schedule.again(sequence, now_s)
-                self._look_soon()
             else:
                 item.paused = True
             return
@@ -340,28 +343,6 @@ class SequenceBatcher:
         elif item.end():
             waiter.ran(Ran({}, item.began_s - item.waiting.enqueued_s, item.run_s, rows))
 
-    def _told(
-        self, sequence: Sequence[Item], item: SequenceItem, *, done: bool = False
-    ) -> tuple[bytes, Exception | None]:
-        """Return the state behind a step when it is to be told, and why that cannot be."""
-        step = item.step
-        if not item.request.tells or (step is not None and step.end and not self._steps.generates):
-            return b"", None
-        sequence.untold += 1
-        sequence.untold_bytes += item.size
-        sizes = {"state_bytes": self._state_bytes, "message_bytes": sequence.untold_bytes}
-        if not is_due(self._sequencing, messages=sequence.untold, **sizes):
-            return b"", None
-        try:
-            state = encode_snapshot(
-                self._steps.packed(sequence.state), count=sequence.count, digest=self._digest, done=done
-            )
-        except MeshError as error:
-            return b"", error
-        sequence.untold = sequence.untold_bytes = 0
-        self._state_bytes = len(state)
-        return state, None
-
     def _failed(self, item: Item, error: Exception) -> None:
         told = error if isinstance(error, MeshError) else model_failed(self._name, error)
         let_go(error)
@@ -369,10 +350,15 @@ class SequenceBatcher:
             item.waiter.failed(told)
 
     def _give_up(self, item: SequenceItem) -> None:
-        assert item.sequence is not None
-        assert item.step is not None
-        if not item.began_s and self.schedule.withdraw(item.sequence, item.step, time.monotonic()) and item.end():
-            item.waiter.failed(Overloaded(f"Request timeout expired in the queue of model '{self._name}'"))
+        """Refuse a sequence whose step waited too long for its sequence's place."""
+        if item.sequence is None:
+            return
+        for step in self.schedule.waited_too_long(item.sequence, time.monotonic()):
+            late = cast("SequenceItem", step.what)
+            late.step = None
+            if late.impatient is not None:
+                late.impatient.cancel()
+            self._failed(late, Overloaded(f"Request timeout expired in the queue of model '{self._name}'"))
 
     def _sweep(self) -> None:
         self.schedule.expire(time.monotonic())
@@ -387,7 +373,7 @@ class SequenceBatcher:
     @property
     def state_bytes(self) -> int:
         """About what the states of all take."""
-        return self._state_bytes * self.schedule.live
+        return self._telling.bytes * self.schedule.live
 
     def close(self) -> None:
         """Stop looking for idle sequences."""

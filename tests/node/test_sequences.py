@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -23,10 +25,14 @@ from mesh.core.errors import (
     UnknownSequence,
 )
 from mesh.node.gauge import ON_LOOP_S, Gauge
+from mesh.node.runtimes.base import Request
 from tests.fixtures.etcd import eventually
 from tests.fixtures.models import folder_of
 from tests.fixtures.sessions import folded, folding_model
 from tests.fixtures.stateful import Copy, load, scanned
+
+
+T = TypeVar("T")
 
 
 def x(value: int) -> dict[str, np.ndarray]:
@@ -67,6 +73,24 @@ async def test_steps_of_many_sequences_run_together_each_on_its_own_state(copy: 
         assert answers == [folded(range(n, n + at + 1))[at] for n in range(1, 11)]
     assert copy.statistics.executions < 30
     assert copy.queue.live == 10
+
+
+async def test_a_sequence_whose_start_failed_has_not_begun(copy: Copy) -> None:
+    with pytest.raises(ModelFailed):
+        await copy.submit(x(-1), sequence_id=1, sequence_start=True)
+    assert copy.queue.live == 0
+    with pytest.raises(UnknownSequence):
+        copy.submit(x(1), sequence_id=1)
+    first = copy.submit(x(-1), sequence_id=2, sequence_start=True)
+    rest = [copy.submit(x(1), sequence_id=2), copy.submit(x(4), sequence_id=2, sequence_start=True)]
+    failed, behind, anew = await asyncio.gather(first, *rest, return_exceptions=True)
+    assert (type(failed), type(behind)) == (ModelFailed, UnknownSequence)
+    assert value_of(anew) == folded([4])[0]
+    # A start on a live sequence that fails ends that one too: it was to begin anew.
+    with pytest.raises(ModelFailed):
+        await copy.submit(x(-1), sequence_id=2, sequence_start=True)
+    with pytest.raises(UnknownSequence):
+        copy.submit(x(1), sequence_id=2)
 
 
 async def test_steps_of_one_sequence_run_one_after_another_in_their_order(copy: Copy) -> None:
@@ -158,8 +182,77 @@ async def test_live_sequences_are_bounded_and_the_next_wait_for_one_that_ends(tm
         copy.submit(x(1), sequence_id=6, sequence_start=True)
     # The queue is full; a step of a live sequence must wait for room as well, and there is room when one of them ran.
     copy.queue.schedule.remove(copy.queue.schedule.find(1), 0.0)  # type: ignore[arg-type] # it is there
-    copy.queue._look_soon()
     assert value_of(await waits[0]) == folded([1])[0]
+
+
+async def soon(waits: Awaitable[T]) -> T:
+    """Return what comes; a waiter that nobody wakes is a failure, not a test without an end."""
+    async with asyncio.timeout(60):
+        return await waits
+
+
+async def test_one_that_waits_has_the_place_of_one_that_is_idle_for_too_long(tmp_path: Path) -> None:
+    folding_model(tmp_path, "single", "{max_live: 1, idle_s: 0.1}")
+    copy = Copy(tmp_path, "single")
+    await copy.submit(x(1), sequence_id=1, sequence_start=True)
+    assert value_of(await soon(copy.submit(x(2), sequence_id=2, sequence_start=True))) == folded([2])[0]
+
+
+async def test_many_abandoned_sequences_hold_nobody_up_for_long(tmp_path: Path) -> None:
+    folding_model(tmp_path, "some", "{max_live: 100, idle_s: 0.3}")
+    copy = Copy(tmp_path, "some", queue=5000)
+    abandoned = [copy.submit(x(1), sequence_id=n, sequence_start=True) for n in range(1, 501)]
+    honest = copy.submit(x(2), sequence_id="honest", sequence_start=True)
+    assert value_of(await soon(honest)) == folded([2])[0]
+    assert all(each.done() for each in abandoned)
+
+
+async def test_one_that_waits_has_the_place_of_one_that_another_copy_took(tmp_path: Path) -> None:
+    folding_model(tmp_path, "single", "{max_live: 1}")
+    copy = Copy(tmp_path, "single")
+    await copy.submit(x(1), sequence_id=1, sequence_start=True)
+    waits = copy.submit(x(2), sequence_id=2, sequence_start=True)
+    assert copy.queue.take(1) is not None
+    assert value_of(await soon(waits)) == folded([2])[0]
+
+
+async def test_one_that_waits_has_the_place_of_one_whose_caller_left_before_it_began(tmp_path: Path) -> None:
+    folding_model(tmp_path, "single", "{max_live: 1}")
+    copy = Copy(tmp_path, "single")
+    left = asyncio.get_running_loop().create_future()
+    waiter = SimpleNamespace(ran=left.set_result, failed=left.set_exception)
+    flags = Request("", {"sequence_id": 1, "sequence_start": True})
+    item = copy.queue.submit(x(1), flags, 1, waiter, deadline_s=None, queue_timeout_s=None)
+    waits = copy.submit(x(2), sequence_id=2, sequence_start=True)
+    copy.queue.withdraw(item)
+    assert value_of(await soon(waits)) == folded([2])[0]
+
+
+async def test_the_steps_of_a_live_sequence_do_not_time_out_in_its_own_queue(tmp_path: Path) -> None:
+    folding_model(tmp_path, "fold")
+    copy = Copy(tmp_path, "fold")
+    copy.queue._gauge.measured(1.0, 1)  # Runs in a thread.
+    asked = [
+        copy.submit(x(at), sequence_id=1, sequence_start=at == 0, queue_timeout_s=0.0 if at else None)
+        for at in range(5)
+    ]
+    assert [value_of(await soon(each)) for each in asked] == folded(range(5))
+
+
+async def test_a_step_that_times_out_in_the_backlog_takes_its_sequence_along(tmp_path: Path) -> None:
+    folding_model(tmp_path, "single", "{max_live: 1}")
+    copy = Copy(tmp_path, "single")
+    await copy.submit(x(1), sequence_id=1, sequence_start=True)
+    first = copy.submit(x(2), sequence_id=2, sequence_start=True)
+    second = copy.submit(x(3), sequence_id=2, queue_timeout_s=0.05)
+    patient = copy.submit(x(4), sequence_id=3, sequence_start=True)
+    for each in (second, first):
+        with pytest.raises(Overloaded, match="Request timeout expired"):
+            await soon(each)
+    assert not patient.done()
+    assert copy.queue.take(1) is not None
+    assert value_of(await soon(patient)) == folded([4])[0]
+    assert copy.queue.schedule.waiting == 0
 
 
 async def test_idle_sequences_are_forgotten(tmp_path: Path) -> None:

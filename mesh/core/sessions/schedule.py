@@ -12,6 +12,7 @@ START again.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -70,14 +71,25 @@ class Sequence(Generic[T]):
     """False while it waits for another to end."""
 
 
-class Schedule(Generic[T]):
-    """The sequences of one copy. 0 <= live <= max_live; every sequence with a step is running, in line or waits."""
+def _nobody() -> None:
+    """Tell nobody."""
 
-    def __init__(self, model: str, *, max_live: int, max_waiting: int, idle_s: float) -> None:
+
+class Schedule(Generic[T]):
+    """The sequences of one copy. 0 <= live <= max_live; every sequence with a step is running, in line or waits.
+
+    `on_line` is called whenever a sequence joins the line, whatever the cause (a step that came, one that ended, a
+    place that became free): its owner has to look at `next` then, and learns of it nowhere else.
+    """
+
+    def __init__(
+        self, model: str, *, max_live: int, max_waiting: int, idle_s: float, on_line: Callable[[], None] = _nobody
+    ) -> None:
         self._model = model
         self._max_live = max_live
         self._max_waiting = max_waiting
         self._idle_s = idle_s
+        self._on_line = on_line
         self._sequences: OrderedDict[SequenceId, Sequence[T]] = OrderedDict()
         """The one unused longest first."""
         self._line: deque[Sequence[T]] = deque()
@@ -110,7 +122,7 @@ class Schedule(Generic[T]):
         found.steps.append(step)
         self.waiting += 1
         if found.live and not found.running and len(found.steps) == 1:
-            self._line.append(found)
+            self._line_up(found)
         return found
 
     def next(self, *, max_rows: int, delay_s: float, now_s: float) -> list[Sequence[T]] | WaitUntil:
@@ -141,16 +153,21 @@ class Schedule(Generic[T]):
         self.waiting -= len(batch)
         return batch
 
-    def ended(self, sequence: Sequence[T], now_s: float) -> None:
-        """Take the step that ran away; the next takes its place in the line. O(1)."""
+    def ended(self, sequence: Sequence[T], now_s: float, *, failed: bool = False) -> None:
+        """Take the step that ran away; the next takes its place in the line. O(1).
+
+        A sequence whose start failed has not begun: the steps behind it have nothing to follow.
+        """
         step = sequence.steps.popleft()
+        if failed and step.start and step.restored is None:
+            sequence.begun = False
         sequence.running = False
         sequence.last_s = now_s
         self._sequences.move_to_end(sequence.id)
-        if step.end and not sequence.steps:
+        if sequence.steps:
+            self._line_up(sequence)
+        elif step.end or not sequence.begun:
             self._drop(sequence, now_s)
-        elif sequence.steps:
-            self._line.append(sequence)
 
     def skipped(self, sequence: Sequence[T], now_s: float) -> None:
         """Take the step away whose turn it was, and which does not run. Without its start a sequence has not begun."""
@@ -167,7 +184,7 @@ class Schedule(Generic[T]):
         sequence.running = False
         sequence.last_s = now_s
         self.waiting += 1
-        self._line.append(sequence)
+        self._line_up(sequence)
 
     def withdraw(self, sequence: Sequence[T], step: Step[T], now_s: float) -> bool:
         """Take a step out that waits; False when it runs or is gone. O(steps of the sequence, and the line)."""
@@ -185,6 +202,20 @@ class Schedule(Generic[T]):
             if step.start and not sequence.count:
                 self._drop(sequence, now_s)
         return True
+
+    def waited_too_long(self, sequence: Sequence[T], now_s: float) -> list[Step[T]]:
+        """Drop a sequence that waits for its place, and return its steps; none of one that has its place.
+
+        Triton's rule: a step that times out in the backlog takes its whole sequence along, as the steps behind it
+        would have nothing to follow, and a sequence that is live runs all that it was given. O(backlog).
+        """
+        if sequence.live or self._sequences.get(sequence.id) is not sequence:
+            return []
+        steps = list(sequence.steps)
+        sequence.steps.clear()
+        self.waiting -= len(steps)
+        self._drop(sequence, now_s)
+        return steps
 
     def expire(self, now_s: float) -> list[Sequence[T]]:
         """Drop the sequences that nobody asked for too long, and return them. O(dropped)."""
@@ -234,7 +265,11 @@ class Schedule(Generic[T]):
             admitted.last_s = now_s
             self.live += 1
             if admitted.steps:
-                self._line.append(admitted)
+                self._line_up(admitted)
+
+    def _line_up(self, sequence: Sequence[T]) -> None:
+        self._line.append(sequence)
+        self._on_line()
 
     def __repr__(self) -> str:
         """Show the counts."""

@@ -21,7 +21,8 @@ except ImportError:
 
 ARRAY = 1
 """The extension's code of an array in a state: [dtype, shape, bytes], row-major and little-endian."""
-_KINDS = frozenset("biufc")
+DTYPES = {kind.str: kind for kind in (np.dtype(f"<{each}") for each in "?bhiqBHIQefdFD")}
+"""The numeric types by the names that numpy gives them, as in `mesh.api.snapshot`: others are not looked at."""
 
 Pack = Callable[[Any], "tuple[int, bytes] | Any"]
 
@@ -67,9 +68,10 @@ def _pack_state(value: Any) -> Any:
         return value.item()
     if not isinstance(value, np.ndarray):
         raise BadValue(f"got a {type(value).__name__}")
-    if value.dtype.kind not in _KINDS:
+    wanted = DTYPES.get(value.dtype.newbyteorder("<").str)
+    if wanted is None:
         raise BadValue(f"got an array of {value.dtype}")
-    little = value.astype(value.dtype.newbyteorder("<"), copy=False)
+    little = value.astype(wanted, copy=False)
     return ARRAY, _encode_parts((little.dtype.str, list(little.shape), little.tobytes()))
 
 
@@ -80,8 +82,8 @@ def _unpack_state(code: int, data: bytes) -> Any:
     if not isinstance(parts, list) or [type(each) for each in parts] != [str, list, bytes]:
         raise BadValue("an array of another form")
     kind, shape, raw = parts
-    dtype = np.dtype(kind)
-    if dtype.kind not in _KINDS or any(type(size) is not int or size < 0 for size in shape):
+    dtype = DTYPES.get(kind)
+    if dtype is None or any(type(size) is not int or size < 0 for size in shape):
         raise BadValue(f"an array of {kind} {shape}")
     # A copy: a model may write to it, and a state must not hold the message that it came in.
     return np.frombuffer(raw, dtype).reshape(shape).copy()
