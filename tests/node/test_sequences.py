@@ -31,7 +31,6 @@ from tests.fixtures.models import folder_of
 from tests.fixtures.sessions import folded, folding_model
 from tests.fixtures.stateful import Copy, load, scanned
 
-
 T = TypeVar("T")
 
 
