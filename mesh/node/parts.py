@@ -24,7 +24,7 @@ from mesh.node.part import Part, Planned, QuickPart
 from mesh.registry.mirror import Mirror
 from mesh.telemetry import logs
 from mesh.wire.post import Outbox, Post
-from mesh.wire.transport import PARTS_EXCHANGE, Call, Channel
+from mesh.wire.transport import PARTS_EXCHANGE, Call, Channel, at_once
 
 log = logs.get(__name__)
 
@@ -280,7 +280,9 @@ class _Neighbour:
         self.node = node
         self._parts = parts
         self._channel = channel
-        self.post = Post(channel.stream(PARTS_EXCHANGE, metadata=(), timeout_s=None), _ignored, self._ended)
+        self.post = Post(
+            channel.stream(PARTS_EXCHANGE, metadata=(), timeout_s=None, leaves=at_once), _ignored, self._ended
+        )
         self.post.post(notes.Note(hello=notes.Hello(node=parts.me)).SerializeToString())
         self._closing: asyncio.Task[None] | None = None
 

@@ -159,7 +159,8 @@ def _build(  # noqa: PLR0917 - what lives longer than the parts
     ]
     carrier = Carrier(config.wire, config.limits, asyncio.get_running_loop())
     observe_callers(metrics.registry, "mesh_node", carrier.held, carrier.clients)
-    shared = Parts(node, mirror=mirror, runs=infer.pipelines, connect=carrier.connector(config.node_tls))
+    connect = carrier.connector(config.node_tls, on_silence=_nothing)
+    shared = Parts(node, mirror=mirror, runs=infer.pipelines, connect=connect)
     server = carrier.server(config.host, config.grpc_port, _hot(infer, shared), services, tls=config.tls)
     http = None
     if config.http_port is not None:
@@ -271,6 +272,10 @@ async def _moved(config: NodeConfig, parts: _Parts) -> None:
             await mirror.wait_for(moved)
     except TimeoutError:
         log.warning("not all models in demand were moved in time", waited_s=config.move_s)
+
+
+def _nothing(address: str, silent: bool) -> None:
+    """Do nothing when another node does not answer: each stream to it hears so itself."""
 
 
 def _advertised(config: NodeConfig, listening: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from functools import partial
 from typing import Self
 
 from mesh.core.errors import DeadlineExceeded, RemoteError, Unimplemented
@@ -25,6 +26,7 @@ from mesh.router.observe import Observed
 from mesh.router.pipelines import Pipelines
 from mesh.router.retries import Retries
 from mesh.router.sessions import Sessions
+from mesh.router.stalled import Stalled
 from mesh.router.target import Target, Targets
 from mesh.telemetry.metrics import RouterMetrics
 from mesh.telemetry.tracing import Tracing
@@ -37,6 +39,7 @@ from mesh.wire.transport import (
     NOT_RUN_TRAILER,
     VERSION_HEADER,
     Call,
+    Leaves,
     Metadata,
     Reply,
 )
@@ -75,6 +78,7 @@ class Dispatch:
         self.pipelines = Pipelines(mirror, self)
         self.sessions = Sessions(mirror, self, max_bytes=session_bytes)
         self.retries = Retries(mirror, max_attempts)
+        self.stalled = Stalled(mirror, balancer, self.retries)
 
     async def infer(self, call: Call, message: bytes, tries: Tries | None = None) -> bytes:
         """Answer one ModelInfer. Raises a `MeshError`; cancelling it cancels the call at the node.
@@ -103,8 +107,9 @@ class Dispatch:
         while True:
             located = await self.pick(call, model, said.name, seen.tries.tried)
             seen.asked(located.node.id)
+            leaves = None if said.name else partial(self._leaves, located.node, model, seen.tries)
             try:
-                reply = await self.send(call, located, message, metadata)
+                reply = await self.send(call, located, message, metadata, leaves=leaves)
             except RemoteError as error:
                 self.refuse_or_retry(error, located, model, seen, in_sequence=bool(said.name))
             else:
@@ -163,11 +168,16 @@ class Dispatch:
             (VERSION_HEADER, model.version),
         )
 
-    async def send(self, call: Call, located: Located, message: bytes, metadata: Metadata) -> Reply:
+    def _leaves(self, node: Host, model: ModelVersion, tries: Tries, long: bool) -> bool:
+        return self.stalled.leaves(node, model, tries, long=long)
+
+    async def send(
+        self, call: Call, located: Located, message: bytes, metadata: Metadata, *, leaves: Leaves | None = None
+    ) -> Reply:
         """Send one request to a copy. Raises `RemoteError`."""
         with self.outstanding(located) as asked:
             channel = self.channels.to(located.node.address)
-            reply = await channel.unary(MODEL_INFER, message, metadata=metadata, timeout_s=left_s(call))
+            reply = await channel.unary(MODEL_INFER, message, metadata=metadata, timeout_s=left_s(call), leaves=leaves)
             asked.trailers = reply.trailers
             return reply
 

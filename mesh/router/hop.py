@@ -117,14 +117,22 @@ class Hop:
         if self._over:
             return
         if stream is self._down:
-            if code == UNREAD:
-                self._give_up(RemoteError(Code.RESOURCE_EXHAUSTED, "the caller leaves too much unread"))
-            else:
-                self._give_up(given_up(self._deadline_s, time.monotonic()))
+            unread = RemoteError(Code.RESOURCE_EXHAUSTED, "the caller leaves too much unread")
+            self._give_up(unread if code == UNREAD else given_up(self._deadline_s, time.monotonic()))
             if code == STOPPED:
                 self._refuse(RemoteError(Code.UNAVAILABLE, "the server stopped before the answer was there"))
         elif stream is self._up:
             self._failed(broken(code), None)
+
+    def silent(self, stream: Stream, *, long: bool) -> None:
+        """Go to another copy, or fail, where the node does not answer and there is one."""
+        located, target = self._located, self._target
+        if self._over or stream is not self._up or located is None or target is None:
+            return
+        movable, tries = not self._answered and self._kept is not None, self._tries or Tries()
+        leaves = self._dispatch.stalled.leaves
+        if leaves(located.node, target.model, tries, target.pipeline, long=long, movable=movable):
+            self._failed(RemoteError(Code.UNAVAILABLE, "it does not answer", transport_failed=True), None)
 
     def expired(self) -> None:
         """Answer that the deadline passed."""
@@ -170,8 +178,7 @@ class Hop:
     def _route(self, request: Peeked) -> bool:
         """Send to a copy; False when there is none to send to at once."""
         dispatch = self._dispatch
-        target = dispatch.targets.find(self._passed.name or request.model_name, request.model_version)
-        self._target = target
+        target = self._target = dispatch.targets.find(self._passed.name or request.model_name, request.model_version)
         if target.model.decoupled:
             raise Unimplemented("ModelInfer RPC doesn't support models with decoupled transaction policy")
         if request.parameters and request.parameters.get("sequence_id"):
@@ -198,8 +205,7 @@ class Hop:
             if left_s <= 0:
                 raise DeadlineExceeded("the deadline passed before a node could be asked")
             block += timeout_field(left_s)
-        dispatch = self._dispatch
-        known = self._passed
+        dispatch, known = self._dispatch, self._passed
         trace = known.trace
         if dispatch.tracing.on:
             if self._span is None:
@@ -234,9 +240,9 @@ class Hop:
             self._kept += data
             if len(self._kept) > KEPT_BYTES:
                 self._kept = None
-        assert self._up is not None
-        assert self._up_connection is not None
-        if self._up_connection.send_data(self._up, data, end=end):
+        connection, stream = self._up_connection, self._up
+        assert connection is not None and stream is not None  # noqa: PT018 - one fact
+        if connection.send_data(stream, data, end=end):
             self._credit()
 
     def _credit(self) -> None:
@@ -248,8 +254,7 @@ class Hop:
 
     def _answer_piece(self, data: bytes, *, end: bool) -> None:
         connection = self._up_connection
-        assert connection is not None
-        assert self._up is not None
+        assert connection is not None and self._up is not None  # noqa: PT018 - both since it was sent
         # At once, whether or not the caller reads: what it leaves unread is on its own account, and no node's.
         connection.consumed(self._up, len(data))
         if self._over:
@@ -302,8 +307,7 @@ class Hop:
     def _failed(self, error: RemoteError, end: End | None) -> None:
         """Try another copy, or tell the caller."""
         dispatch, located, target, now_s = self._dispatch, self._located, self._target, time.monotonic()
-        assert located is not None
-        assert target is not None
+        assert located is not None and target is not None  # noqa: PT018 - both since it was sent
         node = located.node
         if error.transport_failed:
             dispatch.balancer.failed(node, now_s)
@@ -343,12 +347,11 @@ class Hop:
         if self._span is not None:
             self._span.end(Code.UNAVAILABLE, "", model="", version="", node="", picked_s=self._picked_s)
         target, connection, stream, tries = self._target, self._down_connection, self._down, self._tries
-        infer = self._dispatch.infer if tries is None else partial(self._dispatch.infer, tries=tries)
-        task = (
-            PartsUnary(connection, stream, self._origin, self._dispatch, target, tries)
-            if target is not None and target.pipeline is not None
-            else TaskUnary(connection, stream, self._origin, infer)
-        )
+        if target is not None and target.pipeline is not None:
+            task: TaskUnary = PartsUnary(connection, stream, self._origin, self._dispatch, target, tries)
+        else:
+            infer = self._dispatch.infer if tries is None else partial(self._dispatch.infer, tries=tries)
+            task = TaskUnary(connection, stream, self._origin, infer)
         self._down.receiver = task
         self._credit()
         task.take(data, end=self._ended)

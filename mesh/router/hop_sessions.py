@@ -14,7 +14,7 @@ from mesh.api.session import cut_state, tell_stream, with_state
 from mesh.api.stream import ERROR_TAG, INFER_RESPONSE_TAG, read_error, varint
 from mesh.core.errors import Code, MeshError, RemoteError, code_of
 from mesh.core.sessions.session import Entry, Send
-from mesh.core.traffic.retry import fate_of
+from mesh.core.traffic.retry import Fate, fate_of
 from mesh.core.types import NodeId
 from mesh.core.view import Located, VersionKey
 from mesh.router.hop_up import Turn, Up, lost_turns
@@ -201,6 +201,15 @@ class SessionCarrier:
     def tell(self) -> None:
         """Let the caller have what is answered, soon."""
         self._flush_soon()
+
+    def stalled(self, up: Up, *, long: bool) -> bool:
+        """Let the sessions go on elsewhere that can, each by itself; what is answered late is for nobody."""
+        del long
+        gone = RemoteError(Code.UNAVAILABLE, "it does not answer", transport_failed=True)
+        for live, send in list(up.waiting):
+            if self._sessions.may_move(live, send):
+                self._sessions.failed(live, send, gone, fate=Fate.DIED)
+        return False
 
     def lost(self, up: Up, error: RemoteError) -> None:
         """Hear that the stream to a node ended: its sessions go on elsewhere."""

@@ -16,7 +16,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any, Final
 
-from mesh.api.stream import ERROR_TAG, Failure, error_message, read_error
+from mesh.api.stream import ERROR_TAG, error_message, read_error
 from mesh.core.errors import Code, MeshError, RemoteError, code_of
 from mesh.core.traffic.balance import Balancer
 from mesh.core.traffic.retry import Fate, Tries, fate_of
@@ -270,15 +270,11 @@ class HopStream(ServerCall):
         if message[PREFIX_BYTES : PREFIX_BYTES + 1] == _ERROR:
             error = read_error(message[PREFIX_BYTES:])
             if error is not None:
-                self._refused(turn, error)
+                fate = fate_of(error.error, not_run=error.not_run, died=error.died)
+                self._elsewhere(turn, error.error, fate, free=error.absent)
                 return
         turn.reply = message
         self.count(turn, Code.OK)
-
-    def _refused(self, turn: Turn, failure: Failure) -> None:
-        """Ask again where the request was not run, else tell the caller."""
-        fate = fate_of(failure.error, not_run=failure.not_run, died=failure.died)
-        self._elsewhere(turn, failure.error, fate, free=failure.absent)
 
     def _elsewhere(self, turn: Turn, error: MeshError, fate: Fate, *, free: bool = False) -> None:
         """Send a message that a node failed to answer another way where that is safe, else tell the caller."""
@@ -387,6 +383,11 @@ class HopStream(ServerCall):
         for turn in lost_turns(dispatch, up, error):
             if not self.over:
                 self._elsewhere(turn, named(error, up.located, turn.model), fate)
+
+    def stalled(self, up: Up, *, long: bool) -> bool:
+        """Let another copy answer what waits for a node that does not answer, if there is one."""
+        model = up.waiting[0].model
+        return self._streams.dispatch.stalled.leaves(up.located.node, model, Tries(), long=long)
 
     @property
     def balancer(self) -> Balancer:

@@ -59,6 +59,9 @@ class Owner(Protocol):
     def lost(self, up: Up, error: RemoteError) -> None:
         """Hear that the stream to a node ended."""
 
+    def stalled(self, up: Up, *, long: bool) -> bool:
+        """Hear that a node does not answer what waits there; True: end the stream, which is `lost` then."""
+
 
 class Up:
     """The receiver of one stream to a node: answers come in the order of the messages."""
@@ -140,6 +143,12 @@ class Up:
         """Hear that the stream broke."""
         lost = RemoteError(Code.UNAVAILABLE, "the connection was lost", transport_failed=True)
         self.hop.lost(self, broken(code) if code == OVERSIZED else lost)
+
+    def silent(self, stream: Stream, *, long: bool) -> None:
+        """Leave it to the owner."""
+        if self.waiting and self.hop.stalled(self, long=long):
+            self._connection.reset(stream, ErrorCode.CANCEL)
+            self.hop.lost(self, RemoteError(Code.UNAVAILABLE, "it does not answer", transport_failed=True))
 
     def drained(self, stream: Stream) -> None:
         """Nothing waits for it: what is unanswered is bounded by the caller's window."""

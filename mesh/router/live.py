@@ -10,7 +10,6 @@ from mesh.api.messages import node_control
 from mesh.api.session import with_state
 from mesh.core.errors import MeshError, SessionLost, StateLost
 from mesh.core.sessions.session import Place, Send, Session
-from mesh.core.traffic.retry import MOST_DEATHS
 from mesh.core.types import ModelVersion, NodeId
 from mesh.core.view import Located, VersionKey
 from mesh.router.retries import Retries
@@ -181,7 +180,7 @@ class Live:
         One death is enough when the model is suspect. The callers of such steps hear so. A client that keeps states
         itself must not go on with them either.
         """
-        fatal = self.core.ended(1 if retries.is_suspect(self.model) else MOST_DEATHS)
+        fatal = self.core.ended(retries.most_deaths(self.model))
         for each in fatal:
             if each.step is not None:
                 told = f"a step of sequence {self.key[2]} of model '{self.model.name}' is not run again"

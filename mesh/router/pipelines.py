@@ -78,9 +78,13 @@ class Pipelines:
             return None
         node = located.node.id
         seen.asked(node)
+
+        def leaves(long: bool) -> bool:
+            return dispatch.stalled.leaves(located.node, target.model, seen.tries, target.pipeline, long=long)
+
         metadata = (*dispatch.metadata(call, target.model, seen), (PIPELINE_HEADER, str(target.model.version)))
         try:
-            reply = await dispatch.send(call, located, message, metadata)
+            reply = await dispatch.send(call, located, message, metadata, leaves=leaves)
         except RemoteError as error:
             dispatch.metrics.attempt_failed(node, error.status.name)
             fate = fate_told(error)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 
 from mesh.api.session import split_request, split_stream, with_state
 from mesh.api.stream import read_error
@@ -20,7 +21,7 @@ from mesh.router.ends import named
 from mesh.router.live import RESUMES, WANTS_STATE
 from mesh.router.observe import Observed
 from mesh.wire.peek import Peeked
-from mesh.wire.transport import ABSENT, DIED_TRAILER, MODEL_STREAM_INFER, NOT_RUN_TRAILER, Call, Metadata
+from mesh.wire.transport import ABSENT, DIED_TRAILER, MODEL_STREAM_INFER, NOT_RUN_TRAILER, Call, Leaves, Metadata
 
 
 async def relay(
@@ -49,7 +50,8 @@ async def _from_copies(dispatch: Dispatch, call: Call, progress: _Progress, seen
         seen.asked(located.node.id)
         try:
             metadata = dispatch.metadata(call, model, seen)
-            async with aclosing(_responses(dispatch, call, progress.request(), located, metadata)) as answers:
+            leaves = partial(_leaves, dispatch, located, seen, progress)
+            async with aclosing(_responses(dispatch, call, progress.request(), located, metadata, leaves)) as answers:
                 async for response in answers:
                     for each in progress.take(response):
                         yield each
@@ -133,12 +135,24 @@ class _Progress:
         return shown
 
 
-async def _responses(
-    dispatch: Dispatch, call: Call, message: bytes, located: Located, metadata: Metadata
+def _leaves(
+    dispatch: Dispatch,
+    located: Located,
+    seen: Observed,
+    progress: _Progress,
+    long: bool,
+) -> bool:
+    assert seen.model is not None
+    movable = bool(progress.state) or not (progress.responses or progress.sequence)
+    return dispatch.stalled.leaves(located.node, seen.model, seen.tries, long=long, movable=movable)
+
+
+async def _responses(  # noqa: PLR0917 - one call of it
+    dispatch: Dispatch, call: Call, message: bytes, located: Located, metadata: Metadata, leaves: Leaves
 ) -> AsyncGenerator[bytes]:
     with dispatch.outstanding(located):
         channel = dispatch.channels.to(located.node.address)
-        upstream = channel.stream(MODEL_STREAM_INFER, metadata=metadata, timeout_s=left_s(call))
+        upstream = channel.stream(MODEL_STREAM_INFER, metadata=metadata, timeout_s=left_s(call), leaves=leaves)
         try:
             await upstream.send(message)
             await upstream.half_close()

@@ -7,7 +7,7 @@ from typing import Final
 
 from mesh.core.pipeline.spec import Pipeline
 from mesh.core.suspects import is_suspect
-from mesh.core.traffic.retry import MOST_DEATHS, Fate, Tries
+from mesh.core.traffic.retry import MOST_DEATHS, Fate, Tries, may_retry
 from mesh.core.types import ModelName, ModelVersion, NodeId, Version
 from mesh.core.view import VersionKey
 from mesh.registry.mirror import Mirror
@@ -43,6 +43,25 @@ class Retries:
         if fate is Fate.DIED and tries.deaths >= MOST_DEATHS:
             self.beware(model)
         return again
+
+    def may_leave(self, tries: Tries, model: ModelVersion, pipeline: Pipeline | None = None) -> bool:
+        """Tell whether a call may go from a node that does not answer to another copy: as if that node had died.
+
+        It may run in both places, and what made the first stand still may do so to the second.
+        """
+        suspect = self.is_suspect(model, pipeline)
+        return may_retry(
+            Fate.DIED,
+            in_sequence=False,
+            suspect=suspect,
+            failures=tries.failures + 1,
+            deaths=tries.deaths + 1,
+            max_attempts=self.max_attempts,
+        )
+
+    def most_deaths(self, model: ModelVersion) -> int:
+        """Return how many processes one step of a session may end: one when its model is suspect."""
+        return 1 if self.is_suspect(model) else MOST_DEATHS
 
     def beware(self, model: ModelVersion) -> None:
         """Take a version for suspect for a moment: one call for it ended two processes."""

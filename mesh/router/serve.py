@@ -91,7 +91,7 @@ def _build(config: RouterConfig, store: EtcdClient, tracing: Tracing) -> _Parts:
     balancer = Balancer()
     carrier = Carrier(config.wire, config.limits, asyncio.get_running_loop())
     observe_callers(metrics.registry, "mesh_router", carrier.held, carrier.clients)
-    channels = Channels(carrier.connector(config.node_tls, bounds=PASSING))
+    channels = Channels(carrier.connector(config.node_tls, bounds=PASSING, on_silence=balancer.silence))
 
     def avoided(view: ClusterView) -> Collection[NodeId]:
         now_s = time.monotonic()
@@ -109,7 +109,7 @@ def _build(config: RouterConfig, store: EtcdClient, tracing: Tracing) -> _Parts:
         max_attempts=config.max_attempts,
         session_bytes=config.session_bytes,
     )
-    metrics.observe_sessions(dispatch.sessions.table.messages)
+    metrics.observe(dispatch.sessions.table.messages, balancer.silent)
     streams = Streams(dispatch, metrics)
     health = RouterHealth(mirror)
     repository = Repository(mirror, store, cold)

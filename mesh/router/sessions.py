@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from mesh.api.messages import ModelInferResponse, node_control
+from mesh.api.messages import ModelInferResponse
 from mesh.api.session import split_request, split_response, with_state
 from mesh.api.stream import final_message
 from mesh.core.errors import Code, MeshError, RemoteError, SessionLost, UnknownSequence
@@ -20,10 +21,11 @@ from mesh.core.traffic.retry import Fate
 from mesh.core.view import Located
 from mesh.registry.mirror import Mirror
 from mesh.router.ends import fate_told
-from mesh.router.live import Carrier, Live, Said, Single, Step, said_of, take_request
+from mesh.router.live import Carrier, Live, Said, Single, Step, said_of
 from mesh.router.session_table import SessionTable
 from mesh.router.session_trace import traced
 from mesh.router.spill import Spill
+from mesh.router.strays import Strays, take
 from mesh.router.target import Target
 from mesh.wire.grpc_framing import framed
 from mesh.wire.peek import Peeked
@@ -32,10 +34,6 @@ from mesh.wire.transport import ABSENT, NOT_RUN_TRAILER, Call, Metadata
 if TYPE_CHECKING:
     from mesh.router.dispatch import Dispatch
 
-TAKE: Final = "/mesh.v1.NodeControl/TakeSequence"
-
-TAKE_S: Final = 10.0
-"""How long a node may take to give a state away."""
 ATTEMPTS: Final = 5
 """How often a step is sent before its session is given up."""
 
@@ -50,6 +48,7 @@ class Sessions:
         self.spill.on_lost = lambda live: self._brought(live, None)
         self.table = SessionTable(max_bytes, self.spill)
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._strays = Strays(mirror, dispatch.balancer, dispatch.channels, self.table.get)
 
     def begin(  # noqa: PLR0917 - what a request said, and whose it is
         self, target: Target, said: Said, version: str, message: bytes, step: Step, carrier: Carrier
@@ -145,6 +144,7 @@ class Sessions:
             elif error.unsent and core.whole:
                 if not core.fresh:
                     live.failed_over()
+                self._strays.left(live)
                 core.elsewhere()
                 self._pump(live)
             elif absent and not (core.whole and core.replayable):
@@ -161,6 +161,14 @@ class Sessions:
         self.table.counted(live)
         step.fail(error)
         self._pump(live)
+
+    def may_move(self, live: Live, send: Send[Step], long: bool = False) -> bool:  # noqa: FBT002 - a `Leaves`
+        """Tell whether a session whose node does not answer goes to another copy, by the rules of one that died."""
+        core, located = live.core, live.located
+        if send.epoch != core.epoch or located is None or send.entry.attempts >= ATTEMPTS:
+            return False
+        most = self.dispatch.retries.most_deaths(live.model)
+        return core.may_move(most) and self.dispatch.stalled.has_other(located.node, live.version)
 
     async def answer(self, call: Call, message: bytes, request: Peeked, target: Target) -> bytes:
         """Answer a step that came as a single call. Raises a `MeshError`."""
@@ -184,6 +192,7 @@ class Sessions:
     async def close(self) -> None:
         """Give up what is waited for."""
         self.table.close()
+        self._strays.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -267,7 +276,7 @@ class Sessions:
     async def _fetch(self, live: Live) -> None:
         """Move the state itself, where what is kept would have to run again."""
         try:
-            state = await self._take(live)
+            state = await take(self.dispatch.channels, live.located, live.key)
         finally:
             live.busy = False
         ended = live.core.fetched(state)
@@ -304,29 +313,19 @@ class Sessions:
 
     async def _end_at_node(self, live: Live) -> None:
         try:
-            await self._take(live)
+            await take(self.dispatch.channels, live.located, live.key)
         finally:
             live.busy = False
         live.core.forgotten()
         self.table.counted(live)
         self._pump(live)
 
-    async def _take(self, live: Live) -> bytes | None:
-        """Return the state that the session's node gives away; None when it does not, or is gone."""
-        assert live.located is not None
-        channel = self.dispatch.channels.to(live.located.node.address)
-        try:
-            reply = await channel.unary(TAKE, take_request(live.key), metadata=(), timeout_s=TAKE_S)
-        except MeshError:
-            return None
-        return node_control.TakeSequenceResponse.FromString(reply.message).state or None
-
     async def _call(self, live: Live, located: Located, send: Send[Step], call: Call) -> None:
         """Send one step as a call of its own."""
         message, dispatch = with_state(send.entry.message, send.restore), self.dispatch
         metadata: Metadata = dispatch.metadata(call, live.model, None)
         try:
-            reply = await dispatch.send(call, located, message, metadata)
+            reply = await dispatch.send(call, located, message, metadata, leaves=partial(self.may_move, live, send))
         except RemoteError as error:
             live.alone = False
             dispatch.metrics.attempt_failed(located.node.id, error.status.name)
@@ -346,6 +345,7 @@ class Sessions:
             self.answered(live, send, response, state)
 
     def _lost(self, live: Live, error: RemoteError) -> None:
+        self._strays.left(live)
         ended = live.core.lost()
         self.table.counted(live)
         live.failed_over()

@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from mesh.api.carried import Carried
@@ -126,9 +127,20 @@ class Spread:
             raise RemoteError(Code.UNAVAILABLE, f"node '{node}' left the mesh", transport_failed=True)
         if peer is None or not peer.post.is_open:
             channel = self._channels.to(known.address)
-            stream = channel.stream(PARTS_EXCHANGE, metadata=(), timeout_s=None)
+            leaves = partial(self._leaves, node)
+            stream = channel.stream(PARTS_EXCHANGE, metadata=(), timeout_s=None, leaves=leaves)
             peer = self._peers[node] = _Peer(self, node, self._id, lambda hear, end: Post(stream, hear, end))
         return peer
+
+    def _leaves(self, node: NodeId, long: bool) -> bool:
+        """Tell whether other nodes can run what waits for one that does not answer."""
+        del long
+        for away in self._runs.values():
+            if node in away.plan.nodes:
+                others = self.plans.holders(away.plan.graph)
+                if not all(others[step] - {node} for step, place in away.plan.places.items() if place == node):
+                    return False
+        return True
 
     # -- requests ------------------------------------------------------------------------------------------------
 

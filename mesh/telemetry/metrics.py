@@ -61,6 +61,7 @@ class RouterMetrics:
         self._messages = {"request": 0, "response": 0}
         self._failed: Counter[tuple[str, ...]] = Counter()
         self._sessions: Callable[[], Sequence[Any]] = list
+        self._silent: Callable[[], int] = int
         self._cold: Counter[tuple[str, ...]] = Counter()
         self._cold_seconds: dict[str, Histogram] = {}
         self._pipelines: Mapping[str, Pipeline] = {}
@@ -103,9 +104,12 @@ class RouterMetrics:
         """Count one attempt at a copy on `node` that failed; `reason` is one of a few fixed words."""
         _count(self._failed, (node, reason))
 
-    def observe_sessions(self, sessions: Callable[[], Sequence[Any]]) -> None:
-        """Show `sessions` (mesh.v1 SessionGroup messages) at each scrape; called from the scraping thread."""
-        self._sessions = sessions
+    def observe(self, sessions: Callable[[], Sequence[Any]], silent: Callable[[], int]) -> None:
+        """Show `sessions` (mesh.v1 SessionGroup messages), and how many nodes do not answer, at each scrape.
+
+        They are called from the scraping thread.
+        """
+        self._sessions, self._silent = sessions, silent
 
     def cold_wait(self, model: str, seconds: float, outcome: str) -> None:
         """Count one call that waited for a cold model; `outcome` is one of a few fixed words, such as "served"."""
@@ -151,6 +155,7 @@ class RouterMetrics:
         yield from _sessions(self._sessions())
         yield GaugeMetricFamily("mesh_router_view_revision", "Registry revision of the view.", view.revision)
         yield GaugeMetricFamily("mesh_router_nodes", "Nodes in the view.", len(view.nodes))
+        yield GaugeMetricFamily("mesh_router_silent_nodes", "Nodes that do not answer this router now.", self._silent())
         yield GaugeMetricFamily("mesh_router_models", "Model names in the view.", len(view.models))
         quarantined = len(view.quarantined(time.time()))
         yield GaugeMetricFamily("mesh_router_quarantined_models", "Versions whose callers are refused.", quarantined)

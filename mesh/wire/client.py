@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from mesh.core.errors import Code, MeshError, RemoteError
@@ -21,7 +22,7 @@ from mesh.wire.inflate import inflate
 from mesh.wire.pool import Links
 from mesh.wire.streams import State, Stream
 from mesh.wire.tls import client_context
-from mesh.wire.transport import Limits, Metadata, Reply, TlsConfig
+from mesh.wire.transport import Leaves, Limits, Metadata, Reply, TlsConfig
 
 CLIENT_BOUNDS: Final = Bounds(stream_window=1024 * 1024, max_stream_window=16 * 1024 * 1024)
 """A caller reads into memory what it asked for: a window of its own size is no risk to it."""
@@ -42,13 +43,14 @@ class WireChannel:
         bounds: Bounds = CLIENT_BOUNDS,
         flusher: Flusher | None = None,
         deadlines: Deadlines | None = None,
+        on_silence: Callable[[bool], None] | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.address = address
         self.deadlines = deadlines or Deadlines(loop)
         self.max_message_bytes = limits.max_message_bytes
         context = client_context(tls) if tls is not None else None
-        self.links = Links(address, flusher=flusher or Flusher(loop), bounds=bounds, tls=context)
+        self.links = Links(address, flusher=flusher or Flusher(loop), bounds=bounds, tls=context, on_silence=on_silence)
         self._scheme = "https" if tls is not None else "http"
         self._authority = "localhost" if address.startswith("unix:") else address
         self._blocks: dict[str, bytes] = {}
@@ -60,9 +62,11 @@ class WireChannel:
             found = self._blocks[method] = request_block(method, self._authority, self._scheme)
         return found
 
-    async def unary(self, method: str, message: bytes, *, metadata: Metadata, timeout_s: float | None) -> Reply:
+    async def unary(
+        self, method: str, message: bytes, *, metadata: Metadata, timeout_s: float | None, leaves: Leaves | None = None
+    ) -> Reply:
         """Call `method`. Raises `RemoteError`. Cancelling the task cancels the call at the peer."""
-        call = _Call(self, timeout_s)
+        call = _Call(self, timeout_s, leaves)
         block = self.block(method)
         try:
             connection = await call.connect()
@@ -87,9 +91,11 @@ class WireChannel:
         finally:
             call.cancel()
 
-    def stream(self, method: str, *, metadata: Metadata, timeout_s: float | None) -> WireDuplex:
+    def stream(
+        self, method: str, *, metadata: Metadata, timeout_s: float | None, leaves: Leaves | None = None
+    ) -> WireDuplex:
         """Open a two-way stream."""
-        return WireDuplex(self, method, metadata, timeout_s)
+        return WireDuplex(self, method, metadata, timeout_s, leaves)
 
     async def close(self, grace_s: float) -> None:
         """Take no more calls, wait at most `grace_s` seconds for those in flight, then close the connections."""
@@ -103,8 +109,9 @@ class WireChannel:
 class _Call:
     """The receiver of one call's stream: its messages in a queue, its status as the end of it."""
 
-    def __init__(self, channel: WireChannel, timeout_s: float | None) -> None:
+    def __init__(self, channel: WireChannel, timeout_s: float | None, leaves: Leaves | None) -> None:
         self._channel = channel
+        self._leaves = leaves
         self._connection: Connection | None = None
         self.stream: Stream | None = None
         self._deframer = Deframer(channel.max_message_bytes)
@@ -204,6 +211,11 @@ class _Call:
             unsent=code == ErrorCode.REFUSED_STREAM,
         )
         self._finish(error)
+
+    def silent(self, stream: Stream, *, long: bool) -> None:
+        """End the call where its caller would rather ask another."""
+        if self._end is False and self._leaves is not None and self._leaves(long):
+            self._stop(self.failed(Code.UNAVAILABLE, f"{self._channel.address} does not answer", transport_failed=True))
 
     def drained(self, stream: Stream) -> None:
         """Let `send` go on."""
@@ -323,11 +335,18 @@ def _again(error: RemoteError) -> RemoteError:
 class WireDuplex:
     """A `transport.Duplex` on the wire. The stream is opened by the first use."""
 
-    def __init__(self, channel: WireChannel, method: str, metadata: Metadata, timeout_s: float | None) -> None:
+    def __init__(
+        self,
+        channel: WireChannel,
+        method: str,
+        metadata: Metadata,
+        timeout_s: float | None,
+        leaves: Leaves | None,
+    ) -> None:
         self._channel = channel
         self._method = method
         self._metadata = metadata
-        self._call = _Call(channel, timeout_s)
+        self._call = _Call(channel, timeout_s, leaves)
         self._timed = timeout_s is not None
         self._opening: asyncio.Lock = asyncio.Lock()
 

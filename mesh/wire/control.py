@@ -66,11 +66,13 @@ class Control(Faults):
         self.asked_for_no_table = False
         self.greeted = False
         """Whether the peer's first SETTINGS came."""
-        self.going_away = False
-        """The peer sent GOAWAY: no new streams here."""
+        self.going_away = self.silent = False
+        """The peer sent GOAWAY, or does not answer for now: no new streams here."""
         self.draining = False
         self.on_settings: Callable[[], None] | None = None
         """Called when SETTINGS of the peer came: it says how many calls it takes."""
+        self.echoed_s = 0.0
+        """When the answer to our last `ALIVE_PING` came."""
         self.pings_unanswered = 0
         self._granted = DEFAULT_WINDOW
         """Bytes that the peer has let us send on this connection, in all."""
@@ -112,7 +114,7 @@ class Control(Faults):
     def has_room(self) -> bool:
         """Whether a client may open another stream here."""
         return (
-            not self.going_away
+            not (self.going_away or self.silent)
             and self.broken is None
             and len(self.streams) < self.peer_max_streams
             and self.next_id <= MAX_STREAM_ID
@@ -191,6 +193,7 @@ class Control(Faults):
         self.pings_unanswered = 0
         if payload == MEASURE_PING:
             self.bandwidth.echoed(self.now_s)
+        self.echoed_s = self.now_s if payload == ALIVE_PING else self.echoed_s
         if payload == DRAIN_PING and self.draining and not self.ended:
             self.end()
 
@@ -284,7 +287,7 @@ class Control(Faults):
             self.write(goaway(self.last_peer_id, ErrorCode.NO_ERROR))
 
     def ask_alive(self) -> None:
-        """Send a PING that `pings_unanswered` counts until any answer comes."""
+        """Send a PING. `pings_unanswered` counts it until any answer comes, `echoed_s` is when its own came."""
         self.pings_unanswered += 1
         self.write(ping(ALIVE_PING, ack=False))
 

@@ -6,6 +6,7 @@ Both stand behind `transport.Server` and `transport.Channel` and pass the same t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import grpc
@@ -65,8 +66,18 @@ class Carrier:
             clients=self.clients,
         )
 
-    def connector(self, tls: TlsConfig | None, *, bounds: Bounds | None = None) -> Callable[[str], Channel]:
-        """Return what makes a channel for an address, without I/O."""
+    def connector(
+        self,
+        tls: TlsConfig | None,
+        *,
+        bounds: Bounds | None = None,
+        on_silence: Callable[[str, bool], None] | None = None,
+    ) -> Callable[[str], Channel]:
+        """Return what makes a channel for an address, without I/O.
+
+        `on_silence` is called with an address where nothing answers any more (True), and when something does again. It
+        is for channels among a mesh's own processes. The grpcio engine does not call it.
+        """
 
         def connect(address: str) -> Channel:
             if self.engine == "grpcio":
@@ -78,6 +89,7 @@ class Carrier:
                 bounds=bounds or CLIENT_BOUNDS,
                 flusher=self.flusher,
                 deadlines=self.deadlines,
+                on_silence=None if on_silence is None else partial(on_silence, address),
             )
 
         return connect

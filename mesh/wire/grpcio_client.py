@@ -10,7 +10,7 @@ import grpc
 
 from mesh.api.status import metadata_pairs, remote_error
 from mesh.core.errors import Code, RemoteError
-from mesh.wire.transport import LOAD_TRAILER, Limits, Metadata, Reply, TlsConfig
+from mesh.wire.transport import LOAD_TRAILER, Leaves, Limits, Metadata, Reply, TlsConfig
 
 
 class GrpcioChannel:
@@ -44,8 +44,11 @@ class GrpcioChannel:
             self._channel = grpc.aio.secure_channel(address, _credentials(tls), options=options)
         self._unary: dict[str, Any] = {}
 
-    async def unary(self, method: str, message: bytes, *, metadata: Metadata, timeout_s: float | None) -> Reply:
-        """Call `method`. Raises `RemoteError`. Cancelling the task cancels the call at the peer."""
+    async def unary(
+        self, method: str, message: bytes, *, metadata: Metadata, timeout_s: float | None, leaves: Leaves | None = None
+    ) -> Reply:
+        """Call `method`. Raises `RemoteError`. Cancelling the task cancels the call at the peer. `leaves` is unused."""
+        del leaves
         callable_ = self._unary.get(method)
         if callable_ is None:
             callable_ = self._unary[method] = self._channel.unary_unary(method)
@@ -56,8 +59,11 @@ class GrpcioChannel:
         except grpc.RpcError as error:
             raise remote_error(error, answered_key=LOAD_TRAILER) from error
 
-    def stream(self, method: str, *, metadata: Metadata, timeout_s: float | None) -> _GrpcioDuplex:
-        """Open a two-way stream."""
+    def stream(
+        self, method: str, *, metadata: Metadata, timeout_s: float | None, leaves: Leaves | None = None
+    ) -> _GrpcioDuplex:
+        """Open a two-way stream. `leaves` is unused."""
+        del leaves
         return _GrpcioDuplex(self._channel.stream_stream(method)(timeout=timeout_s, metadata=metadata or None))
 
     async def close(self, grace_s: float) -> None:

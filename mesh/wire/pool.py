@@ -1,6 +1,7 @@
 """The connections to one address: opened when needed, a few side by side under load, again after a loss.
 
 `Links` decides by numbers alone which connection takes the next call and when another is opened; `dial` opens it.
+Whether a peer still answers, `alive` decides.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from mesh.core.errors import Code, RemoteError
+from mesh.wire.alive import AMONG_OURSELVES, LOOK_S, OF_CALLERS, Alive, Patience, Silence
 from mesh.wire.connection import Connection
 from mesh.wire.endpoint import Endpoint, Flusher
 from mesh.wire.flow import Bounds
@@ -32,11 +34,12 @@ CONNECT_TIMEOUT_S: Final = 10.0
 SETTINGS_TIMEOUT_S: Final = 10.0
 """A peer that accepts and says nothing is given up after this long."""
 
-KEEPALIVE_S: Final = 20.0
-"""Silence after which a connection with calls on it is asked whether it lives."""
+STUCK_S: Final = 1.5
+"""A peer that other copies stand beside is no more waited for when it does not greet within this: whoever waits is
+told, and the attempt goes on."""
 
-KEEPALIVE_TIMEOUT_S: Final = 10.0
-"""Silence after that which ends it: a peer that vanished without a word is noticed within 30 s."""
+
+NO_ANSWER: Final = "nothing there answers"
 
 
 class Unreachable(RemoteError):
@@ -48,7 +51,11 @@ class Unreachable(RemoteError):
 
 
 class Links:
-    """The connections to one address. Not for several loops."""
+    """The connections to one address. Not for several loops.
+
+    `on_silence` is for who has others to ask: it is called when nothing at the address answers any more, and when
+    something does again. Calls are not kept waiting there then, and attempts to connect go on meanwhile.
+    """
 
     def __init__(
         self,
@@ -58,8 +65,16 @@ class Links:
         bounds: Bounds,
         tls: ssl.SSLContext | None = None,
         max_links: int = MAX_LINKS,
+        on_silence: Callable[[bool], None] | None = None,
     ) -> None:
         self.address = address
+        self._on_silence = on_silence
+        self._asking = AMONG_OURSELVES if on_silence is not None else OF_CALLERS
+        self._patience = Patience(self._asking)
+        self._alive: dict[Endpoint, Alive] = {}
+        self._stuck_s = 0.0
+        """How long the attempt to connect has lasted, in looks."""
+        self.silent = False
         self._flusher = flusher
         self._bounds = bounds
         self._tls = tls
@@ -97,6 +112,8 @@ class Links:
         loop = asyncio.get_running_loop()
         if self._closed:
             raise Unreachable(self.address, "this channel is closed")
+        if self.silent:
+            raise Unreachable(self.address, NO_ANSWER)
         if self._dialing is None and not self._live() and loop.time() < self._retry_at_s:
             raise Unreachable(self.address, self._why)
         self._dial()
@@ -109,11 +126,15 @@ class Links:
                 self._waiters.remove(waiter)
 
     def _live(self) -> bool:
-        return any(not link.connection.going_away and link.connection.broken is None for link in self._links)
+        return any(
+            not (link.connection.going_away or link.connection.silent) and link.connection.broken is None
+            for link in self._links
+        )
 
     def _dial(self) -> None:
         loop = asyncio.get_running_loop()
         if self._dialing is None and not self._closed and loop.time() >= self._retry_at_s:
+            self._stuck_s = 0.0
             self._dialing = loop.create_task(self._connect())
             if self._keeping is None:
                 self._keeping = loop.create_task(lasting(f"looking after {self.address}", self._keep))
@@ -139,6 +160,8 @@ class Links:
         except (OSError, TimeoutError, ssl.SSLError) as error:
             endpoint.abort()
             self._failed(str(error) or type(error).__name__)
+            if isinstance(error, ConnectionError):
+                self._tell(silent=False)  # That is an answer: nobody is there.
         except asyncio.CancelledError:
             endpoint.abort()
             raise
@@ -147,7 +170,9 @@ class Links:
                 self._failed("the peer closed the connection at once")
             else:
                 self._failures = 0
+                self._alive[endpoint] = Alive(self._asking, self._patience)
                 self._links.append(endpoint)
+                self._tell(silent=False)
         finally:
             self._dialing = None
         self._serve_waiters()
@@ -159,6 +184,9 @@ class Links:
         wait_s = min(longest, first * 2 ** min(self._failures - 1, 10)) * random.uniform(0.8, 1.2)  # noqa: S311
         self._retry_at_s = asyncio.get_running_loop().time() + wait_s
         self._why = why
+        self._turn_away(why)
+
+    def _turn_away(self, why: str) -> None:
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():
@@ -185,6 +213,7 @@ class Links:
 
     def _gone(self, endpoint: Endpoint) -> None:
         settled = endpoint.connection.on_settings
+        self._alive.pop(endpoint, None)
         if endpoint in self._links:
             self._links.remove(endpoint)
             if self._waiters:
@@ -193,21 +222,60 @@ class Links:
             settled()
 
     async def _keep(self) -> None:
-        """Ask silent connections whether they live, and let go of those that were told to go away."""
-        while not self._closed:
-            await asyncio.sleep(1.0)
-            now_s = asyncio.get_running_loop().time()
-            for link in list(self._links):
-                connection = link.connection
-                silent_s = now_s - link.last_heard_s
-                gone = connection.pings_unanswered and silent_s > KEEPALIVE_S + KEEPALIVE_TIMEOUT_S
-                if gone or (connection.going_away and not connection.streams):
-                    link.abort()
-                elif silent_s > KEEPALIVE_S and connection.streams and not connection.pings_unanswered:
-                    connection.ask_alive()
+        """Look after the connections, one timer for all: ask the silent ones, let go of those that are gone."""
+        loop = asyncio.get_running_loop()
+        wait_s = LOOK_S
+        while True:
+            await asyncio.sleep(wait_s)
+            wait_s = self._look(loop.time())
+
+    def _look(self, now_s: float) -> float:
+        """Look at every connection; return in how many seconds to look again. O(connections); of silent ones O(calls).
+
+        What a call does about silence may open and close others, so that copies are gone through.
+        """
+        wait_s = 2 * LOOK_S
+        answers = False
+        for link in list(self._links):
+            connection, alive = link.connection, self._alive[link]
+            waits = bool(connection.streams)
+            if alive.look(now_s, link.last_heard_s, connection.echoed_s, waits=waits):
+                connection.ask_alive()
+            wait_s = min(wait_s, alive.next_s(now_s, waits=waits))
+            connection.silent = alive.silence > Silence.NONE
+            answers = answers or not connection.silent
+            is_over = self._closed and self._on_silence is not None and connection.silent
+            if alive.silence is Silence.GONE or is_over or (connection.going_away and not waits):
+                link.abort()
+        if self._dialing is not None:
+            wait_s = LOOK_S
+            self._stuck_s += LOOK_S
+        if answers:
+            self._tell(silent=False)
+        elif self._links or self._stuck_s >= STUCK_S:
+            self._tell(silent=True)
+        if self.silent and not self._closed:
+            self._dial()
+        for link in list(self._links):
+            if link.connection.silent:
+                long = self._alive[link].silence >= Silence.LONG
+                for stream in list(link.connection.streams.values()):
+                    stream.receiver.silent(stream, long=long)
+        return wait_s
+
+    def _tell(self, *, silent: bool) -> None:
+        if self._on_silence is None or silent is self.silent or self._closed:
+            return
+        self.silent = silent
+        self._on_silence(silent)
+        if silent:
+            self._turn_away(NO_ANSWER)
+        else:
+            self._serve_waiters()
 
     async def close(self, grace_s: float) -> None:
         """Take no more calls, wait at most `grace_s` for those in flight, then close."""
+        self._tell(silent=False)  # Nobody asks here any more.
         self._closed = True
         loop = asyncio.get_running_loop()
         until_s = loop.time() + grace_s

@@ -81,6 +81,9 @@ class Relay:
             owed, self.owed_up = self.owed_up, 0
             self.up_connection.consumed(self.up, owed)
 
+    def silent(self, stream: Stream, *, long: bool) -> None:
+        """Wait: nobody else could answer."""
+
     def reset(self, stream: Stream, code: int) -> None:
         """Pass on a reset; a lost connection becomes one for the caller."""
         if stream is self.down:

@@ -356,6 +356,9 @@ class _Ignored:
     def drained(self, stream: Stream) -> None:
         """Nothing waits."""
 
+    def silent(self, stream: Stream, *, long: bool) -> None:
+        """Nothing was asked."""
+
 
 def _handshake(context: ssl.SSLContext | None) -> dict[str, Any]:
     return {} if context is None else {"ssl_handshake_timeout": HANDSHAKE_S}

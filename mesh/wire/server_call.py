@@ -111,6 +111,9 @@ class ServerCall(Holding):
         if self._room is not None:
             self._room.set()
 
+    def silent(self, stream: Stream, *, long: bool) -> None:
+        """Nothing: this is a client's call, and its server is here."""
+
     async def room(self) -> None:
         """Return when little waits for a slow reader, or when the call is over. For any number of tasks at a time."""
         while self.stream.pending_bytes > STREAM_BUFFER and not self.over:

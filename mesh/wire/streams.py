@@ -67,6 +67,12 @@ class Receiver(Protocol):
     def drained(self, stream: Stream) -> None:
         """Hear that everything which waited for the peer's window is on its way."""
 
+    def silent(self, stream: Stream, *, long: bool) -> None:
+        """Hear, at every look while it lasts, that the server asked does not answer for now (`mesh.wire.alive`).
+
+        Who can have the answer elsewhere resets the stream; `long`: who could have had it ends the call.
+        """
+
 
 class Stream:
     """One stream. 0 <= `recv_window` + what is consumed and not yet given back <= `window`."""
@@ -134,6 +140,9 @@ class _Nobody:
         """Ignore it."""
 
     def drained(self, stream: Stream) -> None:
+        """Ignore it."""
+
+    def silent(self, stream: Stream, *, long: bool) -> None:
         """Ignore it."""
 
 

@@ -95,6 +95,17 @@ class Reply:
     trailers: Metadata
 
 
+Leaves = Callable[[bool], bool]
+"""Asked again and again while the peer of a call does not answer: whether the call ends now, as if its connection were
+lost, because another can have it. True as the argument: it has been long. (`mesh.wire.alive`)"""
+
+
+def at_once(long: bool) -> bool:
+    """End the call as soon as its peer does not answer (a `Leaves`)."""
+    del long
+    return True
+
+
 class Duplex(Protocol):
     """A two-way stream as its client sees it. Not safe for several senders at once."""
 
@@ -117,10 +128,14 @@ class Duplex(Protocol):
 class Channel(Protocol):
     """Connections to one address. Reconnects by itself."""
 
-    async def unary(self, method: str, message: bytes, *, metadata: Metadata, timeout_s: float | None) -> Reply:
+    async def unary(
+        self, method: str, message: bytes, *, metadata: Metadata, timeout_s: float | None, leaves: Leaves | None = None
+    ) -> Reply:
         """Call `method`. Raises `RemoteError`. Cancelling the task cancels the call at the peer."""
 
-    def stream(self, method: str, *, metadata: Metadata, timeout_s: float | None) -> Duplex:
+    def stream(
+        self, method: str, *, metadata: Metadata, timeout_s: float | None, leaves: Leaves | None = None
+    ) -> Duplex:
         """Open a two-way stream."""
 
     async def close(self, grace_s: float) -> None:

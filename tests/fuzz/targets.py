@@ -168,6 +168,9 @@ class _Answers:
     def reset(self, stream: Stream, code: int) -> None:
         """Nothing to stop."""
 
+    def silent(self, stream: Stream, *, long: bool) -> None:
+        """Wait."""
+
     def drained(self, stream: Stream) -> None:
         """Nothing waits."""
 

@@ -109,6 +109,9 @@ class Call:
         assert not self.state.startswith("reset")
         self.state = f"reset {code}"
 
+    def silent(self, stream: Stream, *, long: bool) -> None:
+        """Wait."""
+
     def drained(self, stream: Stream) -> None:
         """Nothing waits for it."""
 

@@ -91,6 +91,9 @@ class Recorder:
         assert not self.codes
         self.codes.append(code)
 
+    def silent(self, stream: Stream, *, long: bool) -> None:
+        """Wait."""
+
     def drained(self, stream: Stream) -> None:
         """Count."""
         assert not self.codes

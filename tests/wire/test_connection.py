@@ -50,6 +50,9 @@ class Recorder:
     def reset(self, stream: Stream, code: int) -> None:
         self.code = code
 
+    def silent(self, stream: Stream, *, long: bool) -> None:
+        """Wait."""
+
     def drained(self, stream: Stream) -> None:
         self.drains += 1
 

@@ -160,6 +160,18 @@ class Session(Generic[T]):
         """Whether the state is to be fetched: it leaves its place, and what is kept is not all or would run again."""
         return self.leaving and not self.awaited and (not self.whole or bool(self._done()))
 
+    def may_move(self, most: int) -> bool:
+        """Whether all of it can go on at another place while this one says nothing, as if it had ended. O(kept).
+
+        Not when a step may not run again, as for `ended` with the same `most`.
+        """
+        runs = any(each.sent for each in self.entries)
+        return (
+            self.whole
+            and (self.replayable or not runs)
+            and all(each.deaths + each.awaited < most for each in self.entries)
+        )
+
     @property
     def _homeless(self) -> bool:
         return self.place is None and any(each.step is not None for each in self.entries)

@@ -30,6 +30,8 @@ class Balancer:
     def __init__(self) -> None:
         self._loads: dict[NodeId, _Load] = {}
         self._suspects: dict[tuple[NodeId, str], float] = {}
+        self._silent: set[str] = set()
+        """Addresses where nothing answers now."""
 
     def pick(
         self, candidates: Sequence[Located], *, tried: Collection[NodeId], now_s: float, u: float
@@ -84,15 +86,28 @@ class Balancer:
         if self._suspects:
             self._suspects.pop((node.id, node.incarnation), None)
 
+    def silence(self, address: str, silent: bool) -> None:  # noqa: FBT001 - an event and its value
+        """Hear that nothing answers at an address any more, or that something does again."""
+        if silent:
+            self._silent.add(address)
+        else:
+            self._silent.discard(address)
+
+    def silent(self) -> int:
+        """Return how many nodes do not answer now: stopped, cut off, or so busy that it makes no difference."""
+        return len(self._silent)
+
     def is_suspect(self, node: Host | Node, now_s: float) -> bool:
-        """Tell whether this process failed a moment ago."""
+        """Tell whether this process failed a moment ago, or does not answer now."""
+        if self._silent and node.address in self._silent:
+            return True
         until_s = self._suspects.get((node.id, node.incarnation)) if self._suspects else None
         return until_s is not None and now_s < until_s
 
     @property
     def suspects(self) -> bool:
-        """Whether any node failed lately."""
-        return bool(self._suspects)
+        """Whether any node failed lately, or does not answer."""
+        return bool(self._suspects or self._silent)
 
     def forget(self, present: Collection[NodeId]) -> None:
         """Drop what is known of nodes that left and have nothing outstanding."""
@@ -108,7 +123,9 @@ class Balancer:
     def __repr__(self) -> str:
         """Show outstanding requests per node and the suspects."""
         loads = " ".join(f"{node}={load.outstanding}" for node, load in sorted(self._loads.items()))
-        return f"<Balancer {loads} suspects={sorted(node for node, _ in self._suspects)}>"
+        suspects = sorted(node for node, _ in self._suspects)
+        silent = f" silent={sorted(self._silent)}" if self._silent else ""
+        return f"<Balancer {loads} suspects={suspects}{silent}>"
 
 
 def rendezvous(node: str, sequence: str) -> bytes:

@@ -44,6 +44,12 @@ class Router:
                 session.answered(self.sent[number], None, failed=True)
             case ["lose"]:
                 told += [f"abort {step}" for step in session.lost()]
+            case ["silent"]:
+                if not session.may_move(2):
+                    told.append("waits")
+                else:
+                    assert not session.ended(2)
+                    told += [f"abort {step}" for step in session.lost()]
             case ["leave"]:
                 session.leave()
             case ["fetched", state]:

@@ -171,6 +171,14 @@ class Undisturbed(RuleBasedStateMachine):
         self.end(ended)
         self.pump()
 
+    @precondition(lambda self: self.session.place is not None and self.session.may_move(99))
+    @rule()
+    def the_node_says_nothing_for_a_while(self) -> None:
+        """It goes on with what was sent to it, and its late answers arrive."""
+        assert not self.session.ended(99)
+        assert not self.session.lost()
+        self.pump()
+
     @precondition(lambda self: self.session.place is not None)
     @rule()
     def the_node_is_leaving(self) -> None:

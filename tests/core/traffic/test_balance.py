@@ -72,3 +72,17 @@ def test_a_node_that_left_is_forgotten_only_when_nothing_is_outstanding() -> Non
     balancer.done(NodeId("a"), reported=3)
     balancer.forget(())
     assert repr(balancer) == "<Balancer  suspects=[]>"
+
+
+def test_a_silent_node_is_passed_over_until_something_comes_from_it() -> None:
+    balancer = Balancer()
+    a, b = located("a", "b")
+    balancer.silence(a.node.address, True)
+    for now_s in (0.0, 1e6):
+        assert balancer.pick([a, b], tried=(), now_s=now_s, u=0) is b
+        assert balancer.pick([a], tried=(), now_s=now_s, u=0) is None
+        assert balancer.pin([a], "s", tried=(), now_s=now_s) is None
+    assert balancer.suspects
+    balancer.silence(a.node.address, False)
+    assert balancer.pick([a], tried=(), now_s=0, u=0) is a
+    assert not balancer.suspects
