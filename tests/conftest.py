@@ -2,4 +2,9 @@
 
 from __future__ import annotations
 
+from hypothesis import settings
+
+settings.register_profile("mesh", deadline=None)  # A busy machine is no fault of what is tested.
+settings.load_profile("mesh")
+
 pytest_plugins = ["tests.fixtures.etcd"]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mesh_client import AsyncClient, Client, InferResult, Pipeline, Stream, Unavailable
+from mesh_client import AsyncClient, Client, DeadlineExceeded, InferResult, Pipeline, Stream, Unavailable
 from tests.fixtures.cluster import copies
 from tests.fixtures.etcd import EtcdServer
 from tests.fixtures.link import Link, Links
@@ -199,7 +199,8 @@ def test_calls_end_when_their_silent_node_leaves_the_mesh(etcd: EtcdServer, repo
         call = pool.submit(client.infer, "echo", {"x": large}, timeout_s=IN_TIME_S)
         until(lambda: value(made.nodes["a"], "mesh_node_outstanding"), what="it runs")
         made.begin("a", "stopped")
-        with pytest.raises(Unavailable, match="node 'a'"):
+        # A router that happens to have all of the message still waits for another copy with it, until the deadline.
+        with pytest.raises((Unavailable, DeadlineExceeded), match="node 'a'|no node is registered"):
             call.result(60)
         made.end("a", "stopped")
 

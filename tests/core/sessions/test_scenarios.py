@@ -27,7 +27,7 @@ class Router:
         self.sent: dict[str, Send[str]] = {}
         self.entries: dict[str, Any] = {}
 
-    def do(self, words: list[str]) -> list[str]:
+    def do(self, words: list[str]) -> list[str]:  # noqa: PLR0912 - a case for each word
         session, told = self.session, []
         match words:
             case ["ask", number, *flags]:
