@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from google.protobuf.message import DecodeError
 
 from mesh.api.messages import InferParameter, ModelInferResponse, ModelStreamInferResponse
-from mesh.core.errors import Code, MeshError, RemoteError, SessionLost, code_of
+from mesh.core.errors import Code, MeshError, RemoteError, SessionLost, UnknownSequence, code_of
 from mesh.core.texts import status_text
 
 ERROR_TAG = 0x0A
@@ -21,6 +21,10 @@ NOT_RUN_PARAMETER = "mesh_not_run"
 
 ABSENT_PARAMETER = "mesh_absent"
 """In a failed message from node to router: it does not hold the copy, or the sequence."""
+
+
+COPY_AGE_PARAMETER = "mesh_copy_age_ms"
+"""In a failed message from node to router, beside `ABSENT_PARAMETER`: `UnknownSequence.copy_age_s`."""
 
 
 DIED_PARAMETER = "mesh_died"
@@ -46,6 +50,8 @@ def error_message(error: MeshError, request_id: str, *, code: int | None = None,
             response.parameters[NOT_RUN_PARAMETER].bool_param = True
             if error.absent:
                 response.parameters[ABSENT_PARAMETER].bool_param = True
+            if isinstance(error, UnknownSequence) and error.copy_age_s is not None:
+                response.parameters[COPY_AGE_PARAMETER].int64_param = int(error.copy_age_s * 1000)
         if error.died:
             response.parameters[DIED_PARAMETER].bool_param = True
         return ModelStreamInferResponse(error_message=error.message, infer_response=response).SerializeToString()
@@ -71,8 +77,13 @@ def read_error(message: bytes) -> Failure | None:
     code = int(parameters[CODE_PARAMETER].int64_param)
     known = code if 0 < code <= max(Code) else Code.UNKNOWN
     error = RemoteError(known, decoded.error_message)
+    age_s = parameters[COPY_AGE_PARAMETER].int64_param / 1000 if COPY_AGE_PARAMETER in parameters else None
     return Failure(
-        error, NOT_RUN_PARAMETER in parameters, ABSENT_PARAMETER in parameters, died=DIED_PARAMETER in parameters
+        error,
+        NOT_RUN_PARAMETER in parameters,
+        ABSENT_PARAMETER in parameters,
+        died=DIED_PARAMETER in parameters,
+        copy_age_s=age_s,
     )
 
 
@@ -98,6 +109,8 @@ class Failure(NamedTuple):
     """The node does not hold what was asked for: the copy, or the sequence."""
     died: bool = False
     """The process that ran it ended in the course of it, and its node goes on."""
+    copy_age_s: float | None = None
+    """`UnknownSequence.copy_age_s`."""
 
 
 def final_message(response: bytes) -> bytes:

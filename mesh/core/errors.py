@@ -131,6 +131,9 @@ class UnknownSequence(InvalidRequest):
 
     retry_safe = True
     absent = True
+    copy_age_s: float | None = None
+    """Seconds for which the copy has held what sequences there were: whoever had an answer of the sequence from it
+    within that time knows that it was ended, not lost. None where no copy says so."""
 
 
 class SessionLost(MeshError):

@@ -19,7 +19,7 @@ from mesh.api.question import is_long
 from mesh.api.raw_places import Raws, decode_front, raws_of
 from mesh.api.session import state_field
 from mesh.api.stream import error_message
-from mesh.core.errors import MeshError, NotHere, Unimplemented, code_of, let_go
+from mesh.core.errors import MeshError, NotHere, Unimplemented, UnknownSequence, code_of, let_go
 from mesh.node.answer import encode, wanted_outputs
 from mesh.node.item import Item, Ran
 from mesh.node.labor import is_long_answer, pause
@@ -31,7 +31,7 @@ from mesh.node.served import Served
 from mesh.node.validate import read_inputs
 from mesh.telemetry.metrics import NodeMetrics
 from mesh.telemetry.tracing import OFF, Tracing
-from mesh.wire.transport import ABSENT, DIED_TRAILER, NOT_RUN_TRAILER, Metadata
+from mesh.wire.transport import ABSENT, COPY_AGE_TRAILER, DIED_TRAILER, NOT_RUN_TRAILER, Metadata
 
 
 class Reply(Protocol):
@@ -325,7 +325,12 @@ def fate_trailers(error: BaseException) -> Metadata:
         return ()
     if error.died:
         return ((DIED_TRAILER, "1"),)
-    return ((NOT_RUN_TRAILER, ABSENT if error.absent else "1"),) if error.retry_safe else ()
+    if not error.retry_safe:
+        return ()
+    told = (NOT_RUN_TRAILER, ABSENT if error.absent else "1")
+    if isinstance(error, UnknownSequence) and error.copy_age_s is not None:
+        return told, (COPY_AGE_TRAILER, str(int(error.copy_age_s * 1000)))
+    return (told,)
 
 
 def failed_message(error: MeshError, request_id: str, asked: Asked) -> bytes:

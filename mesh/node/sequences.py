@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, cast
 
 from mesh.core.batching import Waiting, WaitUntil
-from mesh.core.errors import DeadlineExceeded, MeshError, Overloaded, let_go
+from mesh.core.errors import DeadlineExceeded, MeshError, Overloaded, UnknownSequence, let_go
 from mesh.core.sessions.schedule import Schedule, Sequence, SequenceId, Step, unknown
 from mesh.core.types import ModelVersion
 from mesh.node.gauge import ON_LOOP_S, Gauge
@@ -75,6 +75,7 @@ class SequenceBatcher:
         self.steps_done = 0
         self._telling = Telling(self._sequencing, steps, model.digest)
         self._serial = itertools.count(1)
+        self._since_s = time.monotonic()
         self._emptied = asyncio.Event()
         self._soon = False
         self._timer: asyncio.TimerHandle | None = None
@@ -128,7 +129,11 @@ class SequenceBatcher:
             if found.done and self._steps.generates:
                 self._loop.call_soon(self._was_done, item)
                 return item
-        item.sequence = self.schedule.arrive(id_, step, now_s)
+        try:
+            item.sequence = self.schedule.arrive(id_, step, now_s)
+        except UnknownSequence as error:
+            error.copy_age_s = now_s - self._since_s
+            raise
         if queue_timeout_s is not None and not item.sequence.live:
             item.impatient = self._loop.call_later(queue_timeout_s, self._give_up, item)
         if self._sweeper is None and not self._steps.generates:
@@ -242,11 +247,12 @@ class SequenceBatcher:
     def _may_run(self, sequence: Sequence[Item], now_s: float) -> bool:
         """Tell whether the turn of a sequence may begin; else its step was answered, and the next takes its place."""
         item = sequence.steps[0].what
-        error: MeshError | None = None
+        error: DeadlineExceeded | UnknownSequence | None = None
         if item.deadline_s is not None and item.deadline_s <= now_s:
             error = DeadlineExceeded(f"the deadline passed in the queue of model '{self._name}'")
         elif not sequence.begun:
             error = unknown(sequence.id, self._name)
+            error.copy_age_s = now_s - self._since_s
         if error is None and not item.over:
             assert isinstance(item, SequenceItem)
             item.began_s = item.began_s or now_s

@@ -14,7 +14,7 @@ from mesh.wire.fields import Block
 from mesh.wire.frames import ErrorCode
 from mesh.wire.grpc_framing import code_of_reset
 from mesh.wire.heads import AnswerHead, answer_head, trailers
-from mesh.wire.transport import ABSENT, DIED_TRAILER, LOAD_TRAILER, NOT_RUN_TRAILER
+from mesh.wire.transport import ABSENT, COPY_AGE_TRAILER, DIED_TRAILER, LOAD_TRAILER, NOT_RUN_TRAILER
 
 _MESH: Final = b"mesh-"
 _LOAD: Final = LOAD_TRAILER.encode()
@@ -54,6 +54,14 @@ def fate_told(error: RemoteError) -> Fate:
     """Return what became of an attempt, as far as the trailers tell."""
     said = [key for key, _ in error.trailers]
     return fate_of(error, not_run=NOT_RUN_TRAILER in said, died=DIED_TRAILER in said)
+
+
+def copy_age_told(error: RemoteError) -> float | None:
+    """Return `UnknownSequence.copy_age_s` as the trailers tell it."""
+    for key, value in error.trailers:
+        if key == COPY_AGE_TRAILER and isinstance(value, str) and value.isdecimal():
+            return int(value) / 1000
+    return None
 
 
 def end_of(block: Block) -> End:

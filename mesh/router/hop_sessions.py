@@ -187,7 +187,8 @@ class SessionCarrier:
             failure = read_error(message[PREFIX_BYTES:])
             if failure is not None:
                 fate = fate_of(failure.error, not_run=failure.not_run, died=failure.died)
-                self._sessions.failed(live, send, failure.error, absent=failure.absent, fate=fate)
+                age_s = failure.copy_age_s
+                self._sessions.failed(live, send, failure.error, absent=failure.absent, fate=fate, copy_age_s=age_s)
                 return
         cut = cut_state(message, PREFIX_BYTES)
         if cut is None:

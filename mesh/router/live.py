@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -135,6 +136,10 @@ class Live:
     target: Target
     core: Session[Step]
     last_s: float
+    idle_s: float = 0.0
+    """Of its model: a copy forgets it when nobody has asked it for so long."""
+    answered_s: float | None = None
+    """When its present place answered last; None: it has not yet."""
     located: Located | None = None
     serving: tuple[Located, ...] | None = None
     """The copies among which its own was found, when that was looked at last."""
@@ -173,6 +178,24 @@ class Live:
         self.totals.failovers += 1
         if self.trace is not None and self.located is not None:
             self.trace.failed_over(self.located.node.id)
+
+    def is_idle(self, now_s: float) -> bool:
+        """Tell whether nobody has asked it for longer than a copy keeps it, so that it is no more."""
+        if now_s - max(self.last_s, self.answered_s or 0.0) <= self.idle_s:
+            return False
+        return all(each.step is None for each in self.core.entries)
+
+    def ended_there(self, copy_age_s: float | None) -> bool:
+        """Hear that its place does not know it; return whether it was ended there, and drop what is kept of it then.
+
+        So it was if the copy is the one that answered last: another router's END, or `idle_s`. `copy_age_s` is how
+        long that copy has been there, a duration, as clocks of two machines cannot be compared.
+        """
+        answered_s = self.answered_s
+        if copy_age_s is None or answered_s is None or time.monotonic() - answered_s > copy_age_s:
+            return False
+        self.core.ended_there()
+        return True
 
     def ended(self, retries: Retries) -> bool:
         """Hear that the process that it was with ended; tell whether a step of it must not be run again.

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import OrderedDict
 from typing import Final
 
 from mesh.api.messages import control
+from mesh.core.errors import MeshError
 from mesh.core.sessions.session import Session
 from mesh.core.view import ClusterView, Located, VersionKey
 from mesh.router.live import Keeping, Key, Live, Totals
 from mesh.router.spill import Spill
-from mesh.router.target import Target
+from mesh.router.target import Target, Targets
 
 IDLE_SLACK_S: Final = 5.0
 """How much longer than a node a router keeps what it knows of an idle sequence."""
@@ -61,24 +63,43 @@ class SessionTable:
         """Return the session of a model that began last: one that goes on stays with the version it began with."""
         return self._by_name.get((name, id_))
 
+    def begun_with(self, target: Target, id_: int | str, targets: Targets) -> Target:
+        """Return the version that a sequence began with, where that is not the latest any more and still there."""
+        live = self.begun(target.model.name, id_)
+        if live is None or live.target is target or live.key[1] == target.model.version:
+            return target
+        try:
+            return targets.find(live.key[0], live.key[1])
+        except MeshError:
+            return target
+
     def again(self, target: Target, id_: int | str) -> Live | None:
         """Return the session that began last of a model for a step that comes now, if nothing of it changed. O(1)."""
         live = self._by_name.get((target.model.name, id_))
         if live is None or live.target is not target:
             return None
+        now_s = time.monotonic()
+        if now_s - live.last_s > live.idle_s and live.is_idle(now_s):
+            # What is left of it is no sequence any more; a copy that was asked by another router may still have it.
+            self.forget(live)
+            return None
         self._live.move_to_end(live.key)
-        live.last_s = time.monotonic()
+        live.last_s = now_s
         live.totals.steps += 1
         return live
 
     def used(self, key: Key, target: Target, now_s: float) -> Live:
         """Return the session for a step that comes now, a new one where there is none. O(1)."""
         live = self._live.get(key)
+        if live is not None and live.is_idle(now_s):
+            self.forget(live)
+            live = None
         if live is None:
             sequence = target.model.sequence
             core = Session(self._share, sequence is None or sequence.replayable)  # type: ignore[var-annotated] # of steps
             live = self._live[key] = Live(key, target, core, now_s)
             live.totals = self.totals(live.version)
+            live.idle_s = sequence.idle_s if sequence is not None else math.inf
             self._by_name[key[0], key[2]] = live
             self._serving.setdefault(live.version, target.candidates)
             if self._sweeper is None:
@@ -221,7 +242,7 @@ class SessionTable:
             self._trim_at = self._max_bytes * SPILLS
         for live in list(self._live.values()):
             idle_s = live.model.sequence.idle_s if live.model.sequence is not None else 0.0
-            if now_s - live.last_s > idle_s + IDLE_SLACK_S and not any(each.step for each in live.core.entries):
+            if now_s - live.last_s > idle_s + IDLE_SLACK_S and live.is_idle(now_s):
                 self.forget(live)
         versions = {live.version for live in self._live.values()}
         self._serving = {version: seen for version, seen in self._serving.items() if version in versions}

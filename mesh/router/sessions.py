@@ -20,7 +20,7 @@ from mesh.core.sessions.session import Entry, Place, Send
 from mesh.core.traffic.retry import Fate
 from mesh.core.view import Located
 from mesh.registry.mirror import Mirror
-from mesh.router.ends import fate_told
+from mesh.router.ends import copy_age_told, fate_told
 from mesh.router.live import Carrier, Live, Said, Single, Step, said_of
 from mesh.router.session_table import SessionTable
 from mesh.router.session_trace import traced
@@ -66,7 +66,7 @@ class Sessions:
         live = self.table.again(target, said.id)
         if live is None:
             if not version and not said.start:
-                target = self._begun_with(target, said.id)
+                target = self.table.begun_with(target, said.id, self.dispatch.targets)
             key = (str(target.model.name), str(target.model.version), said.id)
             live = self.table.used(key, target, time.monotonic())
         core = live.core
@@ -94,16 +94,6 @@ class Sessions:
         self._pump(live)
         return live, entry
 
-    def _begun_with(self, target: Target, id_: int | str) -> Target:
-        """Return the version that a sequence began with, where that is not the latest any more and still there."""
-        live = self.table.begun(target.model.name, id_)
-        if live is None or live.target is target or live.key[1] == target.model.version:
-            return target
-        try:
-            return self.dispatch.targets.find(live.key[0], live.key[1])
-        except MeshError:
-            return target
-
     def _let_go(self, live: Live | None, target: Target, step: Step, carrier: Carrier) -> None:
         """End a session without another step."""
         if live is not None and live.located is not None and not live.busy and not live.core.entries:
@@ -122,6 +112,7 @@ class Sessions:
     def answered(self, live: Live, send: Send[Step], response: bytes, state: bytes) -> None:
         """Take a node's answer to a step."""
         step = send.entry.step
+        live.answered_s = time.monotonic()
         current = live.core.answered(send, state or None, failed=False)
         self.table.counted(live)
         if current and step is not None:
@@ -132,7 +123,14 @@ class Sessions:
             self._pump(live)
 
     def failed(
-        self, live: Live, send: Send[Step], error: RemoteError, *, absent: bool = False, fate: Fate = Fate.ANSWERED
+        self,
+        live: Live,
+        send: Send[Step],
+        error: RemoteError,
+        *,
+        absent: bool = False,
+        fate: Fate = Fate.ANSWERED,
+        copy_age_s: float | None = None,
     ) -> None:
         """Take a failure: of the node (`error.transport_failed`), of the copy (`absent`), or of the step."""
         core, entry = live.core, send.entry
@@ -147,7 +145,7 @@ class Sessions:
                 self._strays.left(live)
                 core.elsewhere()
                 self._pump(live)
-            elif absent and not (core.whole and core.replayable):
+            elif absent and (live.ended_there(copy_age_s) or not (core.whole and core.replayable)):
                 self._elsewhere(live, error)
             else:
                 self._lost(live, error)
@@ -251,7 +249,7 @@ class Sessions:
         located = balancer.pin(candidates, str(live.key[2]), tried=live.tried, now_s=now_s)
         if located is None:
             return False
-        live.located, live.serving = located, candidates
+        live.located, live.serving, live.answered_s = located, candidates, None
         place: Place = (located.node.id, located.node.incarnation)
         live.core.placed(place)
         return True
@@ -329,7 +327,8 @@ class Sessions:
         except RemoteError as error:
             live.alone = False
             dispatch.metrics.attempt_failed(located.node.id, error.status.name)
-            self.failed(live, send, error, absent=(NOT_RUN_TRAILER, ABSENT) in error.trailers, fate=fate_told(error))
+            absent, age_s = (NOT_RUN_TRAILER, ABSENT) in error.trailers, copy_age_told(error)
+            self.failed(live, send, error, absent=absent, fate=fate_told(error), copy_age_s=age_s)
         except MeshError as error:
             live.alone = False
             self.failed(live, send, RemoteError(Code.DEADLINE_EXCEEDED, error.message))

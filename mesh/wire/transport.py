@@ -25,6 +25,9 @@ ABSENT = "absent"
 """On a failed answer of a node: the request was certainly not run (not held here, queue full, draining), so another
 copy may be asked. Set for every error whose class is `retry_safe`. The router strips it."""
 
+COPY_AGE_TRAILER = "mesh-copy-age-ms"
+"""Beside `ABSENT`, for a sequence: `UnknownSequence.copy_age_s`. The router strips it."""
+
 DIED_TRAILER = "mesh-died"
 """On a failed answer of a node: the request was running when its process (a worker, not the node) ended. Set for every
 error whose class has `died`. The router strips it."""

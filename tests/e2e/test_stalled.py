@@ -200,7 +200,7 @@ def test_calls_end_when_their_silent_node_leaves_the_mesh(etcd: EtcdServer, repo
         until(lambda: value(made.nodes["a"], "mesh_node_outstanding"), what="it runs")
         made.begin("a", "stopped")
         # A router that happens to have all of the message still waits for another copy with it, until the deadline.
-        with pytest.raises((Unavailable, DeadlineExceeded), match="node 'a'|no node is registered"):
+        with pytest.raises((Unavailable, DeadlineExceeded), match=r"node 'a'|no node is registered"):
             call.result(60)
         made.end("a", "stopped")
 

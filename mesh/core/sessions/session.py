@@ -265,6 +265,13 @@ class Session(Generic[T]):
         self.place, self.leaving = None, False
         self._unsend()
 
+    def ended_there(self) -> None:
+        """Hear that its place has ended it, so that what is kept makes no state any more. Not for `lost` ones. O(kept).
+
+        Another place may have it by now: see `elsewhere`.
+        """
+        self._not_whole()
+
     def forgotten(self) -> None:
         """Hear that its place forgot it, as its caller wished. Steps that came since must start it anew."""
         self._keep(None)
