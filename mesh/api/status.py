@@ -6,7 +6,8 @@ from typing import Any
 
 import grpc
 
-from mesh.core.errors import MeshError, RemoteError, code_of
+from mesh.core import errors
+from mesh.core.errors import RemoteError
 from mesh.core.texts import status_text
 
 GRPC_CODE: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
@@ -19,9 +20,8 @@ def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
     An error outside our tree is a fault of ours: INTERNAL with its type and text, so that a report can name it. A long
     text is cut.
     """
-    code = GRPC_CODE[int(code_of(error))]
-    text = error.message if isinstance(error, MeshError) else f"internal error: {type(error).__name__}: {error}"
-    return code, status_text(text)
+    code, text = errors.status_of(error)
+    return GRPC_CODE[int(code)], status_text(text)
 
 
 def remote_error(error: grpc.RpcError, *, answered_key: str) -> RemoteError:

@@ -252,6 +252,13 @@ def code_of(error: BaseException) -> Code:
     return error.code if isinstance(error, MeshError) else Code.INTERNAL
 
 
+def status_of(error: BaseException) -> tuple[Code, str]:
+    """Return the code and text a caller sees. An error outside our tree is a fault of ours: INTERNAL, with its name."""
+    if isinstance(error, MeshError):
+        return code_of(error), error.message
+    return Code.INTERNAL, f"internal error: {type(error).__name__}: {error}"
+
+
 def let_go(error: BaseException) -> None:
     """Drop what `error` and those that led to it hold of the places they came through. Call it when it was told.
 

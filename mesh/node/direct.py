@@ -15,7 +15,7 @@ from typing import Any, Final
 from mesh.api.messages import ModelInferRequest
 from mesh.api.question import decode
 from mesh.api.stream import FINAL, INFER_RESPONSE_TAG, varint
-from mesh.core.errors import Code, MeshError, RemoteError, let_go
+from mesh.core.errors import Code, MeshError, RemoteError, let_go, status_of
 from mesh.core.traffic.held import COUNTED
 from mesh.node.fused import FusedRunning
 from mesh.node.graph import GraphRunning
@@ -28,7 +28,7 @@ from mesh.wire.connection import Connection
 from mesh.wire.grpc_framing import Deframer, Packed, framed, pack_prefix
 from mesh.wire.header_cache import encode
 from mesh.wire.heads import ANSWER, OK_TRAILERS, RequestHead
-from mesh.wire.server_call import STREAM_BUFFER, Origin, ServerCall, UnaryCall, status_of, stop_sending
+from mesh.wire.server_call import STREAM_BUFFER, Origin, ServerCall, UnaryCall, stop_sending
 from mesh.wire.streams import Stream
 from mesh.wire.transport import LOAD_TRAILER, MODEL_HEADER, PIPELINE_HEADER, VERSION_HEADER, Direct
 

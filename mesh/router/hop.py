@@ -13,7 +13,7 @@ from functools import partial
 from typing import Final
 
 from mesh.api.details import trailers_of
-from mesh.core.errors import Code, DeadlineExceeded, MeshError, RemoteError, TooLarge, Unimplemented
+from mesh.core.errors import Code, DeadlineExceeded, MeshError, RemoteError, TooLarge, Unimplemented, status_of
 from mesh.core.traffic.retry import Tries, fate_of
 from mesh.core.view import Located
 from mesh.router.dispatch import MARGIN_S, Dispatch
@@ -29,7 +29,7 @@ from mesh.wire.frames import ErrorCode
 from mesh.wire.grpc_framing import PREFIX_BYTES, unpack_prefix
 from mesh.wire.heads import ANSWER, timeout_field
 from mesh.wire.peek import Peeked, PeekError, peek_front
-from mesh.wire.server_call import Origin, TaskUnary, break_off, refuse, status_of, stop_sending
+from mesh.wire.server_call import Origin, TaskUnary, break_off, refuse, stop_sending
 from mesh.wire.streams import Stream
 from mesh.wire.transport import MODEL_INFER, Direct
 

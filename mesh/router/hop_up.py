@@ -6,7 +6,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from mesh.core.errors import Code, MeshError, RemoteError
+from mesh.core.errors import Code, MeshError, RemoteError, status_of
 from mesh.core.traffic.balance import Balancer
 from mesh.core.types import ModelVersion, NodeId
 from mesh.core.view import Located
@@ -16,7 +16,6 @@ from mesh.wire.fields import Block
 from mesh.wire.frames import ErrorCode
 from mesh.wire.grpc_framing import PREFIX_BYTES, Deframer
 from mesh.wire.peek import Peeked, PeekError, peek, peek_front
-from mesh.wire.server_call import status_of
 from mesh.wire.streams import Stream
 
 if TYPE_CHECKING:

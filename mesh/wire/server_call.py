@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mesh.api.details import trailers_of
-from mesh.core.errors import Code, DeadlineExceeded, MeshError, code_of, let_go
+from mesh.core.errors import Code, DeadlineExceeded, MeshError, let_go, status_of
 from mesh.wire.connection import STOPPED, Connection
 from mesh.wire.deadlines import Bucket, Deadlines
 from mesh.wire.fields import Block
@@ -27,13 +27,6 @@ log = logging.getLogger(__name__)
 
 STREAM_BUFFER: Final = 64 * 1024
 """Bytes of answers waiting for a slow reader above which a handler waits too."""
-
-
-def status_of(error: BaseException) -> tuple[Code, str]:
-    """Return the code and text a caller sees. An error outside our tree is a fault of ours: INTERNAL, with its name."""
-    if isinstance(error, MeshError):
-        return code_of(error), error.message
-    return Code.INTERNAL, f"internal error: {type(error).__name__}: {error}"
 
 
 def refuse(connection: Connection, stream: Stream, code: int, text: str, metadata: Metadata = ()) -> None:
