@@ -146,6 +146,9 @@ def _servers(small: Case, large: Case) -> list[Shape]:
             1,
             unique=True,
         ),
+        Shape(
+            "server-memory", "Servers: memory with 32 requests of 600 KB in flight", large, ECHOES, 4, 8, memory=True
+        ),
         Shape("server-large", "Servers: 600 KB tensors, 4 connections x 2 streams", large, SERVERS, 4, 2),
         Shape(
             "server-latency",

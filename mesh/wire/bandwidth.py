@@ -12,7 +12,14 @@ from typing import Final
 MEASURE_PING: Final = b"distance"
 
 FAR_S: Final = 0.001
-"""The shortest round trip from which on a peer is far: on loopback and in one rack it is a tenth of it."""
+"""The shortest round trip from which on a peer may be far: on loopback and in one rack it is a tenth of it."""
+EVIDENCE_S: Final = 0.05
+"""How long round trips must have been alike before a peer is taken to be far. One next door that is busy, or whose
+answers wait behind its data, takes 1 to 30 ms as well, but never the same for long."""
+TRIPS: Final = 3
+"""And how many of them at least: a single one may be long because a process has just started."""
+ALIKE: Final = 2
+"""How many times the shortest of them the longest may be."""
 NEAR_PAUSE_S: Final = 5.0
 """Between two measurements where the peer is near."""
 PAUSE: Final = 4
@@ -31,7 +38,10 @@ class Bandwidth:
     The first PING goes out when half a window has been read, the next one likewise once the echo of the last is there.
     """
 
-    __slots__ = ("_again_s", "_begun_s", "_bytes", "_greeting", "_shortest_s", "_waits", "most", "window")
+    __slots__ = (
+        "_again_s", "_alike", "_begun_s", "_bytes", "_greeting", "_is_far", "_run", "_shortest_s", "_waits", "most",
+        "window",
+    )  # fmt: skip
 
     def __init__(self, window: int, most: int) -> None:
         self.window = window
@@ -44,6 +54,10 @@ class Bandwidth:
         self._bytes = 0
         self._again_s = 0.0
         self._shortest_s = float("inf")
+        self._run = (float("inf"), 0.0)
+        """The shortest and the longest of the last `_alike` round trips, which are alike."""
+        self._alike = 0
+        self._is_far = False
 
     def greeted(self, now_s: float) -> None:
         """Begin with our first SETTINGS: nothing else keeps the peer from acknowledging them at once."""
@@ -58,11 +72,27 @@ class Bandwidth:
 
     def echoed(self, now_s: float) -> None:
         """Take the echo of a PING."""
-        if self._waits:
-            self._waits = False
-            self._shortest_s = min(self._shortest_s, now_s - self._begun_s)
-            if self._shortest_s < FAR_S:
-                self._again_s = now_s + NEAR_PAUSE_S
+        if not self._waits:
+            return
+        self._waits = False
+        trip_s = now_s - self._begun_s
+        self._shortest_s = min(self._shortest_s, trip_s)
+        if self._shortest_s < FAR_S:
+            self._again_s = now_s + NEAR_PAUSE_S
+            self._is_far = False
+        elif not self._is_far:
+            self._again_s = now_s + self._weigh(trip_s)
+
+    def _weigh(self, trip_s: float) -> float:
+        """Take a round trip as evidence; return for how long to wait before the next."""
+        shortest_s, longest_s = min(self._run[0], trip_s), max(self._run[1], trip_s)
+        if longest_s > ALIKE * shortest_s:
+            self._run, self._alike = (trip_s, trip_s), 1
+            return PAUSE * trip_s
+        self._run = (shortest_s, longest_s)
+        self._alike += 1
+        self._is_far = self._alike >= TRIPS and self._alike * shortest_s >= EVIDENCE_S
+        return 0.0
 
     def is_due(self, now_s: float) -> bool:
         """Tell whether a PING is due, now that half a window was read: then call `begin`."""
@@ -76,7 +106,7 @@ class Bandwidth:
         took_s, size = now_s - self._begun_s, received_bytes - self._bytes
         shortest_s = self._shortest_s
         self._begun_s, self._bytes, self._waits = now_s, received_bytes, True
-        if not took_s > 0 or not FAR_S <= shortest_s < float("inf") or took_s > STALE * shortest_s:
+        if not self._is_far or not took_s > 0 or took_s > STALE * shortest_s:
             return 0
         in_a_trip = size * shortest_s / took_s
         if in_a_trip < FULL * self.window:

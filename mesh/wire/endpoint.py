@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+import time
 from collections.abc import Callable
 from typing import Final, cast
 
@@ -60,7 +61,8 @@ class Endpoint(asyncio.Protocol):
         on_open: Callable[[Endpoint], None] | None = None,
         on_closed: Callable[[Endpoint], None] | None = None,
     ) -> None:
-        self._now = loop.time
+        # Not the loop's: uvloop counts whole milliseconds, and the distance to a peer may be less than one.
+        self._now = time.monotonic
         self._mark = flusher.mark
         self._on_open = on_open
         self._on_closed = on_closed
@@ -72,7 +74,7 @@ class Endpoint(asyncio.Protocol):
         self.connection.on_bug = _log_bug
         self._receive = self.connection.receive
         self.peer = "unknown"
-        self.opened_s = self.last_heard_s = loop.time()
+        self.opened_s = self.last_heard_s = self._now()
 
     # -- asyncio calls these -------------------------------------------------------------------------------------
 
