@@ -38,7 +38,7 @@ RegistryUser = Annotated[
     str, typer.Option(help=f"etcd user; the password comes from {PASSWORD_VARIABLE}.", rich_help_panel=REGISTRY)
 ]
 RegistryPasswordFile = Annotated[
-    Path | None, typer.Option(help="File that holds the password.", rich_help_panel=REGISTRY)
+    Path | None, typer.Option(help="File that holds the password; read again when etcd asks.", rich_help_panel=REGISTRY)
 ]
 RegistryTimeout = Annotated[float, typer.Option(help="Seconds for one registry call.", rich_help_panel=REGISTRY)]
 TlsCert = Annotated[Path | None, typer.Option(help="PEM certificate chain of the gRPC port.", rich_help_panel=TLS)]
@@ -100,13 +100,13 @@ def registry_config(  # noqa: PLR0917 - the flags of the registry, in their orde
     timeout_s: float = RegistryConfig().timeout_s,
     environment: Mapping[str, str] | None = None,
 ) -> RegistryConfig:
-    """Return how to reach the registry. The password is read from the file, else from the environment."""
+    """Return how to reach the registry. The password is in the file, read whenever etcd asks, or in the environment."""
     env = os.environ if environment is None else environment
     found, secure = split_endpoints(endpoints)
-    password = env.get(PASSWORD_VARIABLE, "") if user else ""
-    if password_file is not None:
-        password = existing(password_file, "--registry-password-file").read_text(encoding="utf-8").strip()
-    if user and not password:
+    password = env.get(PASSWORD_VARIABLE, "") if user and password_file is None else ""
+    if password_file is not None and not _password_in(existing(password_file, "--registry-password-file")):
+        raise typer.BadParameter(f"{password_file} is empty", param_hint="--registry-password-file")
+    if user and not password and password_file is None:
         raise typer.BadParameter(
             f"user {user!r} needs a password: set {PASSWORD_VARIABLE} or give --registry-password-file",
             param_hint="--registry-user",
@@ -114,7 +114,17 @@ def registry_config(  # noqa: PLR0917 - the flags of the registry, in their orde
     if timeout_s <= 0:
         raise typer.BadParameter(f"expected seconds above 0, got {timeout_s}", param_hint="--registry-timeout-s")
     tls = tls_config(cert, key, ca, "--registry") if secure or ca or cert or key else None
-    return RegistryConfig(endpoints=found, tls=tls, user=user, password=password, timeout_s=timeout_s)
+    file = str(password_file.absolute()) if password_file is not None else ""
+    return RegistryConfig(
+        endpoints=found, tls=tls, user=user, password=password, password_file=file, timeout_s=timeout_s
+    )
+
+
+def _password_in(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"cannot read {path}: {error}", param_hint="--registry-password-file") from None
 
 
 def split_endpoints(text: str) -> tuple[tuple[str, ...], bool]:

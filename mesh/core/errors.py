@@ -198,15 +198,24 @@ class Quarantined(MeshError):
 
 
 class RegistryUnavailable(MeshError):
-    """The registry does not answer."""
+    """The registry does not answer, or cannot do it now: no leader, no space. Trying again later may help."""
 
     code = Code.UNAVAILABLE
+    reason = "REGISTRY_UNAVAILABLE"
 
 
 class RegistryRefused(MeshError):
-    """The registry answered and said no: wrong credentials, a missing permission, no space. Trying again is no help."""
+    """The registry answered and said no: wrong credentials, a missing permission. An operator has to change something.
 
-    code = Code.PERMISSION_DENIED
+    Not PERMISSION_DENIED: it is this process that may not, and no caller of it.
+    """
+
+    code = Code.FAILED_PRECONDITION
+    reason = "REGISTRY_REFUSED"
+
+
+class RegistryMisconfigured(RegistryRefused):
+    """How to reach the registry makes no sense, whatever the registry says: a file that cannot be read."""
 
 
 class LeaseLost(MeshError):

@@ -23,9 +23,9 @@ async def leave(store: Store, node: NodeId, key: VersionKey, history: History | 
     path = placement_key(*key)
     for _ in range(TRIES):
         entry = await store.get(path)
-        if entry is None:
+        placement = records.placement_of(entry)
+        if entry is None or placement is None:
             return
-        placement = records.decode_placement(entry.value)
         left = replace(placement, nodes=tuple(each for each in placement.nodes if each != node))
         if history is not None:
             left = replace(left, heat=round(history.heat, 3), last_s=round(history.last_s, 3))

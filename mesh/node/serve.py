@@ -11,7 +11,7 @@ from functools import partial
 
 from mesh.api.messages import INFERENCE_SERVICE, NODE_CONTROL_SERVICE
 from mesh.api.service import generic_handler
-from mesh.core.errors import Conflict, RegistryRefused
+from mesh.core.errors import Conflict
 from mesh.core.journal import Charge
 from mesh.core.placement.duties import HOT_RATE
 from mesh.core.types import NodeId
@@ -191,7 +191,7 @@ async def _serve(
     loader.on_change = changed
     parts.publisher.on_refused = changed
     async with asyncio.TaskGroup() as tasks:
-        work = [tasks.create_task(lasting("following the registry", parts.mirror.run, ends=(RegistryRefused,)))]
+        work = [tasks.create_task(lasting("following the registry", parts.mirror.run))]
         try:
             await parts.mirror.wait_synced()
             _charge(parts, await asyncio.to_thread(parts.journal.open))

@@ -18,6 +18,8 @@ class RegistryConfig:
     user: str = ""
     """etcd user; empty: no authentication."""
     password: str = ""
-    """Password of `user`."""
+    """Password of `user`, where no file is given."""
+    password_file: str = ""
+    """File that holds the password of `user`, read again at each authentication."""
     timeout_s: float = 5.0
     """Time for one call over all endpoints before `RegistryUnavailable`."""

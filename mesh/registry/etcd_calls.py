@@ -1,7 +1,7 @@
 """One call on an etcd of several members: which endpoint, which token, how long, and which error of ours.
 
-Owns the channels, the failover between endpoints, TLS, the auth token and the translation of gRPC statuses. What the
-calls mean is `etcd_client`'s affair, and how a watch goes on is `etcd_watch`'s.
+Owns the channels, the failover between endpoints and TLS. What etcd's errors mean is in `etcd_errors`, the token is
+`etcd_token`'s affair, what the calls mean is `etcd_client`'s, and how a watch goes on is `etcd_watch`'s.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import grpc
 from google.protobuf.message import Message
 from grpc.aio import EOF  # type: ignore[attr-defined]  # grpc-stubs lack it
 
-from mesh.api.gen.etcd import rpc_pb2 as rpc
 from mesh.api.service import stream, unary
-from mesh.core.errors import LeaseLost, MeshError, RegistryRefused, RegistryUnavailable
+from mesh.core.errors import Code, RegistryMisconfigured, RegistryUnavailable
 from mesh.registry.config import RegistryConfig
+from mesh.registry.etcd_errors import Verdict, error_of, row_of, silence
+from mesh.registry.etcd_token import Metadata, Token
 
 Response = TypeVar("Response", bound=Message)
-Metadata = tuple[tuple[str, str], ...]
 Send = Callable[[Any, Metadata, float], Awaitable[Response]]
 """(channel, metadata, timeout in seconds) -> response."""
 
@@ -48,18 +48,6 @@ _OPTIONS: Final = (
     ("grpc.enable_retries", 0),
 )
 
-_ELSEWHERE: Final = frozenset(
-    {
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.INTERNAL,
-    }
-)
-"""Statuses of a member or a connection in trouble; another member, or the same one later, may answer."""
-_TOKEN_TEXTS: Final = ("invalid auth token", "revision of auth store is old")
-_LEASE_TEXT: Final = "requested lease not found"
-
 
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[Response]):
@@ -76,8 +64,7 @@ class Caller:
         self.config = config
         self._channels: list[Any] = []
         self._good = 0
-        self._token = ""
-        self._token_lock = asyncio.Lock()
+        self._token = Token(config)
         self._closed = False
 
     def __repr__(self) -> str:
@@ -118,18 +105,25 @@ class Caller:
     async def open(self, path: str, request: type[Message], response: type[Message]) -> tuple[Any, str]:
         """Open two-way stream `path` on the endpoint in use; return the call and the endpoint.
 
-        The token is fresh. `hasleader` asks a member that is cut off from the others to end the stream.
+        The token is fresh: a watch that is asked for with an old one is refused like one without permission.
+        `hasleader` asks a member that is cut off from the others to end the stream. Raises as `unary` does, but asks
+        one member.
         """
-        channel = await self._channel()
         endpoint = self.endpoint
-        self._token = ""
+        channel = await self._channel()
+        self._token.forget()
         try:
-            metadata = await self._metadata(self.config.timeout_s)
-        except grpc.aio.AioRpcError:
+            metadata = await self._token.metadata(channel, self.share_s)
+        except (grpc.aio.AioRpcError, TimeoutError) as error:
             self.leave(endpoint)
-            raise
+            raise silence((endpoint,), self.share_s, _said(error)) from error
         call = stream(channel, path, request, response)(metadata=(*metadata, ("hasleader", "true")))
         return call, endpoint
+
+    @property
+    def share_s(self) -> float:
+        """Seconds that one member has to answer, where all shall be asked in the time of one call."""
+        return self.config.timeout_s / len(self.config.endpoints)
 
     def leave(self, endpoint: str) -> None:
         """Say that `endpoint` does not answer: the next call goes to the one after it."""
@@ -151,29 +145,29 @@ class Caller:
             for left in range(len(self.config.endpoints), 0, -1):
                 remaining_s = end_s - time.monotonic()
                 if remaining_s <= 0:
-                    raise self._unavailable(said)
-                endpoint = self.endpoint
+                    raise silence(self.config.endpoints, self.config.timeout_s, said)
+                endpoint, channel = self.endpoint, await self._channel()
+                metadata: Metadata = ()
                 try:
-                    channel = await self._channel()
-                    metadata = await self._metadata(remaining_s / left)
+                    metadata = await self._token.metadata(channel, remaining_s / left)
                     return Answer(await send(channel, metadata, remaining_s / left), repeated)
+                except TimeoutError as error:
+                    said = _said(error)
                 except grpc.aio.AioRpcError as error:
-                    if not renewed and self.config.user and is_token_error(error.details()):
-                        renewed, self._token = True, ""
+                    code, text = Code(error.code().value[0]), error.details() or ""
+                    row = row_of(code, text)
+                    if row.verdict is Verdict.TOKEN and self._token.wanted and not renewed:
+                        renewed = True
+                        self._token.forget(metadata)
                         continue
-                    if error.code() not in _ELSEWHERE:
-                        raise translate(error) from error
-                    said = f"{error.code().name} {error.details()}"
-                    repeated = repeated or "failed to connect" not in (error.details() or "")
-                    self.leave(endpoint)
+                    # A token that was made just now and is not known: this member lags behind the others.
+                    passing = row.verdict is Verdict.TOKEN and self._token.wanted
+                    if row.verdict is not Verdict.ELSEWHERE and not passing:
+                        raise error_of(code, text) from error
+                    said = _said(error)
+                    repeated = repeated or "failed to connect" not in text
+                self.leave(endpoint)
             await asyncio.sleep(max(0.0, min(_PAUSE_S, end_s - time.monotonic())))
-
-    def _unavailable(self, said: str) -> RegistryUnavailable:
-        endpoints = ", ".join(self.config.endpoints)
-        return RegistryUnavailable(
-            f"expected an answer of etcd at {endpoints} within {self.config.timeout_s:g} s, the last one said: {said}; "
-            "check that etcd runs and can be reached"
-        )
 
     async def _channel(self) -> Any:
         if self._closed:
@@ -184,41 +178,9 @@ class Caller:
                 self._channels = [_open(endpoint, credentials) for endpoint in self.config.endpoints]
         return self._channels[self._good]
 
-    async def _metadata(self, timeout_s: float) -> Metadata:
-        if not self.config.user:
-            return ()
-        async with self._token_lock:
-            if not self._token:
-                self._token = await self._authenticate(timeout_s)
-            return (("token", self._token),)
 
-    async def _authenticate(self, timeout_s: float) -> str:
-        request = rpc.AuthenticateRequest(name=self.config.user, password=self.config.password)
-        method = unary(
-            await self._channel(), "/etcdserverpb.Auth/Authenticate", rpc.AuthenticateRequest, rpc.AuthenticateResponse
-        )
-        try:
-            response = await method(request, timeout=timeout_s)
-        except grpc.aio.AioRpcError as error:
-            if error.code() in _ELSEWHERE:
-                raise
-            raise RegistryRefused(
-                f"etcd did not take user {self.config.user!r}: {error.details()}; check user and password"
-            ) from error
-        return str(response.token)
-
-
-def is_token_error(text: str | None) -> bool:
-    """Tell whether etcd wants a new token."""
-    return any(each in (text or "") for each in _TOKEN_TEXTS)
-
-
-def translate(error: grpc.aio.AioRpcError) -> MeshError:
-    """Return our error for a status of etcd that another endpoint would give as well."""
-    details = error.details() or ""
-    if _LEASE_TEXT in details:
-        return LeaseLost("the lease expired or was revoked; grant a new one")
-    return RegistryRefused(f"etcd refused: {error.code().name} {details}")
+def _said(error: grpc.aio.AioRpcError | TimeoutError) -> str:
+    return f"{error.code().name} {error.details()}" if isinstance(error, grpc.aio.AioRpcError) else "nothing"
 
 
 def _credentials(config: RegistryConfig) -> grpc.ChannelCredentials | None:
@@ -229,7 +191,7 @@ def _credentials(config: RegistryConfig) -> grpc.ChannelCredentials | None:
             Path(path).read_bytes() if path else None for path in (config.tls.ca, config.tls.key, config.tls.cert)
         )
     except OSError as error:
-        raise RegistryRefused(f"expected a readable PEM file for the registry's TLS: {error}") from error
+        raise RegistryMisconfigured(f"expected a readable PEM file for the registry's TLS: {error}") from error
     return grpc.ssl_channel_credentials(root_certificates=roots, private_key=key, certificate_chain=chain)
 
 

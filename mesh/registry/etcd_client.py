@@ -13,12 +13,14 @@ from contextlib import aclosing
 from typing import Final
 
 from mesh.api.gen.etcd import rpc_pb2 as rpc
-from mesh.core.errors import LeaseLost, RegistryRefused, RegistryUnavailable
+from mesh.core.errors import LeaseLost, MeshError, RegistryMisconfigured, RegistryRefused
 from mesh.registry.config import RegistryConfig
 from mesh.registry.etcd_calls import Answer, Caller
+from mesh.registry.etcd_token import check
 from mesh.registry.etcd_watch import EtcdWatch, bytes_of, entry_of, range_end
 from mesh.registry.keys import ROOT
 from mesh.registry.store import MAX_WRITES, Batch, Entry, Guard, Listing, Page
+from mesh.registry.trouble import Trouble
 
 _KV: Final = "/etcdserverpb.KV/"
 _LEASE: Final = "/etcdserverpb.Lease/"
@@ -43,17 +45,22 @@ class EtcdClient:
         await self._caller.close()
 
     async def wait_ready(self, on_wait: Callable[[str], None]) -> None:
-        """Return when the registry answers; wait for ever, telling `on_wait` a sentence at every timeout.
+        """Return when the registry answers; wait for ever, telling `on_wait` why, once per change of the reason.
 
-        Raises `RegistryRefused` when it answers and says no (a wrong password does not get better by waiting).
+        Whatever it says: a password may be set, a permission given a moment later. Raises `RegistryMisconfigured` for
+        what no waiting mends.
         """
+        await asyncio.to_thread(check, self.config)
+        trouble = Trouble(lambda text: on_wait(f"waiting for the registry: {text}"))
         while True:
             try:
                 await self._range(rpc.RangeRequest(key=bytes_of(ROOT), count_only=True))
-            except RegistryUnavailable as error:
-                on_wait(f"waiting for the registry: {error.message}")
+            except RegistryMisconfigured:
+                raise
+            except MeshError as error:
+                trouble.met(error)
                 # A refusal after close() comes at once: never spin.
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(max(0.1, trouble.pause_s))
             else:
                 return
 
@@ -181,7 +188,7 @@ class EtcdClient:
     def watch(self, prefix: str, *, after: int) -> AsyncGenerator[Batch, None]:
         """Yield the changes under `prefix` after revision `after`, for ever; see `Store.watch`.
 
-        Raises `RegistryRefused` when etcd does not permit it. Close the iterator (`contextlib.aclosing`) to end it.
+        Close the iterator (`contextlib.aclosing`) to end it.
         """
         return EtcdWatch(self._caller, self._list, prefix, after=after, cluster=self._cluster).batches()
 

@@ -10,7 +10,6 @@ History is gone when etcd compacted it, when the cluster has another id than bef
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, Final
@@ -19,25 +18,13 @@ import grpc
 from grpc.aio import EOF  # type: ignore[attr-defined]  # grpc-stubs lack it
 
 from mesh.api.gen.etcd import rpc_pb2 as rpc
-from mesh.core.errors import RegistryRefused, RegistryUnavailable
-from mesh.registry.etcd_calls import Caller, translate
+from mesh.core.errors import Code, MeshError, RegistryUnavailable
+from mesh.registry.etcd_calls import Caller
+from mesh.registry.etcd_errors import error_of, facts_of
 from mesh.registry.store import Batch, Entry, Event, Listing
+from mesh.registry.trouble import Trouble
 
 PATH: Final = "/etcdserverpb.Watch/Watch"
-_FIRST_PAUSE_S: Final = 0.05
-_LAST_PAUSE_S: Final = 1.0
-
-_LOST: Final = frozenset(
-    {
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.INTERNAL,
-        grpc.StatusCode.UNKNOWN,
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-    }
-)
-"""Ends of a stream after which the same watch is asked for again. Others (no permission) would come back for ever."""
 
 
 def range_end(prefix: bytes) -> bytes:
@@ -82,31 +69,30 @@ class EtcdWatch:
         self._seen = after
         self._cluster = cluster
         self._live = True
-        self._failures = 0
+        self._trouble = Trouble(lambda _: None)
 
     def __repr__(self) -> str:
         """Show where the watch stands."""
-        return f"<EtcdWatch {self._prefix} seen={self._seen} live={self._live} failures={self._failures}>"
+        return f"<EtcdWatch {self._prefix} seen={self._seen} live={self._live} {self._trouble!r}>"
 
     async def batches(self) -> AsyncGenerator[Batch, None]:
-        """Yield batches for ever. Raises `RegistryRefused` when etcd does not permit the watch."""
+        """Yield batches for ever. Raises no error of the registry: a batch says what is wrong."""
         while True:
             try:
                 async with aclosing(self._session()) as session:
                     async for batch in session:
-                        self._seen, self._live, self._failures = batch.revision, True, 0
+                        self._seen, self._live = batch.revision, True
+                        self._trouble.over()
                         yield batch
                 continue
-            except RegistryUnavailable:
-                self._failures += 1
+            except MeshError as error:
+                lost = error
             except grpc.aio.AioRpcError as error:
-                if error.code() not in _LOST:
-                    raise translate(error) from error
-                self._failures += 1
-            if self._live:
+                lost = error_of(Code(error.code().value[0]), error.details() or "")
+            if self._trouble.met(lost) or self._live:
                 self._live = False
-                yield Batch((), self._seen, live=False)
-            await asyncio.sleep(pause_s(self._failures, random.random()))  # noqa: S311 - spreads load, no secret
+                yield Batch((), self._seen, live=False, why=lost.message)
+            await asyncio.sleep(self._trouble.pause_s)
 
     async def _session(self) -> AsyncGenerator[Batch, None]:
         """Yield what one stream brings. Returns when the watch must be asked for anew at once."""
@@ -123,11 +109,12 @@ class EtcdWatch:
             self._cluster = created.header.cluster_id
             if not self._live:
                 yield Batch((), self._seen)
-            self._failures = 0
+            self._trouble.over()
             async with aclosing(self._responses(call)) as responses:
                 async for batch in responses:
                     yield batch
-        except (grpc.aio.AioRpcError, RegistryUnavailable):
+        except (grpc.aio.AioRpcError, MeshError):
+            # Another member may do what this one does not, and one that refuses is none the better for being kept.
             self._caller.leave(endpoint)
             raise
         finally:
@@ -143,7 +130,7 @@ class EtcdWatch:
             fragment=True,
         )
         try:
-            async with asyncio.timeout(self._caller.config.timeout_s):
+            async with asyncio.timeout(self._caller.share_s):
                 await call.write(rpc.WatchRequest(create_request=request))
                 return await _read(call)
         except TimeoutError as error:
@@ -157,7 +144,7 @@ class EtcdWatch:
             response = await _read(call)
             if response.canceled:
                 if not response.compact_revision:
-                    raise RegistryRefused(f"etcd ended the watch on {self._prefix!r}: {response.cancel_reason}")
+                    raise _ended(response)
                 listing, self._cluster = await self._relist(self._prefix)
                 yield _relisted(listing)
                 return
@@ -177,19 +164,16 @@ class EtcdWatch:
 async def _read(call: Any) -> rpc.WatchResponse:
     response = await call.read()
     if response is EOF:
-        raise RegistryUnavailable("expected a response on the watch, etcd ended the stream")
-    if response.canceled and "no leader" in response.cancel_reason:
-        raise RegistryUnavailable("expected a response on the watch, the member has no leader")
+        raise RegistryUnavailable("expected a response on the watch, etcd ended the stream", facts=facts_of("ended"))
     if response.created and response.canceled:
-        raise RegistryRefused(f"etcd refused the watch: {response.cancel_reason}")
+        raise _ended(response)
     return response  # type: ignore[no-any-return]
+
+
+def _ended(response: rpc.WatchResponse) -> MeshError:
+    """Return why etcd ended a watch. It says so in a text alone, which holds the text of one of its errors."""
+    return error_of(Code.UNKNOWN, response.cancel_reason or "the watch was ended without a reason")
 
 
 def _relisted(listing: Listing) -> Batch:
     return Batch(tuple(Event(entry.key, entry) for entry in listing.entries), listing.revision, relisted=True)
-
-
-def pause_s(failures: int, u: float) -> float:
-    """Return the seconds before try number `failures` + 1: doubling, capped, spread over its upper half by `u`."""
-    longest = min(_LAST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(failures - 1, 16))
-    return longest * (0.5 + 0.5 * u)

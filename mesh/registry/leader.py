@@ -15,8 +15,8 @@ from contextlib import aclosing
 from typing import Final
 
 from mesh.core.errors import LeaseLost, MeshError
-from mesh.registry.etcd_watch import pause_s
 from mesh.registry.store import Store
+from mesh.registry.trouble import pause_s
 
 _MARGIN: Final = 0.1
 """Part of the lease's time given up at its end, for a loop that wakes late and clocks that drift."""

@@ -2,27 +2,29 @@
 
 Owns the lease, the registering, the keeping alive, and the registering again after whatever took keys away (an expired
 lease, a restarted or wiped registry, a deletion by hand). What the values say is their owner's affair. The first key
-says whose the others are: they are written only while it is under this process's lease.
+says whose the others are: they are written only while it is under this process's lease. The lease is renewed beside the
+writes: a registry that takes no writes for a time (it is full) must not lose who is there.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
 from mesh.core.errors import Conflict, LeaseLost, MeshError
-from mesh.registry.etcd_watch import pause_s
 from mesh.registry.keys import NODES, split_node_key
 from mesh.registry.records import BadRecord, decode_node
 from mesh.registry.store import Entry, Guard, Store, batches
+from mesh.registry.trouble import Trouble
 
 _SPACING_S: Final = 0.02
 """Least time between two writes of the value: a burst of publishes costs at most fifty writes a second."""
 _POLL_S: Final = 0.2
 """How often a key that somebody else holds is looked at."""
+_MARGIN: Final = 0.1
+"""Part of the lease's time given up at its end, for a loop that wakes late and clocks that drift."""
 _PREDECESSOR_S: Final = 2.0
 """etcd looks for expired leases every 0.5 s and raises short ones to 2 s, so a dead holder's key lives that longer."""
 
@@ -31,7 +33,7 @@ class Presence:
     """Keeps `key`, and what belongs to it under `prefix`, as published last while `run` runs.
 
     `is_mine` tells from a value whether this process wrote it; `on_event` is told a sentence when something happens
-    that an operator may want to know.
+    that an operator may want to know. `on_change` is called when `held` changes.
     """
 
     def __init__(
@@ -57,7 +59,16 @@ class Presence:
         self._written_s = float("-inf")
         self._revision = 0
         self._lease = 0
+        self._until_s = float("-inf")
+        self._there = False
+        """Whether the key is in the registry under this lease, as far as it was seen or written there."""
+        self._was_held = False
+        self._expiry: asyncio.TimerHandle | None = None
+        self._writing = Trouble(lambda text: on_event(f"{key} cannot be written: {text}"))
+        self._renewing = Trouble(lambda text: on_event(f"{key} is not kept alive: {text}"))
         self._writes = 0
+        self.on_change: Callable[[], None] = lambda: None
+        self._granted = asyncio.Event()
         self._published = asyncio.Event()
         self._registered = asyncio.Event()
         self._withdrawn = asyncio.Event()
@@ -65,8 +76,18 @@ class Presence:
 
     def __repr__(self) -> str:
         """Show where the key stands."""
-        held = self._written is not None and self._lease != 0
-        return f"<Presence {self._key} held={held} kept={len(self._kept)} lease={self._lease:x} writes={self._writes}>"
+        counts = f"kept={len(self._kept)} lease={self._lease:x} writes={self._writes}"
+        return f"<Presence {self._key} held={self.held} {counts}>"
+
+    @property
+    def held(self) -> bool:
+        """Whether the key is registered: its lease cannot have ended, by this process's own clock. O(1)."""
+        return self._there and time.monotonic() < self._until_s
+
+    @property
+    def why(self) -> str:
+        """What keeps this process from being registered, or its record from being written; empty: nothing."""
+        return self._writing.why or self._renewing.why
 
     def publish(self, value: bytes, belongings: Mapping[str, bytes] | None = None) -> None:
         """Make `value` the key's value, and `belongings` the keys under `prefix` with theirs.
@@ -83,21 +104,25 @@ class Presence:
     async def run(self) -> None:
         """Keep the key registered until `withdraw`.
 
-        Never gives up on a registry that does not answer. Raises `Conflict` when another live process holds the key.
+        Never gives up on a registry that does not answer. Raises `Conflict` when another live process holds the key
+        before this one ever did; one that takes it later is waited for, as whoever serves is not to end for that.
         """
         if self._running is not None:
             raise RuntimeError(f"expected one run of the presence of {self._key}, it runs already")
         self._running = asyncio.create_task(self._keep(), name=f"presence {self._key}")
+        renewing = asyncio.create_task(self._renew(), name=f"presence lease {self._key}")
         leaving = asyncio.create_task(self._withdrawn.wait())
         try:
             await asyncio.wait((self._running, leaving), return_when=asyncio.FIRST_COMPLETED)
             if self._running.done() and not self._running.cancelled():
                 self._running.result()
         finally:
-            leaving.cancel()
-            self._running.cancel()
-            await asyncio.gather(self._running, leaving, return_exceptions=True)
+            for task in (leaving, renewing, self._running):
+                task.cancel()
+            await asyncio.gather(self._running, renewing, leaving, return_exceptions=True)
             self._running = None
+            if self._expiry is not None:
+                self._expiry.cancel()
 
     async def withdraw(self) -> None:
         """Stop `run` and revoke the lease, so that the key vanishes at once. Idempotent.
@@ -110,6 +135,7 @@ class Presence:
             self._running.cancel()
             await asyncio.wait((self._running,))
         lease, self._lease = self._lease, 0
+        self._set(there=False)
         if lease:
             try:
                 await self._store.revoke(lease)
@@ -118,36 +144,77 @@ class Presence:
 
     async def _keep(self) -> None:
         await self._published.wait()
-        failures = 0
         while True:
             try:
                 if self._written is None:
                     await self._register()
-                    failures = 0
                 await self._hold()
             except LeaseLost:
-                self._on_event(f"the lease of {self._key} was lost; registering again")
-                self._lease, self._written = 0, None
+                self._lost(self._lease)
             except Conflict:
                 raise
             except MeshError as error:
-                failures += 1
-                self._on_event(f"{self._key} is not kept alive: {error.message}")
+                self._writing.met(error)
+            await asyncio.sleep(self._writing.pause_s)
+
+    async def _renew(self) -> None:
+        """Keep the lease alive, whatever becomes of the writes."""
+        while True:
+            lease, asked_s = self._lease, time.monotonic()
+            if not lease:
+                await self._granted.wait()
+                self._granted.clear()
+                continue
+            try:
+                left_s = await self._store.keep_alive(lease)
+            except LeaseLost:
+                self._lost(lease)
+            except MeshError as error:
+                self._renewing.met(error)
+                await asyncio.sleep(min(self._renewing.pause_s, self._ttl_s / 10))
             else:
-                failures = 0
-            await asyncio.sleep(pause_s(max(failures, 1), random.random()))  # noqa: S311 - spreads load, no secret
+                self._renewing.over()
+                self._extend(asked_s, left_s)
+                await asyncio.sleep(max(0.0, asked_s + self._ttl_s / 3 - time.monotonic()))
+
+    def _lost(self, lease: int) -> None:
+        if lease and lease == self._lease:
+            self._on_event(f"the lease of {self._key} was lost; registering again")
+            self._lease, self._until_s = 0, float("-inf")
+        self._written = None
+        self._set(there=False)
+        self._published.set()
+
+    def _extend(self, asked_s: float, left_s: float) -> None:
+        """Take that the lease was alive for `left_s` when it was `asked_s`, or later."""
+        self._until_s = asked_s + left_s * (1.0 - _MARGIN)
+        if self._expiry is not None:
+            self._expiry.cancel()
+        wait_s = max(0.0, self._until_s - time.monotonic())
+        self._expiry = asyncio.get_running_loop().call_later(wait_s, self._look)
+        self._look()
+
+    def _set(self, *, there: bool) -> None:
+        self._there = there
+        self._look()
+
+    def _look(self) -> None:
+        if self._was_held is not self.held:
+            self._was_held = self.held
+            self.on_change()
 
     async def _register(self) -> None:
-        """Write the key by compare-and-swap. Raises `Conflict` when somebody else keeps it."""
+        """Write the key by compare-and-swap. Raises `Conflict` when somebody else keeps it, the first time alone."""
         foreign_since_s: float | None = None
         while True:
             entry = await self._store.get(self._key)
+            self._set(there=entry is not None and entry.lease == self._lease != 0)
             if entry is not None and not self._is_mine(entry.value):
                 now_s = time.monotonic()
                 if foreign_since_s is None:
                     foreign_since_s = now_s
                     self._on_event(f"{_taken(entry)}; waiting for it to go")
-                elif now_s - foreign_since_s > self._ttl_s + _PREDECESSOR_S:
+                elif not self._registered.is_set() and now_s - foreign_since_s > self._ttl_s + _PREDECESSOR_S:
                     raise Conflict(f"{_taken(entry)}; give this node another --id or stop the other one")
                 await asyncio.sleep(_POLL_S)
                 continue
@@ -162,23 +229,27 @@ class Presence:
     async def _write_first(self, expected: int) -> bool:
         """Write the key's latest value if it still is at `expected`; tell whether it was."""
         if not self._lease:
+            asked_s = time.monotonic()
             self._lease = await self._store.grant(self._ttl_s)
+            self._extend(asked_s, self._ttl_s)
+            self._granted.set()
         self._published.clear()
-        value = self._value
+        value, lease = self._value, self._lease
         assert value is not None
         try:
-            revision = await self._store.replace(self._key, value, expected=expected, lease=self._lease)
+            revision = await self._store.replace(self._key, value, expected=expected, lease=lease)
         except BaseException:
             # It may have been written or not: the value must be looked at and written again.
             self._published.set()
             self._written = None
             raise
         self._written_s = time.monotonic()
-        if revision is None:
+        if revision is None or lease != self._lease:
             self._published.set()
             self._written = None
             return False
         self._written, self._revision, self._writes = value, revision, self._writes + 1
+        self._set(there=True)
         return True
 
     async def _write(self) -> bool:
@@ -187,15 +258,15 @@ class Presence:
         The key goes with the first of its belongings, so that what it says of them is true.
         """
         self._published.clear()
-        value, wanted = self._value, self._belongings
+        value, wanted, lease = self._value, self._belongings, self._lease
         assert value is not None
         changes: dict[str, bytes | None] = {} if value == self._written else {self._key: value}
         changes.update((key, None) for key in self._kept.keys() - wanted.keys())
         changes.update((key, said) for key, said in wanted.items() if self._kept.get(key) != said)
-        mine = (Guard(self._key, lease=self._lease),)
+        mine = (Guard(self._key, lease=lease),)
         for batch in batches(changes):
             try:
-                revision = await self._store.write(batch, guards=mine, lease=self._lease)
+                revision = await self._store.write(batch, guards=mine, lease=lease)
             except BaseException:
                 # It may have been written or not: everything must be looked at and written again.
                 self._published.set()
@@ -220,27 +291,28 @@ class Presence:
                 self._kept[key] = value
 
     async def _hold(self) -> None:
-        """Keep the lease alive and the value fresh. Returns when the key is no longer as it was written."""
-        while True:
-            renew_s = time.monotonic() + self._ttl_s / 3
-            await self._store.keep_alive(self._lease)
+        """Keep the value fresh. Returns when the key is no longer as it was written."""
+        while self._written is not None:
+            look_s = time.monotonic() + self._ttl_s / 3
             entry = await self._store.get(self._key)
+            self._set(there=entry is not None and entry.lease == self._lease != 0)
             if entry is None or entry.mod_revision != self._revision or entry.lease != self._lease:
                 self._on_event(f"{self._key} was changed or deleted by somebody else; registering again")
                 self._written = None
                 return
+            self._writing.over()
             if self._prefix and await self._store.count(self._prefix) != len(self._kept):
                 self._on_event(f"keys under {self._prefix} were changed by somebody else; writing them again")
                 self._written = None
                 return
-            while (left_s := renew_s - time.monotonic()) > 0:
+            while (left_s := look_s - time.monotonic()) > 0:
                 try:
                     async with asyncio.timeout(left_s):
                         await self._published.wait()
                         await asyncio.sleep(max(0.0, self._written_s + _SPACING_S - time.monotonic()))
                 except TimeoutError:
                     break
-                if not await self._write():
+                if self._written is None or not await self._write():
                     return
 
 

@@ -8,13 +8,12 @@ passed over.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from typing import Final
 
-from mesh.core.errors import RegistryUnavailable
+from mesh.core.errors import MeshError
 from mesh.core.fold import (
     Change,
     CopyChange,
@@ -59,8 +58,10 @@ from mesh.registry.records import (
     decode_suspect,
 )
 from mesh.registry.store import Batch, Event, Store
+from mesh.registry.trouble import Trouble
+from mesh.telemetry import logs
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = logs.get(__name__)
 _MAX_BAD: Final = 1000
 """Bad keys remembered so that each is logged once; beyond it the memory starts anew."""
 
@@ -81,6 +82,7 @@ class Mirror:
         self._changed = asyncio.Event()
         self._bad: set[str] = set()
         self._live = False
+        self._why = "the registry was not read yet"
 
     def __repr__(self) -> str:
         """Show the view's counts."""
@@ -91,14 +93,21 @@ class Mirror:
         """Whether the registry answered last; false before the first listing and while the watch is lost."""
         return self._live
 
+    @property
+    def why(self) -> str:
+        """What is wrong with the registry while it is not `live`; empty while it is. The view stays meanwhile."""
+        return "" if self._live else self._why
+
     async def run(self) -> None:
-        """Follow the registry for ever. Raises `RegistryRefused` when it does not permit reading."""
+        """Follow the registry for ever, whatever it says: what is wrong is logged once per reason, and tried again."""
+        trouble = Trouble(lambda text: _log.warning("cannot read the registry", why=text))
         while True:
             try:
                 first = await self._read()
-            except RegistryUnavailable as error:
-                _log.warning("the registry does not answer", extra={"error": error.message})
-                await asyncio.sleep(0.1)
+            except MeshError as error:
+                trouble.met(error)
+                self._why = error.message
+                await asyncio.sleep(max(0.1, trouble.pause_s))
             else:
                 break
         self._live = True
@@ -146,10 +155,13 @@ class Mirror:
     def _apply(self, batch: Batch) -> None:
         now_s = time.monotonic()
         if not batch.live:
-            self._live = False
+            self._live, self._why = False, batch.why
             self._grace.lost()
-            _log.warning("the watch on the registry was lost; the last view stays", extra={"revision": batch.revision})
+            text = "the watch on the registry was lost; the last view stays"
+            _log.warning(text, revision=batch.revision, why=batch.why)
             return
+        if not self._live:
+            _log.info("the registry is followed again", revision=batch.revision)
         self._live = True
         self._grace.live(now_s)
         changes = [change for event in batch.events if (change := self._change(event)) is not None]
@@ -194,7 +206,7 @@ class Mirror:
         if len(self._bad) >= _MAX_BAD:
             self._bad.clear()
         self._bad.add(key)
-        _log.warning("skipped a bad record in the registry", extra={"key": key, "error": str(error)})
+        _log.warning("skipped a bad record in the registry", key=key, error=str(error))
 
 
 def _decode(event: Event) -> Change | None:

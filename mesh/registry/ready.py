@@ -11,7 +11,10 @@ log = logs.get(__name__)
 
 
 async def answers_before(stop: asyncio.Event, store: EtcdClient) -> bool:
-    """Return True when the registry answers, False when `stop` is set first. Says in the log what it waits for."""
+    """Return True when the registry answers, False when `stop` is set first. Says in the log what it waits for.
+
+    Raises `RegistryMisconfigured` for what no waiting mends.
+    """
     waiting = asyncio.create_task(store.wait_ready(lambda text: log.warning("waiting for the registry", why=text)))
     stopped = asyncio.create_task(stop.wait())
     try:

@@ -15,6 +15,7 @@ from mesh.core.pipeline.spec import Pipeline
 from mesh.core.placement.forecast import AGES, LEVELS, Forecast
 from mesh.core.suspects import Suspect
 from mesh.core.types import Copy, ModelVersion, Node, Placement
+from mesh.registry.store import Entry
 
 Record = Node | Copy | ModelVersion | Placement | Pipeline | Forecast | Suspect
 
@@ -60,6 +61,14 @@ def decode_model(value: bytes) -> ModelVersion:
 def decode_placement(value: bytes) -> Placement:
     """Return the placement record in `value`. Raises `BadRecord`."""
     return _decoded(_PLACEMENT, "a placement", value)
+
+
+def placement_of(entry: Entry | None) -> Placement | None:
+    """Return the placement under a key; None for none, and for one that cannot be read, which is to be written over."""
+    try:
+        return decode_placement(entry.value) if entry is not None else None
+    except BadRecord:
+        return None
 
 
 def decode_pipeline(value: bytes) -> Pipeline:

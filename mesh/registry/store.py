@@ -58,14 +58,16 @@ class Batch:
     true the watch could not resume (a compaction took the history): `events` are all keys of the prefix as of
     `revision`, and every key that is not among them is gone.
 
-    With `live` false the watch has just lost the registry and `events` is empty; the next batch with `live` true says
-    that it is back (it may be empty too).
+    With `live` false the watch has just lost the registry, or is lost for another reason than before, and `events` is
+    empty; the next batch with `live` true says that it is back (it may be empty too).
     """
 
     events: tuple[Event, ...]
     revision: int
     relisted: bool = False
     live: bool = True
+    why: str = ""
+    """What the registry said, where `live` is false."""
 
 
 MAX_WRITES: Final = 128
@@ -157,6 +159,7 @@ class Store(Protocol):
         """Yield the changes under `prefix` after revision `after`, for ever.
 
         Resumes from the last revision after a lost connection (on another endpoint where there is one) and re-lists
-        after a compaction. Never raises `RegistryUnavailable`: it waits and tries again with backoff.
+        after a compaction. Raises no error of the registry: it waits and tries again with backoff, also when it is not
+        permitted to watch, as it may be again.
         Close the generator (`contextlib.aclosing`) to end the watch at once.
         """

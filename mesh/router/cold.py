@@ -11,7 +11,15 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from mesh.core.errors import DeadlineExceeded, Loading, NotReady, Overloaded, RegistryUnavailable, UnknownModel
+from mesh.core.errors import (
+    DeadlineExceeded,
+    Loading,
+    MeshError,
+    NotReady,
+    Overloaded,
+    RegistryUnavailable,
+    UnknownModel,
+)
 from mesh.core.placement.cold import Place, Refused, Serving, Step, Waiting, cold_step
 from mesh.core.placement.progress import progress
 from mesh.core.types import ModelVersion, NodeId, Placement
@@ -52,6 +60,8 @@ class _Drive:
     task: asyncio.Task[None]
     waiting: int = 0
     why: str = "it is being placed"
+    registry: str = ""
+    """Why the placement could not be written; empty when it was, or need not be."""
     left_s: float = field(default_factory=time.monotonic)
     since_s: float = field(default_factory=time.time)
 
@@ -99,6 +109,11 @@ class Cold:
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline_s - time.monotonic()):
                 await asyncio.shield(drive.task)
         except TimeoutError:
+            if drive.registry:
+                raise RegistryUnavailable(
+                    f"model '{model.name}' version {model.version} was not placed in time: {drive.registry}; "
+                    "it is tried again, call again later"
+                ) from None
             going_on = "; ".join(each.told for each in progress(self._mirror.view, key, time.time()))
             raise DeadlineExceeded(
                 f"model '{model.name}' version {model.version} did not become ready in time: {going_on or drive.why}; "
@@ -169,18 +184,22 @@ class Cold:
 
         The view may be a moment old: another router may have placed the model already, and then nothing is written.
         """
-        path = placement_key(model.name, model.version)
+        path, drive = placement_key(model.name, model.version), self._drives[model.name, model.version]
         try:
             entry = await self._store.get(path)
-            latest = records.decode_placement(entry.value) if entry else None
+            latest = records.placement_of(entry)
             step = self._step(view, model, latest, forced=forced)
             if not isinstance(step, Place):
                 return False
             expected = entry.mod_revision if entry else 0
             written = await self._store.replace(path, records.encode(step.placement), expected=expected)
-        except RegistryUnavailable as error:
-            log.warning("cannot place a model", model=model.name, version=model.version, error=error.message)
+        except MeshError as error:
+            # Whatever the registry says, no caller is to blame: it is tried again for as long as one waits.
+            if drive.registry != error.message:
+                log.warning("cannot place a model", model=model.name, version=model.version, error=error.message)
+            drive.registry = error.message
             return False
+        drive.registry = ""
         if written is not None:
             log.info("placed", model=model.name, version=model.version, nodes=",".join(step.placement.nodes))
         return written is not None

@@ -158,9 +158,10 @@ class Repository:
         path = placement_key(*key)
         for _ in range(WRITE_TRIES):
             entry = await self._store.get(path)
-            if entry is None:
+            placement = records.placement_of(entry)
+            if entry is None or placement is None:
                 return True
-            again = replace(records.decode_placement(entry.value), requested_s=time.time())
+            again = replace(placement, requested_s=time.time())
             if await self._store.replace(path, records.encode(again), expected=entry.mod_revision) is not None:
                 return True
         raise Conflict(f"the placement of model '{key[0]}' keeps changing under this release; call again")

@@ -12,7 +12,6 @@ from functools import partial
 
 from mesh.api.messages import INFERENCE_SERVICE, MESH_CONTROL_SERVICE
 from mesh.api.service import generic_handler
-from mesh.core.errors import RegistryRefused
 from mesh.core.traffic.balance import Balancer
 from mesh.core.types import NodeId
 from mesh.core.view import ClusterView
@@ -157,7 +156,7 @@ async def _serve(
     config: RouterConfig, parts: _Parts, stop: asyncio.Event, on_started: Callable[[str, str], None]
 ) -> None:
     async with asyncio.TaskGroup() as tasks:
-        following = tasks.create_task(lasting("following the registry", parts.mirror.run, ends=(RegistryRefused,)))
+        following = tasks.create_task(lasting("following the registry", parts.mirror.run))
         await parts.mirror.wait_synced()
         tidying = tasks.create_task(lasting("forgetting nodes that left", partial(_tidy, parts)))
         leading = tasks.create_task(lasting("leading", parts.steward.run))

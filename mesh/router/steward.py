@@ -175,7 +175,7 @@ class Steward:
         after = duty.after
         path = placement_key(after.model, after.version)
         entry = await self._store.get(path)
-        latest = records.decode_placement(entry.value) if entry else None
+        latest = records.placement_of(entry)
         if (latest.nodes if latest else ()) != (duty.before.nodes if duty.before else ()) or (latest and latest.off):
             return False
         expected = entry.mod_revision if entry else 0

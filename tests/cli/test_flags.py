@@ -59,7 +59,7 @@ def test_every_field_of_the_configuration_has_its_flag(command: Callable[..., No
 
 def test_every_field_of_the_registry_has_its_flag() -> None:
     names = {field.name for field in dataclasses.fields(RegistryConfig)}
-    assert names == {"endpoints", "tls", "user", "password", "timeout_s"}
+    assert names == {"endpoints", "tls", "user", "password", "password_file", "timeout_s"}
 
 
 def test_defaults_of_the_flags_are_those_of_the_configuration() -> None:
@@ -95,10 +95,20 @@ def test_the_password_comes_from_the_environment_or_a_file(tmp_path: Path) -> No
     env = {"MESH_REGISTRY_PASSWORD": "from the environment"}
     by_env = flags.registry_config("a:1", user="mesh", environment=env)
     assert by_env.password == "from the environment"
-    assert flags.registry_config("a:1", user="mesh", password_file=file, environment=env).password == "from the file"
+    by_file = flags.registry_config("a:1", user="mesh", password_file=file, environment=env)
+    assert (by_file.password_file, by_file.password) == (str(file), "")
     with pytest.raises(typer.BadParameter, match="user 'mesh' needs a password: set MESH_REGISTRY_PASSWORD"):
         flags.registry_config("a:1", user="mesh", environment={})
     assert flags.registry_config("a:1", environment=env).password == ""
+
+
+def test_a_password_file_that_cannot_be_used_is_refused_at_once(tmp_path: Path) -> None:
+    empty, binary = tmp_path / "empty", tmp_path / "binary"
+    empty.write_text(" \n")
+    binary.write_bytes(b"\xff\xfe")
+    for file, why in ((tmp_path / "none", "found none at"), (empty, "is empty"), (binary, "cannot read")):
+        with pytest.raises(typer.BadParameter, match=why):
+            flags.registry_config("a:1", user="mesh", password_file=file, environment={})
 
 
 def test_tls_of_the_registry_is_on_with_https_or_any_file(tmp_path: Path) -> None:

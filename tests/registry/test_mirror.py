@@ -114,7 +114,11 @@ async def test_a_bad_record_is_logged_once_and_costs_nothing_else(
             revision = await put_node(store, node(port=2))
             view = await view_when(mirror, lambda view: view.revision >= revision)
         assert view.nodes == {"a": node(port=2)}
-        logged = [each.__dict__["key"] for each in caplog.records if each.message.startswith("skipped a bad record")]
+        logged = [
+            each.__dict__["mesh_fields"]["key"]
+            for each in caplog.records
+            if each.message.startswith("skipped a bad record")
+        ]
         assert sorted(logged) == [f"{ROOT}nodes/a/b", f"{ROOT}nodes/bad", f"{ROOT}nodes/other"]
 
 

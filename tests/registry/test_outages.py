@@ -31,7 +31,7 @@ async def test_etcd_that_is_down_at_the_start_is_waited_for(
     client = connect(server.address, timeout_s=0.5)
     said: list[str] = []
     ready = asyncio.create_task(client.wait_ready(said.append))
-    await eventually(lambda: len(said) >= 2, what="told twice that it waits")
+    await eventually(lambda: len(said) >= 1, what="told that it waits")
     assert said[0].startswith("waiting for the registry: ")
     assert server.address in said[0]
     assert not ready.done()

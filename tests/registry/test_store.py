@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from mesh.core.errors import LeaseLost, RegistryRefused, RegistryUnavailable
 from mesh.registry.etcd_client import EtcdClient
-from mesh.registry.etcd_watch import bytes_of, pause_s, range_end, text_of
+from mesh.registry.etcd_watch import bytes_of, range_end, text_of
 from mesh.registry.store import MAX_WRITE_BYTES, MAX_WRITES, Batch, Entry, Event, Guard, Listing, batches
+from mesh.registry.trouble import pause_s
 from tests.fixtures.etcd import Running, eventually
 from tests.fixtures.faults import FaultyLink
 from tests.fixtures.mesh import free_port
