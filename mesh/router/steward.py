@@ -18,6 +18,7 @@ from mesh.core.errors import MeshError
 from mesh.core.placement.demand import Demand, Usage
 from mesh.core.placement.duties import Duty, Pass
 from mesh.core.placement.ledger import learned_factors
+from mesh.core.placement.orphans import PLACEMENT_S
 from mesh.core.types import ModelName, ModelVersion, Node, NodeId, Version
 from mesh.core.view import ClusterView, VersionKey
 from mesh.registry import records
@@ -26,6 +27,7 @@ from mesh.registry.leader import Election
 from mesh.registry.mirror import Mirror
 from mesh.registry.store import Store
 from mesh.router.channels import Channels
+from mesh.router.tidy import Tidy
 from mesh.telemetry import logs
 from mesh.wire.lasting import lasting
 
@@ -58,12 +60,20 @@ class Steward:
     """Campaigns, and while it leads, does the slow duties. One per router process."""
 
     def __init__(
-        self, mirror: Mirror, store: Store, channels: Channels, candidate: str, *, compact_s: float = 0.0
+        self,
+        mirror: Mirror,
+        store: Store,
+        channels: Channels,
+        candidate: str,
+        *,
+        compact_s: float = 0.0,
+        orphan_s: float = PLACEMENT_S,
     ) -> None:
         self._mirror = mirror
         self._compact_s = compact_s
         self._store = store
         self._channels = channels
+        self._tidy = Tidy(store, placement_s=orphan_s)
         self._election = Election(store, LEADER, candidate, LEASE_S, on_change=self._changed)
 
     @property
@@ -110,6 +120,8 @@ class Steward:
                 for duty in duties:
                     if await self._do(duty) and duty.fewer:
                         demand.lowered((duty.after.model, duty.after.version), now_s, begun_s)
+                if whole:
+                    await self._tidy.step(view, work.orphans, time.monotonic())
                 if now_s - told_s >= TELL_S:
                     told_s = now_s
                     factors = learned_factors(_some_models(view))

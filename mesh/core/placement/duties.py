@@ -80,6 +80,8 @@ class Pass:
         self._left = at_once - sum(node.loading for node in view.nodes.values())
         self.more = False
         """Whether more would have been loaded if not so much were being loaded already."""
+        self.orphans: list[VersionKey] = []
+        """Placements that were looked at and whose version is not in the view."""
         self._needs: list[_Need] = []
         self._worth: list[tuple[float, VersionKey]] = []
 
@@ -124,6 +126,8 @@ class Pass:
         view = self._view
         model = view.models.get(key[0], {}).get(key[1])
         placement = view.placements.get(key)
+        if model is None and placement is not None:
+            self.orphans.append(key)
         if model is None or (placement is not None and placement.off):
             return None
         named = placement.nodes if placement is not None else ()
