@@ -1,6 +1,6 @@
 """Soak: every gRPC client library whose toolchain is there, with its defaults, against a router and a node.
 
-Prints a table of what each did to its connection: the one of docs/protocol.md. `--seconds 60` for a minute a cell.
+Prints what each run took of connections, and the table of docs/protocol.md. `--seconds 60` for a minute a cell.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.conformance.soak.cells import CELLS, Cell, Outcome, run
+from tests.conformance.soak.cells import CELLS, Cell, run
 from tests.conformance.soak.programs import PROGRAMS, CannotBuild, Program
 from tests.conformance.soak.servers import Servers, serving
+from tests.conformance.soak.table import HEADER, TOTALS_HEADER, Run, line, totals
 
 TARGETS = ("router", "node")
 
@@ -45,28 +46,21 @@ def chosen(pattern: str, program: Program, target: str) -> list[Cell]:
 
 
 def measure(flags: argparse.Namespace, commands: dict[str, list[str]], servers: Servers) -> bool:
-    """Run all, print a row for each and what was wrong; False where something was."""
-    well = True
-    print("| client | to | calls | answered | given up | connections | GOAWAYs | failed |")
-    print("|---|---|---|---|---|---|---|---|")
+    """Run all, print a line for each and what was wrong, then the totals; False where something was."""
+    runs: list[Run] = []
+    print(HEADER)
     for program in PROGRAMS:
         if program.name not in commands:
             continue
         for target in TARGETS:
             for cell in chosen(flags.only, program, target):
                 found = run(commands[program.name], cell, servers, target, flags.seconds)
-                print(row(program, target, cell, found), flush=True)
+                runs.append(Run(program.name, target, cell, found))
+                print(line(runs[-1]), flush=True)
                 for fault in found.faults():
-                    well = False
                     print(f"WRONG {program.name}, {target}, {cell.name}: {fault}", file=sys.stderr, flush=True)
-    return well
-
-
-def row(program: Program, target: str, cell: Cell, found: Outcome) -> str:
-    """Return a line of the table."""
-    goaways = ", ".join(f"{count} {code}" for code, count in found.goaways.items()) or "0"
-    shown = (program.name, target, cell.name, found.calls, found.given_up, found.connections, goaways, found.failures)
-    return f"| {' | '.join(map(str, shown))} |"
+    print("\n".join(["", TOTALS_HEADER, *totals(runs)]))
+    return not any(each.outcome.faults() for each in runs)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from mesh.core.errors import Code
 from tests.conformance.soak.servers import NONE, Servers
+from tests.fixtures.mesh import until
 
 SMALL, MIDDLE, LARGE = "iris", "echo", "first"
 """Models: a few bytes, 600 KB there and back, 8 MB there alone (clients take answers up to 4 MB by default)."""
@@ -50,7 +51,7 @@ CELLS: Final = (
 )
 
 RESTART_S: Final = 3.0
-"""How long calls go on before the restart."""
+"""How long calls go on before the restart, once there is a connection."""
 AFTER_S: Final = 20.0
 """How much longer such a run takes: clients wait longer and longer before they connect again."""
 
@@ -114,6 +115,7 @@ def run(command: Sequence[str], cell: Cell, servers: Servers, target: str, secon
     earlier = 0
     try:
         if cell.restarts:
+            until(lambda: server.counts().opened > before.opened, what="the program has connected")
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(RESTART_S)
             earlier = server.counts().opened - before.opened
