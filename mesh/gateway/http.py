@@ -12,17 +12,18 @@ import socket
 from collections.abc import Callable, Iterator
 
 import uvicorn
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from mesh.gateway.patient import KEEP_ALIVE_S, Patient
 from mesh.gateway.routes import front, routes
 from mesh.gateway.seam import GrpcCalls
+from mesh.telemetry.exposition import written
 
 INDEX = """<!doctype html><title>mesh</title><p>A model mesh. \
 <a href="/metrics">/metrics</a> <a href="/v2/health/live">/v2/health/live</a> \
@@ -115,9 +116,7 @@ class HttpServer:
         return HTMLResponse(INDEX if self._calls is None else INDEX + ROUTER_INDEX)
 
     async def _scrape(self, _request: Request) -> Response:
-        # Thousands of series take many milliseconds to write out: not on the loop that carries requests.
-        body = await asyncio.to_thread(generate_latest, self._metrics)
-        return Response(body, headers={"content-type": CONTENT_TYPE_LATEST})
+        return StreamingResponse(written(self._metrics), headers={"content-type": CONTENT_TYPE_LATEST})
 
     async def _live(self, _request: Request) -> Response:
         return JSONResponse({"live": True})

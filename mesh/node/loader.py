@@ -278,8 +278,7 @@ class Loader:
             return
         except asyncio.CancelledError:
             if old is None:
-                self._copies.pop(key, None)
-                self.on_change()
+                self._drop(key)
             raise
         except Exception as error:  # noqa: BLE001 - whatever goes wrong, the copy must not stay "loading"
             self._metrics.load_done(model.name, model.version, False, time.monotonic() - started_s)  # noqa: FBT003 - a fact
@@ -335,8 +334,7 @@ class Loader:
         except MeshError as error:
             log.warning("could not give a load up", model=key[0], error=error.message)
         if not kept:
-            del self._copies[key]
-            self.on_change()
+            self._drop(key)
 
     async def _evict(self, key: VersionKey) -> None:
         """Take this node out of a version's placement and drop the copy. Raises `RegistryUnavailable`."""
@@ -366,7 +364,12 @@ class Loader:
                 del self._leaving[key]
             self.memory.release(key)
             log.info("unloaded", model=key[0], version=key[1])
-        del self._copies[key]
+        self._drop(key)
+
+    def _drop(self, key: VersionKey) -> None:
+        """Hold a copy no more, nor its numbers."""
+        self._copies.pop(key, None)
+        self._metrics.dropped(*key)
         self.on_change()
 
     async def _close(self, served: Served, within_s: float | None = None) -> None:

@@ -1,33 +1,39 @@
 """What routers and nodes count, under Prometheus names with base units (`mesh_*`), one registry per process object.
 
 The request path adds to plain numbers (`mesh.telemetry.series`); families are made from them at a scrape. Methods are
-called from the event loop's thread; scrapes may come from any thread. Triton's names are in `mesh.telemetry.triton`.
+called from the event loop's thread, and so are scrapes (`mesh.telemetry.exposition`). Triton's names are in
+`mesh.telemetry.triton`.
 """
 
 from __future__ import annotations
 
 import time
 from collections import ChainMap, Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, cast
 
 import prometheus_client
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from mesh.core.errors import Code
 from mesh.core.pipeline.spec import Pipeline
 from mesh.core.traffic.clients import Clients
 from mesh.core.traffic.held import HeldBytes
-from mesh.core.types import Copy, CopyState, Node
+from mesh.core.types import Copy, Node
 from mesh.core.view import ClusterView
-from mesh.telemetry.series import Family, Histogram, SeriesTable
+from mesh.telemetry.gauges import node_gauges, sequences, sessions
+from mesh.telemetry.series import FEW_BATCHES, UNKNOWN, Families, Family, Histogram, Key, SeriesTable, Totals
 from mesh.telemetry.statistics import Statistics
 from mesh.telemetry.triton import NodeRow, TritonCollector
 
 MAX_LABEL_VALUES: Final = 2000
 """Children of one family whose labels are not bound to known models (node ids come and go); above it: "other"."""
+
+
+OTHER: Final = "other"
 
 
 def new_registry() -> CollectorRegistry:
@@ -48,6 +54,16 @@ class RouterRow:
         self.codes = [0] * len(Code)
         self.attempts = 0
         self.seconds = Histogram()
+
+    def stamp(self) -> Hashable:
+        """Return what is another one after anything was counted."""
+        return sum(self.codes), self.attempts
+
+    def merge(self, other: RouterRow) -> None:
+        """Count what `other` has counted."""
+        self.codes = [mine + its for mine, its in zip(self.codes, other.codes, strict=True)]
+        self.attempts += other.attempts
+        self.seconds.merge(other.seconds)
 
 
 class RouterMetrics:
@@ -133,15 +149,19 @@ class RouterMetrics:
         self._messages[direction] += 1
 
     def _collect(self) -> Iterator[Metric]:
-        view, family = self._view(), Family(self._table)
+        view, family = self._view(), Families(self._table)
         yield family.codes("mesh_router_requests", "Calls answered, by gRPC code.", lambda row: row.codes)
         yield family.histogram(
             "mesh_router_request_seconds", "Time from a call's first byte to its answer.", lambda row: row.seconds
         )
         yield family.counter("mesh_router_attempts", "Copies asked for calls.", lambda row: row.attempts)
+        yield family.all_codes("mesh_router_all_requests", "Calls answered, whatever model.", lambda row: row.codes)
+        yield family.all_seconds("mesh_router_all_request_seconds", "Time they took.", lambda row: row.seconds)
+        yield family.all_counter("mesh_router_all_attempts", "Copies asked for them.", lambda row: row.attempts)
         yield _labelled(
             "mesh_router_attempts_failed", "Attempts at a copy that failed.", ("node", "reason"), self._failed
         )
+        self._tidy(view)
         yield _labelled("mesh_router_cold_requests", "Calls to a cold model.", ("model", "outcome"), self._cold)
         waits = HistogramMetricFamily("mesh_router_cold_wait_seconds", "Time such calls waited.", labels=["outcome"])
         for outcome, found in list(self._cold_seconds.items()):
@@ -152,13 +172,18 @@ class RouterMetrics:
         for direction, count in self._messages.items():
             messages.add_metric([direction], count)
         yield messages
-        yield from _sessions(self._sessions())
+        yield from sessions(self._sessions())
         yield GaugeMetricFamily("mesh_router_view_revision", "Registry revision of the view.", view.revision)
         yield GaugeMetricFamily("mesh_router_nodes", "Nodes in the view.", len(view.nodes))
         yield GaugeMetricFamily("mesh_router_silent_nodes", "Nodes that do not answer this router now.", self._silent())
         yield GaugeMetricFamily("mesh_router_models", "Model names in the view.", len(view.models))
         quarantined = len(view.quarantined(time.time()))
         yield GaugeMetricFamily("mesh_router_quarantined_models", "Versions whose callers are refused.", quarantined)
+
+    def _tidy(self, view: ClusterView) -> None:
+        """Count the cold calls of models that are gone under "other"."""
+        for model, outcome in [key for key in self._cold if key[0] not in view.models and key[0] != OTHER]:
+            self._cold[OTHER, outcome] += self._cold.pop((model, outcome))
 
 
 class NodeMetrics:
@@ -229,12 +254,21 @@ class NodeMetrics:
         row.loads[0 if ok else 1] += 1
         row.load_s += seconds
 
+    def dropped(self, model: str, version: str) -> None:
+        """Note that a copy is held no more: its series go, and what they counted stays in the node's totals."""
+        versions = self._loaded.get(model, {})
+        versions.pop(version, None)
+        if not versions:
+            self._loaded.pop(model, None)
+            self._table.forget(model, UNKNOWN)
+        self._table.forget(model, version)
+
     def model_died(self, model: str, version: str, process: str) -> None:
         """Count a process that a version ended; `process` is one of a few fixed words."""
         _count(self._deaths, (model, version, process))
 
     def _collect(self) -> Iterator[Metric]:
-        family = Family(self._table)
+        family = Families(self._table)
         yield family.codes("mesh_node_requests", "Requests answered, by gRPC code.", lambda row: row.codes)
         yield family.histogram(
             "mesh_node_request_seconds", "Time from a request's last byte to its answer.", lambda row: row.seconds
@@ -245,75 +279,46 @@ class NodeMetrics:
         yield family.histogram(
             "mesh_node_compute_seconds", "Time the runtime ran for successful requests.", lambda row: row.compute
         )
-        yield family.histogram("mesh_node_batch_rows", "Rows per execution.", lambda row: row.batches)
+        yield family.histogram("mesh_node_batch_rows", "Rows per execution.", lambda row: row.batches, FEW_BATCHES)
         yield family.counter("mesh_node_run_seconds", "Time the runtime ran, each run once.", lambda row: row.run_s)
         yield self._loads()
         told = "Processes that models ended, a node's own when it is here again."
         yield _labelled("mesh_node_model_deaths", told, ("model", "version", "process"), self._deaths)
         yield family.counter("mesh_node_load_seconds", "Time spent on loads.", lambda row: row.load_s)
+        yield from self._totals(family)
         yield GaugeMetricFamily("mesh_node_outstanding", "Requests in flight.", self._outstanding())
-        yield from _sequences(self._served())
+        yield from sequences(self._served())
         yield GaugeMetricFamily("mesh_node_kept_bytes", "Snapshots of other nodes' sequences.", self._kept_bytes())
         node = self._node()
         if node is not None:
-            yield from _node_gauges(node, self._copies())
+            yield from node_gauges(node, self._copies())
 
-    def _loads(self) -> CounterMetricFamily:
-        family = CounterMetricFamily("mesh_node_loads", "Loads that ended.", labels=["model", "version", "outcome"])
-        for key, row in self._table.rows():
-            for outcome, count in zip(("ok", "failed"), list(row.loads), strict=True):
-                family.add_metric((*key, outcome), count)
-        return family
+    def _loads(self) -> Metric:
+        def samples(key: Key, row: NodeRow) -> Iterable[Sample]:
+            return _load_samples("mesh_node_loads_total", row, {"model": key[0], "version": key[1]})
 
+        return Family(self._table, "mesh_node_loads", "Loads that ended.", "counter", samples)
 
-def _sequences(served: Sequence[Any]) -> Iterator[Metric]:
-    labels = ["model", "version"]
-    live = GaugeMetricFamily("mesh_node_sequences_live", "Sequences or generations that are live.", labels=labels)
-    held = GaugeMetricFamily("mesh_node_sequences_state_bytes", "About what their states take.", labels=labels)
-    steps = CounterMetricFamily("mesh_node_sequences_steps", "Steps that ran.", labels=labels)
-    for each in served:
-        if each.sequences is not None:
-            named = [each.model.name, each.model.version]
-            live.add_metric(named, each.sequences.live)
-            held.add_metric(named, each.sequences.state_bytes)
-            steps.add_metric(named, each.sequences.steps_done)
-    yield from (live, held, steps)
-
-
-_SESSIONS: Final = (
-    (GaugeMetricFamily, "live", "Sequences that go through this router."),
-    (GaugeMetricFamily, "kept_bytes", "What is kept so that they outlive their nodes."),
-    (GaugeMetricFamily, "kept_elsewhere", "Those whose last state another node keeps."),
-    (GaugeMetricFamily, "unprotected", "Those that would not outlive their node now."),
-    (GaugeMetricFamily, "generations", "Generations that go on."),
-    (CounterMetricFamily, "steps", "Steps of sequences."),
-    (CounterMetricFamily, "responses", "Responses of generations."),
-    (CounterMetricFamily, "failovers", "Sessions whose node went away."),
-    (CounterMetricFamily, "lost", "Those of them whose state could not be brought to another node."),
-)
+    def _totals(self, family: Families[NodeRow]) -> Iterator[Metric]:
+        """Yield the node's totals: what every model that was ever here counted."""
+        yield family.all_codes("mesh_node_all_requests", "Requests answered, whatever model.", lambda row: row.codes)
+        yield family.all_seconds("mesh_node_all_request_seconds", "Time they took.", lambda row: row.seconds)
+        yield family.all_counter("mesh_node_all_runs", "Executions.", lambda row: row.batches.count())
+        yield family.all_counter("mesh_node_all_rows", "Rows of them.", lambda row: row.batches.total)
+        yield family.all_counter("mesh_node_all_run_seconds", "Time they took.", lambda row: row.run_s)
+        yield Totals(
+            self._table,
+            "mesh_node_all_loads",
+            "Loads that ended, whatever model.",
+            "counter",
+            lambda row: _load_samples("mesh_node_all_loads_total", row, {}),
+        )
+        yield family.all_counter("mesh_node_all_load_seconds", "Time spent on them.", lambda row: row.load_s)
 
 
-def _sessions(groups: Sequence[Any]) -> Iterator[Metric]:
-    for kind, field, text in _SESSIONS:
-        family = kind(f"mesh_router_sessions_{field}", text, labels=["model", "version"])
-        for each in groups:
-            family.add_metric([each.model, each.version], getattr(each, field))
-        yield family
-
-
-def _node_gauges(node: Node, held: Iterable[Copy]) -> Iterable[Metric]:
-    states = Counter(copy.state for copy in held)
-    copies = GaugeMetricFamily("mesh_node_copies", "Copies held, by state.", labels=["state"])
-    for state in CopyState:
-        copies.add_metric([state.value], states[state])
-    total = GaugeMetricFamily("mesh_node_device_total_bytes", "Memory for models.", labels=["device", "name"])
-    free = GaugeMetricFamily("mesh_node_device_free_bytes", "Memory not held by models.", labels=["device", "name"])
-    for device in node.devices:
-        labels = [f"{device.kind}:{device.index}", device.name]
-        total.add_metric(labels, device.total_bytes)
-        free.add_metric(labels, device.free_bytes)
-    draining = GaugeMetricFamily("mesh_node_draining", "1 while the node takes no new work.", int(node.draining))
-    return copies, total, free, draining
+def _load_samples(name: str, row: NodeRow, labels: dict[str, str]) -> Iterator[Sample]:
+    for outcome, count in zip(("ok", "failed"), row.loads, strict=True):
+        yield Sample(name, {**labels, "outcome": outcome}, count)
 
 
 class _Scrape(Collector):
@@ -331,7 +336,7 @@ class _Scrape(Collector):
 
 def _count(counts: Counter[tuple[str, ...]], labels: tuple[str, ...]) -> None:
     if labels not in counts and len(counts) >= MAX_LABEL_VALUES:
-        labels = ("other", *labels[1:])
+        labels = (OTHER, *labels[1:])
     counts[labels] += 1
 
 

@@ -6,14 +6,15 @@ times of successful requests only. Nothing is counted twice: the values are read
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Final
 
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from mesh.core.errors import Code
-from mesh.telemetry.series import BATCHES, LABELS, Histogram, SeriesTable
+from mesh.telemetry.series import BATCHES, LABELS, Family, Histogram, Key, SeriesTable
 
 
 class NodeRow:
@@ -31,6 +32,22 @@ class NodeRow:
         self.run_s = 0.0
         self.loads = [0, 0]
         self.load_s = 0.0
+
+    def stamp(self) -> Hashable:
+        """Return what is another one after anything was counted: each time is counted with a request, run or load."""
+        return sum(self.codes), sum(self.batches.counts), sum(self.loads)
+
+    def merge(self, other: NodeRow) -> None:
+        """Count what `other` has counted."""
+        self.codes = [mine + its for mine, its in zip(self.codes, other.codes, strict=True)]
+        self.loads = [mine + its for mine, its in zip(self.loads, other.loads, strict=True)]
+        self.seconds.merge(other.seconds)
+        self.queue.merge(other.queue)
+        self.compute.merge(other.compute)
+        self.batches.merge(other.batches)
+        self.ok_s += other.ok_s
+        self.run_s += other.run_s
+        self.load_s += other.load_s
 
 
 FAMILIES: Final[tuple[tuple[str, str, Callable[[NodeRow], float]], ...]] = (
@@ -71,12 +88,12 @@ class TritonCollector(Collector):
 
         They are untyped: `prometheus_client` writes counters with a `_total` at the end, which Triton's names lack.
         """
-        rows = list(self._table.rows())
         for name, text, read in FAMILIES:
-            metric = Metric(name, text, "unknown")
-            for key, row in rows:
-                metric.add_sample(name, dict(zip(LABELS, key, strict=True)), read(row))
-            yield metric
+            yield Family(self._table, name, text, "unknown", _samples(name, read))
+
+
+def _samples(name: str, read: Callable[[NodeRow], float]) -> Callable[[Key, NodeRow], tuple[Sample]]:
+    return lambda key, row: (Sample(name, dict(zip(LABELS, key, strict=True)), read(row)),)
 
 
 def _us(seconds: float) -> int:

@@ -56,7 +56,7 @@ def test_a_router_counts_calls_by_model_version_and_code() -> None:
     assert value(seen, "mesh_router_attempts_total", model="iris", version="1") == 6
     assert value(seen, "mesh_router_request_seconds_count", model="iris", version="1") == 3
     assert value(seen, "mesh_router_request_seconds_sum", model="iris", version="1") == pytest.approx(1.202)
-    assert value(seen, "mesh_router_request_seconds_bucket", model="iris", version="1", le="0.0025") == 1
+    assert value(seen, "mesh_router_request_seconds_bucket", model="iris", version="1", le="0.005") == 1
     assert value(seen, "mesh_router_request_seconds_bucket", model="iris", version="1", le="+Inf") == 3
 
 
@@ -82,9 +82,66 @@ def test_series_of_a_model_that_left_the_mesh_go_away() -> None:
     metrics.view_published(view_of(("iris", "2")))
     seen = scrape(metrics.registry)
     left = {
-        dict(labels)["model"] + dict(labels)["version"] for (name, labels) in seen if name.endswith("requests_total")
+        dict(labels)["model"] + dict(labels)["version"]
+        for (name, labels) in seen
+        if name == "mesh_router_requests_total"
     }
     assert left == {"iris2"}
+    assert value(seen, "mesh_router_all_requests_total", code="OK") == 3
+
+
+def test_cold_calls_of_a_model_that_left_the_mesh_are_counted_together() -> None:
+    metrics = RouterMetrics()
+    metrics.view_published(view_of(("iris", "1"), ("digits", "1")))
+    metrics.cold_wait("iris", 0.3, "served")
+    metrics.cold_wait("digits", 0.3, "served")
+    metrics.view_published(view_of(("iris", "1")))
+    seen = scrape(metrics.registry)
+    cold = {labels: count for (name, labels), count in seen.items() if name == "mesh_router_cold_requests_total"}
+    assert cold == {(("model", "iris"), ("outcome", "served")): 1, (("model", "other"), ("outcome", "served")): 1}
+
+
+def test_series_of_a_copy_that_is_held_no_more_go_and_the_node_s_totals_stay() -> None:
+    """1,500 models that pass through leave no line behind; one that comes back begins at 0."""
+    metrics = node_metrics()
+    before = scrape(metrics.registry)
+    for number in range(1500):
+        metrics.load_done(f"m{number}", "1", ok=True, seconds=0.1)
+        metrics.request_done(f"m{number}", "1", Code.OK, queue_s=0.0, compute_s=0.01, total_s=0.01)
+        metrics.batch_run(f"m{number}", "1", 2, 0.01)
+        metrics.request_done(f"m{number}", "7", Code.NOT_FOUND, queue_s=0.0, compute_s=0.0, total_s=0.01)
+        metrics.dropped(f"m{number}", "1")
+    seen = scrape(metrics.registry)
+    assert {name for name, _ in seen} == {name for name, _ in before}
+    assert len(seen) == len(before) + 1  # NOT_FOUND is a code that was not answered before.
+    assert value(seen, "mesh_node_all_requests_total", code="OK") == 1502
+    assert value(seen, "mesh_node_all_requests_total", code="NOT_FOUND") == 1500
+    assert value(seen, "mesh_node_all_loads_total", outcome="ok") == 1501
+    assert value(seen, "mesh_node_all_rows_total") == 3010
+    assert value(seen, "mesh_node_all_request_seconds_bucket", le="0.0025") == 0
+    metrics.load_done("m7", "1", ok=True, seconds=0.1)
+    assert value(scrape(metrics.registry), "mesh_node_requests_total", model="m7", version="1", code="OK") is None
+    # Who is late counts for nobody, and in the total.
+    metrics.request_done("m8", "1", Code.OK, queue_s=0.0, compute_s=0.01, total_s=0.01)
+    assert value(scrape(metrics.registry), "mesh_node_all_requests_total", code="OK") == 1503
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["load", "drop", "ask", "run"])), max_size=40))
+def test_totals_never_go_back_and_are_the_sum_of_what_was_counted(steps: list[tuple[str, str]]) -> None:
+    metrics, asked, before = NodeMetrics(CollectorRegistry()), 0, 0.0
+    for model, what in steps:
+        if what == "load":
+            metrics.load_done(model, "1", ok=True, seconds=0.1)
+        elif what == "drop":
+            metrics.dropped(model, "1")
+        elif what == "ask":
+            metrics.request_done(model, "1", Code.OK, queue_s=0.0, compute_s=0.01, total_s=0.01)
+            asked += 1
+        else:
+            metrics.batch_run(model, "1", 1, 0.1)
+        now = value(scrape(metrics.registry), "mesh_node_all_requests_total", code="OK") or 0.0
+        assert before <= now == asked
+        before = now
 
 
 def test_a_router_counts_streams_failed_attempts_cold_waits_and_its_view() -> None:
@@ -141,7 +198,8 @@ def test_a_node_counts_requests_runs_and_loads() -> None:
     assert value(seen, "mesh_node_queue_seconds_sum", **labels) == pytest.approx(0.004)
     assert value(seen, "mesh_node_compute_seconds_count", **labels) == 2
     assert value(seen, "mesh_node_batch_rows_sum", **labels) == 10
-    assert value(seen, "mesh_node_batch_rows_bucket", **labels, le="2.0") == 1
+    assert value(seen, "mesh_node_batch_rows_bucket", **labels, le="8.0") == 2
+    assert value(seen, "mesh_node_batch_rows_bucket", **labels, le="1.0") == 0
     assert value(seen, "mesh_node_run_seconds_total", **labels) == pytest.approx(0.006)
     assert value(seen, "mesh_node_loads_total", **labels, outcome="ok") == 1
     assert value(seen, "mesh_node_loads_total", model="bad", version="1", outcome="failed") == 1
