@@ -16,7 +16,7 @@ FAR_S: Final = 0.001
 EVIDENCE_S: Final = 0.05
 """How long round trips must have been alike before a peer is taken to be far. One next door that is busy, or whose
 answers wait behind its data, takes 1 to 30 ms as well, but never the same for long."""
-TRIPS: Final = 3
+TRIPS: Final = 2
 """And how many of them at least: a single one may be long because a process has just started."""
 ALIKE: Final = 2
 """How many times the shortest of them the longest may be."""
