@@ -34,6 +34,8 @@ MAX_DEPTH: Final = 64
 MAX_VALUES: Final = 10_000
 """In a model.yaml, each counted as often as aliases repeat it."""
 
+MAX_INT: Final = (1 << 63) - 1
+
 SHOWN_CHARS: Final = 300
 """Of a path or a reason, where it is told to people."""
 
@@ -49,6 +51,14 @@ def shown(text: str, most: int = SHOWN_CHARS) -> str:
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def reason_of(error: Exception) -> str:
+    """Return why a folder is refused, in a text that can be told to people."""
+    if isinstance(error, OSError) and error.strerror:
+        name = "" if error.filename is None else f" ({os.path.basename(os.fsdecode(error.filename))})"  # noqa: PTH119 - of bytes or text
+        return shown(f"{error.strerror}{name}")
+    return shown(str(error) if isinstance(error, BadFolder) else repr(error))
 
 
 def is_folder(entry: os.DirEntry[str] | Path) -> bool:
@@ -133,6 +143,14 @@ def check_yaml(data: bytes) -> None:
         _count(data)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadFolder(f"model.yaml: {shown(' '.join(str(error).split()))}") from error
+
+
+def check_numbers(value: object) -> None:
+    """Raise `BadFolder` for a whole number that no message of the protocol can carry."""
+    if isinstance(value, int) and not -MAX_INT - 1 <= value <= MAX_INT:
+        raise BadFolder(f"model.yaml: {shown(hex(value), 40)} is no number of 64 bits")
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
+        check_numbers(each)
 
 
 def _count(data: bytes) -> None:

@@ -33,14 +33,17 @@ from mesh.node.folder import (
     CONFIG_BYTES,
     LABELS_BYTES,
     BadFolder,
+    check_numbers,
     check_yaml,
     digest_of,
     files_of,
     is_folder,
     read_file,
+    reason_of,
     shown,
 )
 from mesh.node.isolation_yaml import isolating
+from mesh.node.remembered import Known, look_at
 from mesh.node.runtimes import onnx, python
 from mesh.node.sequence_yaml import generating, sequencing
 from mesh.registry import records
@@ -52,8 +55,6 @@ LABELS = "labels.txt"
 
 RECORD_BYTES: Final = 512 * 1024
 """Of one version in the registry; etcd takes 1.5 MB in one request, and a node's copy of the record comes on top."""
-
-MAX_INT: Final = (1 << 63) - 1
 
 RUNTIME_FILES = {"onnx": onnx.FILE, "python": python.FILE}
 
@@ -110,11 +111,12 @@ class Scan:
 
 
 class Scanner:
-    """Reads repositories. Digests are remembered by (path, size, mtime): a scan without changes reads no file."""
+    """Reads repositories. A folder that looks as before is not read again, nor a file with its old size and mtime."""
 
     def __init__(self, roots: Sequence[Path]) -> None:
         self.roots = [root.resolve() for root in roots]
         self._digests: dict[tuple[str, int, int], bytes] = {}
+        self._known: dict[Path, Known] = {}
 
     def urls(self) -> tuple[str, ...]:
         """Return the repositories as ``file://`` URLs."""
@@ -129,25 +131,23 @@ class Scanner:
         refused: dict[str, str] = {}
         names: set[str] = set()
         seen: dict[tuple[str, int, int], bytes] = {}
+        known: dict[Path, Known] = {}
         for root in self.roots:
             try:
                 with os.scandir(root) as entries:
                     folders = sorted(root / each.name for each in entries if _may_be_model(each))
             except (OSError, ValueError) as error:
-                refused[str(root)] = f"the repository cannot be read: {_reason(error)}"
+                refused[str(root)] = f"the repository cannot be read: {reason_of(error)}"
                 continue
             for folder in folders:
                 if folder.name in names:
                     continue
-                try:
-                    found, bad = self._model(folder, seen)
-                except Exception as error:  # noqa: BLE001 - what anybody wrote may raise anything, and ends no scan
-                    found, bad = [], {str(folder): _reason(error)}
+                found, bad = self._found(folder, seen, known)
                 if found or bad:
                     names.add(folder.name)
                     models.update({(model.name, model.version): model for model in found})
                     refused.update(bad)
-        self._digests = seen
+        self._digests, self._known = seen, known
         return Scan(models, refused)
 
     def label(self, path: str) -> str:
@@ -156,6 +156,25 @@ class Scanner:
             if path != str(root) and Path(path).is_relative_to(root):
                 return shown(Path(path).relative_to(root).as_posix())
         return shown(path)
+
+    def _found(
+        self, folder: Path, seen: dict[tuple[str, int, int], bytes], known: dict[Path, Known]
+    ) -> tuple[Sequence[ModelVersion], dict[str, str]]:
+        """Return what is in a folder, from memory when it looks as it did when it was read."""
+        look, before = look_at(folder), self._known.get(folder)
+        if look is not None and before is not None and before.look == look:
+            seen.update(before.digests)
+            known[folder] = before
+            return before.found, {}
+        digests: dict[tuple[str, int, int], bytes] = {}
+        try:
+            found, bad = self._model(folder, digests)
+        except Exception as error:  # noqa: BLE001 - what anybody wrote may raise anything, and ends no scan
+            return [], {str(folder): reason_of(error)}
+        seen.update(digests)
+        if look is not None and found and not bad:
+            known[folder] = Known(look, tuple(found), digests)
+        return found, bad
 
     def _model(
         self, folder: Path, seen: dict[tuple[str, int, int], bytes]
@@ -183,7 +202,7 @@ class Scanner:
             try:
                 found.append(_recordable(self._version(folder.name, config, said, path, seen)))
             except Exception as error:  # noqa: BLE001 - as in `scan`
-                bad[str(path)] = _reason(error)
+                bad[str(path)] = reason_of(error)
         return found, bad
 
     def _version(
@@ -250,14 +269,6 @@ def _may_be_model(entry: os.DirEntry[str]) -> bool:
     return not entry.name.startswith((".", "__")) and is_folder(entry)
 
 
-def _reason(error: Exception) -> str:
-    """Return why a folder is refused, in a text that can be told to people."""
-    if isinstance(error, OSError) and error.strerror:
-        name = "" if error.filename is None else f" ({os.path.basename(os.fsdecode(error.filename))})"  # noqa: PTH119 - of bytes or text
-        return shown(f"{error.strerror}{name}")
-    return shown(str(error) if isinstance(error, BadFolder) else repr(error))
-
-
 def _recordable(model: ModelVersion) -> ModelVersion:
     """Return `model` when the registry can hold it. Raises `BadFolder` for what JSON has no form for, or too much."""
     try:
@@ -282,7 +293,7 @@ def _config(data: bytes) -> ModelYaml:
         raise BadFolder(f"{CONFIG}: {error}") from error
     if config.max_batch_size < 0 or config.max_queue_delay_us < 0 or config.max_queue_size < 0:
         raise BadFolder(f"{CONFIG}: max_batch_size, max_queue_delay_us and max_queue_size must not be negative")
-    _check_numbers(msgspec.to_builtins(config))
+    check_numbers(msgspec.to_builtins(config))
     for each in (*config.inputs, *config.outputs):
         if any(size < -1 for size in each.shape):
             raise BadFolder(f"{CONFIG}: '{each.name}' has shape {list(each.shape)}; a size is -1 (any) or 0 and more")
@@ -304,14 +315,6 @@ def _isolation(config: ModelYaml) -> Isolation | None:
         return isolating(said)
     except ValueError as error:
         raise BadFolder(f"{CONFIG}: {error}") from error
-
-
-def _check_numbers(value: object) -> None:
-    """Raise `BadFolder` for a whole number that no message of the protocol can carry."""
-    if isinstance(value, int) and not -MAX_INT - 1 <= value <= MAX_INT:
-        raise BadFolder(f"{CONFIG}: {shown(hex(value), 40)} is no number of 64 bits")
-    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
-        _check_numbers(each)
 
 
 def _generation(config: ModelYaml, runtime: str) -> Generation | None:
