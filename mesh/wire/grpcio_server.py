@@ -18,10 +18,6 @@ from mesh.wire.transport import Call, HotMethods, Limits, StreamHandler, TlsConf
 
 log = logging.getLogger(__name__)
 
-KEEPALIVE_MIN_S = 10
-"""Common clients ping every 20 s or more often under load tests; a stricter server answers too_many_pings."""
-
-
 NEVER_MS = 2**31 - 1
 """What grpc takes for no limit."""
 
@@ -82,8 +78,9 @@ class GrpcioServer:
             ("grpc.max_receive_message_length", self._limits.max_message_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.max_metadata_size", 64 * 1024),
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_MIN_S * 1000),
-            ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MIN_S * 1000),
+            # Routers ask a node that is silent twice a second (`mesh.wire.alive`), and clients theirs: no ping is one
+            # too many, as there are few of them.
+            ("grpc.http2.max_ping_strikes", 0),
             ("grpc.keepalive_permit_without_calls", 1),
             # Two processes on one port would share the calls silently: a second one must fail, unless it is meant.
             ("grpc.so_reuseport", int(self._reuse_port)),

@@ -296,3 +296,30 @@ def test_pipelines_go_on_without_the_silent_node(etcd: EtcdServer, repository: P
         for each in calls:
             each.result(60)
         made.end("a", "stopped")
+
+
+@pytest.mark.parametrize("kind", ["call", "session"])
+def test_clients_leave_a_router_that_is_stopped(etcd: EtcdServer, repository: Path, kind: str) -> None:
+    folding_model(repository, "fold", yaml=BOTH)
+    python_model(repository, "echo", SIGNATURE + BOTH, "return {'y': inputs['x']}")
+    python_model(repository, "slow", SIGNATURE + BOTH, "time.sleep(5.0); return {'y': inputs['x']}")
+    with mesh(etcd, repository, routers=2) as (made, client), ThreadPoolExecutor() as pool:
+        loaded(client, "fold", "echo", "slow")
+        sent = np.ones(1, np.float32)
+        with Client(f"{made.routers[0].grpc},{made.routers[1].grpc}", timeout_s=IN_TIME_S) as both:
+            assert np.array_equal(both.infer("echo", {"x": sent})["y"], sent)
+            if kind == "call":
+                call = pool.submit(both.infer, "slow", {"x": sent}, timeout_s=14)
+                held = [(node, "mesh_node_outstanding") for node in made.nodes.values()]
+                until(lambda: any(value(*each) for each in held), what="it runs")
+                made.router.send(signal.SIGSTOP)
+                with pytest.raises(Unavailable):
+                    call.result(60)
+                assert np.array_equal(both.infer("echo", {"x": sent}, timeout_s=IN_TIME_S)["y"], sent)
+            else:
+                with both.session("fold") as steps:
+                    for at, expected in enumerate(folded(range(10))):
+                        if at == 5:
+                            made.router.send(signal.SIGSTOP)
+                        assert int(steps.step({"x": np.array([[at]], np.int64)})["y"][0, 0]) == expected
+        made.router.send(signal.SIGCONT)

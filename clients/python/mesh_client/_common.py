@@ -69,12 +69,17 @@ def options(max_message_bytes: int) -> list[tuple[str, Any]]:
     return [
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
-        # Ten seconds of silence while calls go on are checked with a ping, the shortest that all of gRPC's clients
-        # allow themselves (gRFC A8): a router that vanished or stands still is left for the next after 15 s.
-        ("grpc.keepalive_time_ms", 10_000),
-        ("grpc.keepalive_timeout_ms", 5_000),
-        ("grpc.http2.ping_timeout_ms", 5_000),
+        # Three seconds of silence while calls go on are checked with a ping: a router that vanished or stands still is
+        # left for the next after 6 s. Routers take such pings; who else is asked and minds them says so (GOAWAY
+        # too_many_pings), and gRPC then pings half as often.
+        ("grpc.keepalive_time_ms", 3_000),
+        ("grpc.keepalive_timeout_ms", 3_000),
+        ("grpc.http2.ping_timeout_ms", 3_000),
+        # Else the third ping waits for a minute while a long call sends nothing.
+        ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_reconnect_backoff_ms", 2_000),
+        # How long one attempt to connect may take, despite its name.
+        ("grpc.min_reconnect_backoff_ms", 3_000),
     ]
 
 
