@@ -17,10 +17,10 @@ from mesh.core.errors import DeadlineExceeded, InvalidRequest, MeshError, ModelF
 from mesh.core.pipeline.run import EACH_AT_ONCE, Call, count_of
 from mesh.core.pipeline.spec import Literal
 from mesh.core.types import Dtype
+from mesh.node.asked import Asked
 from mesh.node.item import Item, Ran
 from mesh.node.labor import Later, is_long_text
 from mesh.node.observe import Observed
-from mesh.node.running import Asked
 from mesh.node.runtimes.base import Array, Request
 from mesh.node.served import Served
 from mesh.node.validate import check_rows

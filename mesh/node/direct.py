@@ -17,12 +17,13 @@ from mesh.api.question import decode
 from mesh.api.stream import FINAL, INFER_RESPONSE_TAG, varint
 from mesh.core.errors import Code, MeshError, RemoteError, let_go, status_of
 from mesh.core.traffic.held import COUNTED
+from mesh.node.asked import Asked
 from mesh.node.fused import FusedRunning
 from mesh.node.graph import GraphRunning
 from mesh.node.infer import WINDOW, Infer
 from mesh.node.labor import Later
 from mesh.node.plan import Part
-from mesh.node.running import Asked, Running, failed_message, fate_trailers
+from mesh.node.running import Running, failed_message, fate_trailers
 from mesh.node.served import Pins, Served
 from mesh.wire.connection import Connection
 from mesh.wire.grpc_framing import Deframer, Packed, framed, pack_prefix
@@ -30,8 +31,9 @@ from mesh.wire.header_cache import encode
 from mesh.wire.heads import ANSWER, OK_TRAILERS, RequestHead
 from mesh.wire.server_call import STREAM_BUFFER, Origin, ServerCall, UnaryCall, stop_sending
 from mesh.wire.streams import Stream
-from mesh.wire.transport import LOAD_TRAILER, MODEL_HEADER, PIPELINE_HEADER, VERSION_HEADER, Direct
+from mesh.wire.transport import CALLER_HEADER, LOAD_TRAILER, MODEL_HEADER, PIPELINE_HEADER, VERSION_HEADER, Direct
 
+_CALLER: Final = CALLER_HEADER.encode()
 _MODEL: Final = MODEL_HEADER.encode()
 _VERSION: Final = VERSION_HEADER.encode()
 _PIPELINE: Final = PIPELINE_HEADER.encode()
@@ -50,25 +52,33 @@ def methods(infer: Infer) -> tuple[Direct, Direct]:
     return unary, stream
 
 
-def _asked(head: RequestHead, deadline_s: float | None) -> Asked:
+def _asked(head: RequestHead, deadline_s: float | None, peer: str) -> Asked:
     """Return what the head of a call says; the part that is equal for equal heads is kept on it."""
     known = head.memo
     if known.__class__ is not _Known:
         known = head.memo = _Known(head)
     assert isinstance(known, _Known)
     return Asked(
-        known.method, lambda: head.metadata, deadline_s, known.model, known.version, known.traceparent, known.pipeline
+        known.method,
+        lambda: head.metadata,
+        deadline_s,
+        known.model,
+        known.version,
+        known.traceparent,
+        known.pipeline,
+        known.caller or peer,
     )
 
 
 class _Known:
-    __slots__ = ("method", "model", "pipeline", "traceparent", "version")
+    __slots__ = ("caller", "method", "model", "pipeline", "traceparent", "version")
 
     def __init__(self, head: RequestHead) -> None:
         self.method = head.path.decode("latin-1")
         self.model = (head.get(_MODEL) or b"").decode("utf-8", "replace")
         self.version = (head.get(_VERSION) or b"").decode("utf-8", "replace")
         self.pipeline = (head.get(_PIPELINE) or b"").decode("utf-8", "replace")
+        self.caller = (head.get(_CALLER) or b"").decode("latin-1")
         self.traceparent = (head.get(b"traceparent") or b"").decode("latin-1")
 
 
@@ -90,7 +100,7 @@ class DirectUnary(UnaryCall):
     def received(self, message: bytes) -> None:
         """Begin."""
         try:
-            running = self._infer.begin(_asked(self.head, self.deadline_s), message, self)
+            running = self._infer.begin(_asked(self.head, self.deadline_s, self.peer), message, self)
             if not self.over:
                 self._running = running
         except Exception as error:  # noqa: BLE001 - the edge: every failure becomes a status
@@ -144,7 +154,7 @@ class DirectStream(ServerCall):
     def __init__(self, connection: Connection, stream: Stream, origin: Origin, infer: Infer) -> None:
         super().__init__(connection, stream, origin)
         self._infer = infer
-        self._asked = _asked(origin.head, self.deadline_s)
+        self._asked = _asked(origin.head, self.deadline_s, self.peer)
         self._deframer = Deframer(origin.max_message_bytes, compression=origin.head.compression)
         self._messages: deque[bytes] = deque()
         self._turns: deque[_Turn] = deque()

@@ -24,13 +24,14 @@ from mesh.core.errors import MeshError
 from mesh.core.pipeline.run import Graph, Share
 from mesh.core.pipeline.spec import Ref, Step
 from mesh.core.types import Dtype, ModelVersion, TensorSpec
+from mesh.node.asked import Asked
 from mesh.node.batcher import Batcher
 from mesh.node.gauge import ON_LOOP_S
 from mesh.node.item import Item, Ran
 from mesh.node.labor import Begun
 from mesh.node.plan import Part
 from mesh.node.plans import Plans
-from mesh.node.running import NOBODY, Asked, Reply, Running
+from mesh.node.running import NOBODY, Reply, Running
 from mesh.node.runtimes.base import Array, Request, Tensors
 from mesh.node.served import Served
 from mesh.node.steps import Copies
@@ -348,7 +349,7 @@ class FusedRunning:
         if request.parameters or any(output.parameters for output in request.outputs):
             raise NotNow("a request with parameters")
         self._running = running = Running(served, message, None, self, _Unseen())
-        running.submit(request, self._asked.deadline_s, plans)
+        running.submit(request, self._asked, plans)
 
     def answer(self, response: list[Part]) -> None:
         """Pass the answer on."""

@@ -17,10 +17,11 @@ from mesh.core.pipeline.signatures import pipeline_model
 from mesh.core.traffic.route import resolve
 from mesh.core.types import Dtype, ModelVersion
 from mesh.core.view import ClusterView
+from mesh.node.asked import Asked
 from mesh.node.attempt import Held, carried
 from mesh.node.fused import Counters, Ends, FusedRunning, fuse, whole
 from mesh.node.labor import LONG_ELEMENTS, Later
-from mesh.node.running import NOBODY, Asked, Beginner, Reply
+from mesh.node.running import NOBODY, Beginner, Reply
 from mesh.node.served import Served
 from mesh.node.steps import Copies, See, Steps, Watch, held
 from mesh.telemetry.statistics import StepStatistics

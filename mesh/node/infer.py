@@ -22,6 +22,7 @@ from mesh.api.stream import final_message
 from mesh.core.errors import InvalidRequest, MeshError
 from mesh.core.view import ClusterView
 from mesh.node.answer import encode, final, wanted_outputs
+from mesh.node.asked import Asked
 from mesh.node.fused import FusedRunning
 from mesh.node.generation import responses
 from mesh.node.graph import GraphRunning, PipelineRuns
@@ -29,14 +30,14 @@ from mesh.node.item import Ran
 from mesh.node.labor import Later, is_long_answer, pause
 from mesh.node.observe import Observed
 from mesh.node.plan import Part, Wanted
-from mesh.node.running import Asked, Beginner, Reply, Running, failed_message, fate_trailers, read_request
+from mesh.node.running import Beginner, Reply, Running, failed_message, fate_trailers, read_request
 from mesh.node.runtimes.base import Tensors
 from mesh.node.served import Pins, Served
 from mesh.node.validate import read_inputs
 from mesh.telemetry.metrics import NodeMetrics
 from mesh.telemetry.tracing import Tracing
 from mesh.wire.stream_order import Answer, Interleaved, Ordered, answer_stream
-from mesh.wire.transport import LOAD_TRAILER, MODEL_HEADER, PIPELINE_HEADER, VERSION_HEADER, Call
+from mesh.wire.transport import CALLER_HEADER, LOAD_TRAILER, MODEL_HEADER, PIPELINE_HEADER, VERSION_HEADER, Call
 
 WINDOW = 64
 """Requests of one stream being answered at a time; beyond it the caller waits."""
@@ -157,7 +158,7 @@ class Infer:
             with Observed(self.metrics, self.tracing, asked.method, metadata, served) as seen:
                 wanted, inputs, seen.rows = await self._read(request, served)
                 seen.read_ns = time.monotonic_ns()
-                told = read_request(request, tells=bool(asked.model))
+                told = read_request(request, asked)
                 async with aclosing(responses(served, inputs, told, asked.deadline_s)) as made:
                     async for outputs, state in made:
                         yield message_with_state(await _written(request, served, outputs, wanted), state)
@@ -213,4 +214,5 @@ def _asked(call: Call) -> Asked:
         call.meta(VERSION_HEADER) or "",
         call.meta("traceparent") or "",
         call.meta(PIPELINE_HEADER) or "",
+        call.meta(CALLER_HEADER) or call.peer,
     )

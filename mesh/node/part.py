@@ -17,11 +17,11 @@ from mesh.core.pipeline.run import Graph, Share, of_step
 from mesh.core.pipeline.spec import Ref
 from mesh.core.types import ModelName, ModelVersion, TensorSpec, Version
 from mesh.core.view import ClusterView
+from mesh.node.asked import Asked
 from mesh.node.attempt import Held, carried
 from mesh.node.fused import Ends, NotNow, part
 from mesh.node.graph import Kept, PipelineRuns
 from mesh.node.item import Item, Ran
-from mesh.node.running import Asked
 from mesh.node.runtimes.base import Array, Request
 from mesh.node.served import Served
 from mesh.node.steps import Copies, Steps, held

@@ -17,6 +17,7 @@ from mesh.api.raw_places import RAW_INPUT_TAG
 from mesh.api.stream import varint
 from mesh.api.tensors import NUMPY
 from mesh.core.types import ITEM_BYTES, Dtype, TensorSpec
+from mesh.node.asked import Asked
 from mesh.node.runtimes.base import Array, Request, Tensors
 from mesh.node.served import Served
 
@@ -88,9 +89,9 @@ class Plan:
             arrays[each.name] = np.frombuffer(message, each.dtype, each.count, start).reshape(each.shape)
         return arrays if position == len(message) else None
 
-    def request(self, message: bytes, *, tells: bool) -> Request | None:
+    def request(self, message: bytes, asked: Asked) -> Request | None:
         """Return what the request says beside its tensors; None when this plan is not for it after all."""
-        del message, tells
+        del message, asked
         return PLAIN
 
     def write(self, outputs: Tensors) -> list[Part] | None:

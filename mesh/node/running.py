@@ -9,7 +9,6 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 from mesh.api.bytes_elements import rest
@@ -21,6 +20,7 @@ from mesh.api.session import state_field
 from mesh.api.stream import error_message
 from mesh.core.errors import MeshError, NotHere, Unimplemented, UnknownSequence, code_of, let_go
 from mesh.node.answer import encode, wanted_outputs
+from mesh.node.asked import Asked
 from mesh.node.item import Item, Ran
 from mesh.node.labor import is_long_answer, pause
 from mesh.node.observe import Observed
@@ -55,22 +55,6 @@ class _Nobody:
 
 
 NOBODY: Final[Reply] = _Nobody()
-
-
-@dataclass(slots=True)
-class Asked:
-    """What a call says of its requests beside their messages."""
-
-    method: str
-    metadata: Callable[[], Metadata]
-    """Made when it is wanted: it costs more than the rest."""
-    deadline_s: float | None
-    model: str = ""
-    """What the router resolved the name to; empty: the message's own name counts."""
-    version: str = ""
-    traceparent: str = ""
-    pipeline: str = ""
-    """The revision, when `model` is a pipeline's name that the router wants to be run here."""
 
 
 class Seen(Protocol):
@@ -113,9 +97,7 @@ class Running:
             admitted, request, plan.rows, self, deadline_s=deadline_s, queue_timeout_s=None, size=plan.size
         )
 
-    def submit(
-        self, request: ModelInferRequest, deadline_s: float | None, plans: Plans, *, tells: bool = False
-    ) -> None:
+    def submit(self, request: ModelInferRequest, asked: Asked, plans: Plans) -> None:
         """Read the inputs and put them into the queue. `tells`: who asks keeps states.
 
         Raises `MeshError`; what is wrong with a long request, which is read in a thread, the reply hears.
@@ -123,26 +105,25 @@ class Running:
         if self.served.reading is not None or is_long(len(self._message), request):
             served, before = self.served, self.served.reading
             self._task = task = asyncio.get_running_loop().create_task(
-                self._submit_later(before, request, deadline_s, plans, tells)
+                self._submit_later(before, request, asked, plans)
             )
             if served.sequences is not None:
                 task.add_done_callback(served.line_up())
             return
-        self._queue(request, self._read(request), deadline_s, plans, tells=tells)
+        self._queue(request, self._read(request), asked, plans)
 
     async def _submit_later(
         self,
         before: asyncio.Future[None] | None,
         request: ModelInferRequest,
-        deadline_s: float | None,
+        asked: Asked,
         plans: Plans,
-        tells: bool,
     ) -> None:
         try:
             read = await self.served.in_thread(self._read, request, pause)
             if before is not None:
                 await asyncio.wait((before,))
-            self._queue(request, read, deadline_s, plans, tells=tells)
+            self._queue(request, read, asked, plans)
         except Exception as error:  # noqa: BLE001 - the edge: every failure becomes a status
             self.failed(error)
         finally:
@@ -155,19 +136,17 @@ class Running:
         given, rows = read_inputs(request, served.inputs, model.name, model.max_batch_size, between, raws=raws)
         return _Read(wanted, given, served.loaded.admit(given), rows, raws)
 
-    def _queue(
-        self, request: ModelInferRequest, read: _Read, deadline_s: float | None, plans: Plans, *, tells: bool
-    ) -> None:
+    def _queue(self, request: ModelInferRequest, read: _Read, asked: Asked, plans: Plans) -> None:
         served, seen = self.served, self._seen
         self._wanted, given, inputs, seen.rows, raws = read
         plans.learn(self._message, request, served, wanted=self._wanted, inputs=given, rows=seen.rows, raws=raws)
         seen.read_ns = time.monotonic_ns()
         self._item = served.batcher.submit(
             inputs,
-            read_request(request, tells=tells),
+            read_request(request, asked),
             seen.rows,
             self,
-            deadline_s=deadline_s,
+            deadline_s=asked.deadline_s,
             queue_timeout_s=queue_timeout_s(request),
         )
 
@@ -265,7 +244,7 @@ class Beginner:
         served = self._find(asked.model or plan.model, asked.version or plan.version)
         if served is not plan.served:
             return None
-        inputs, request = plan.read(message), plan.request(message, tells=bool(asked.model))
+        inputs, request = plan.read(message), plan.request(message, asked)
         if inputs is None or request is None:
             return None
         seen = self.seen(asked, served)
@@ -286,7 +265,7 @@ class Beginner:
         running = Running(served, message, None, reply, seen)
         seen.begin()
         try:
-            running.submit(request, asked.deadline_s, self.plans, tells=bool(asked.model))
+            running.submit(request, asked, self.plans)
         except BaseException as error:
             seen.end(error)
             raise
@@ -304,11 +283,11 @@ class Beginner:
         return Observed(self.metrics, OFF, asked.method, (), served)
 
 
-def read_request(request: ModelInferRequest, *, tells: bool = False) -> Request:
+def read_request(request: ModelInferRequest, asked: Asked) -> Request:
     """Return what a model may read of `request` besides its tensors, and what its sequence needs."""
-    if not request.parameters and not tells:
+    if not request.parameters and not asked.tells:
         return Request(request.id) if request.id else PLAIN
-    return Request(request.id, literals(request.parameters), request.session_state, tells)
+    return Request(request.id, literals(request.parameters), request.session_state, asked.tells, asked.caller)
 
 
 def queue_timeout_s(request: ModelInferRequest) -> float | None:

@@ -32,7 +32,7 @@ def flags_of(request: Request, rows: int, model: str) -> Flags:
     if id_ in {0, ""}:
         raise InvalidRequest(f"{of} must specify a non-zero or non-empty correlation ID")
     if rows != 1:
-        raise InvalidRequest(f"{of} must specify batch-size 1 in a sequence; got {rows}")
+        raise InvalidRequest(f"{of} must specify batch-size 1 due to requirements of sequence batcher; got {rows}")
     return Flags(id_, _flag(told, "sequence_start", of), _flag(told, "sequence_end", of))
 
 

@@ -130,10 +130,13 @@ class SequenceBatcher:
                 self._loop.call_soon(self._was_done, item)
                 return item
         try:
-            item.sequence = self.schedule.arrive(id_, step, now_s)
+            item.sequence = self.schedule.arrive(id_, step, now_s, request.caller)
         except UnknownSequence as error:
             error.copy_age_s = now_s - self._since_s
             raise
+        if gone := self.schedule.displaced:
+            self.schedule.displaced = []
+            self._refuse(gone, f"Exceeds maximum queue size: others have less of that of model '{self._name}'")
         if queue_timeout_s is not None and not item.sequence.live:
             item.impatient = self._loop.call_later(queue_timeout_s, self._give_up, item)
         if self._sweeper is None and not self._steps.generates:
@@ -359,12 +362,16 @@ class SequenceBatcher:
         """Refuse a sequence whose step waited too long for its sequence's place."""
         if item.sequence is None:
             return
-        for step in self.schedule.waited_too_long(item.sequence, time.monotonic()):
+        steps = self.schedule.waited_too_long(item.sequence, time.monotonic())
+        self._refuse(steps, f"Request timeout expired in the queue of model '{self._name}'")
+
+    def _refuse(self, steps: list[Step[Item]], why: str) -> None:
+        for step in steps:
             late = cast("SequenceItem", step.what)
             late.step = None
             if late.impatient is not None:
                 late.impatient.cancel()
-            self._failed(late, Overloaded(f"Request timeout expired in the queue of model '{self._name}'"))
+            self._failed(late, Overloaded(why))
 
     def _sweep(self) -> None:
         self.schedule.expire(time.monotonic())

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from mesh.api.carried import literals
 from mesh.api.messages import ModelInferRequest
+from mesh.node.asked import Asked
 from mesh.node.plan import Plan, Wanted
 from mesh.node.runtimes.base import Request, Tensors
 from mesh.node.served import Served
@@ -35,9 +36,9 @@ class StepPlan(Plan):
         self._ids = Ids(front, place)
         self._parameters: Mapping[str, bool | int | float | str] = literals(request.parameters)
 
-    def request(self, message: bytes, *, tells: bool) -> Request | None:
+    def request(self, message: bytes, asked: Asked) -> Request | None:
         """Return what the step says; None when its id is not written as the plan's was, or it has to wait its turn."""
         id_ = self._ids.read(message)
         if id_ is None or self.served.reading is not None:
             return None
-        return Request("", {**self._parameters, "sequence_id": id_}, b"", tells)
+        return Request("", {**self._parameters, "sequence_id": id_}, b"", asked.tells, asked.caller)

@@ -16,9 +16,9 @@ from mesh.api.tensors import TensorError, decode_raw
 from mesh.core.errors import InvalidRequest, MeshError, code_of
 from mesh.core.pipeline.run import NEVER_BETTER, Action, Call, End, Fail, Finish, Graph, Run, Share, compare
 from mesh.core.pipeline.spec import Condition, Literal
+from mesh.node.asked import Asked
 from mesh.node.attempt import Attempt, Held, carried
 from mesh.node.observe import Observed
-from mesh.node.running import Asked
 from mesh.node.served import Served
 from mesh.telemetry.statistics import Statistics, StepStatistics
 

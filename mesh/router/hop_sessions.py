@@ -22,8 +22,9 @@ from mesh.router.live import Live, Said, Step
 from mesh.router.sessions import Sessions
 from mesh.router.target import Target
 from mesh.wire.grpc_framing import PREFIX_BYTES, framed, pack_prefix
+from mesh.wire.header_cache import encode
 from mesh.wire.peek import peek
-from mesh.wire.transport import Call
+from mesh.wire.transport import CALLER_HEADER, Call
 
 if TYPE_CHECKING:
     from mesh.router.hop_stream import HopStream
@@ -74,6 +75,7 @@ class SessionCarrier:
         self._all_keep = True
         self._flushing = False
         self._loop = asyncio.get_running_loop()
+        self._says = encode(CALLER_HEADER.encode(), hop.peer.encode())
         self.balancer = hop.balancer
         """What counts the steps at each node."""
 
@@ -137,7 +139,7 @@ class SessionCarrier:
         key = (located.node.id, located.node.incarnation, live.version)
         up = self._ups.get(key)
         if up is None:
-            up = self._hop.open(self, located, live.target, time.monotonic())
+            up = self._hop.open(self, located, live.target, time.monotonic(), self._says)
             if up is not None:
                 self._ups[key] = up
         return up

@@ -245,8 +245,8 @@ class HopStream(ServerCall):
         dispatch.balancer.picked(located.node.id)
         return True
 
-    def open(self, owner: Owner, located: Located, target: Target, now_s: float) -> Up | None:
-        """Open a stream to a copy; None where that takes time."""
+    def open(self, owner: Owner, located: Located, target: Target, now_s: float, says: bytes = b"") -> Up | None:
+        """Open a stream to a copy; None where that takes time. `says` are HPACK bytes of more headers."""
         channel = self._streams.dispatch.channels.to(located.node.address)
         assert isinstance(channel, WireChannel)
         connection = channel.links.ready()
@@ -262,7 +262,7 @@ class HopStream(ServerCall):
         trace = self._passed.trace
         if not trace and self._streams.dispatch.tracing.on:
             trace = UNSAMPLED_BLOCK
-        up.begin(connection.open(block + self._passed.block + trace + target.block, up))
+        up.begin(connection.open(block + self._passed.block + trace + target.block + says, up))
         return up
 
     def answered(self, turn: Turn, message: bytes) -> None:

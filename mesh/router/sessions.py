@@ -29,7 +29,7 @@ from mesh.router.strays import Strays, take
 from mesh.router.target import Target
 from mesh.wire.grpc_framing import framed
 from mesh.wire.peek import Peeked
-from mesh.wire.transport import ABSENT, NOT_RUN_TRAILER, Call, Metadata
+from mesh.wire.transport import ABSENT, CALLER_HEADER, NOT_RUN_TRAILER, Call, Metadata
 
 if TYPE_CHECKING:
     from mesh.router.dispatch import Dispatch
@@ -321,7 +321,7 @@ class Sessions:
     async def _call(self, live: Live, located: Located, send: Send[Step], call: Call) -> None:
         """Send one step as a call of its own."""
         message, dispatch = with_state(send.entry.message, send.restore), self.dispatch
-        metadata: Metadata = dispatch.metadata(call, live.model, None)
+        metadata: Metadata = (*dispatch.metadata(call, live.model, None), (CALLER_HEADER, call.peer))
         try:
             reply = await dispatch.send(call, located, message, metadata, leaves=partial(self.may_move, live, send))
         except RemoteError as error:

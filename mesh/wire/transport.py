@@ -39,6 +39,10 @@ PIPELINE_HEADER = "mesh-pipeline"
 router forwards as it came. The router drops every ``mesh-`` key that a client sends."""
 
 
+CALLER_HEADER = "mesh-caller"
+"""On a step of a sequence, from the router: whose it is, as the router names its connections. A node shares the places
+of sequences between callers, and has one connection with the router for all of them."""
+
 UNORDERED_HEADER = "mesh-unordered"
 """From a client, "true": answers of this stream may come in any order; every request then has an id."""
 

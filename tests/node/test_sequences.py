@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from asyncio import Future
 from collections.abc import Awaitable
 from pathlib import Path
 from types import SimpleNamespace
@@ -124,7 +125,11 @@ async def test_a_step_behind_an_end_that_waits_must_start_too(copy: Copy) -> Non
         ({"sequence_id": 0}, 1, "must specify a non-zero or non-empty correlation ID"),
         ({"sequence_id": True}, 1, "expected 'sequence_id' as a whole number or a text, got True"),
         ({"sequence_id": 1, "sequence_end": "no"}, 1, "expected 'sequence_end' as true or false, got 'no'"),
-        ({"sequence_id": 1, "sequence_start": True}, 2, "must specify batch-size 1"),
+        (
+            {"sequence_id": 1, "sequence_start": True},
+            2,
+            "must specify batch-size 1 due to requirements of sequence batcher",
+        ),
     ],
 )
 async def test_what_is_no_step_is_refused(copy: Copy, parameters: dict[str, Any], rows: int, said: str) -> None:
@@ -204,6 +209,26 @@ async def test_many_abandoned_sequences_hold_nobody_up_for_long(tmp_path: Path) 
     honest = copy.submit(x(2), sequence_id="honest", sequence_start=True)
     assert value_of(await soon(honest)) == folded([2])[0]
     assert all(each.done() for each in abandoned)
+
+
+async def test_a_caller_with_any_number_of_ids_keeps_no_other_out(tmp_path: Path) -> None:
+    folding_model(tmp_path, "some", "{max_live: 50, idle_s: 600}")
+    copy = Copy(tmp_path, "some", queue=20)
+    refused = 0
+    for n in range(1, 2001):
+        try:
+            copy.submit(x(1), sequence_id=n, sequence_start=True, caller="many").add_done_callback(Future.exception)
+        except Overloaded:
+            refused += 1
+        if n % 50 == 0:
+            await asyncio.sleep(0)
+    assert refused > 0
+    assert copy.queue.live == 50
+    honest = [copy.submit(x(n), sequence_id=f"honest {n}", sequence_start=True, caller="few") for n in range(5)]
+    assert [value_of(await soon(each)) for each in honest] == [folded([n])[0] for n in range(5)]
+    assert value_of(await soon(copy.submit(x(1), sequence_id="honest 0", caller="few"))) == folded([0, 1])[1]
+    with pytest.raises(UnknownSequence):
+        copy.submit(x(1), sequence_id=1, caller="many")
 
 
 async def test_one_that_waits_has_the_place_of_one_that_another_copy_took(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 The steps of one sequence run one after another in the order they came; at most one step of each is in a batch. Those
 whose first step has waited longest go first (Triton's oldest strategy). At most `max_live` sequences are live: more
-wait, in the order they started, for one that ends or is idle for too long. A sequence that goes on by itself (a
-generation) takes its next turn behind those that wait.
+wait, in the order they started, for one that ends or is idle for too long; between callers `callers` decides. A
+sequence that goes on by itself (a generation) takes its next turn behind those that wait.
 
 The rules of flags are Triton's: the first step says START, START on a live id begins anew, the step behind END must say
 START again.
@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from mesh.core.batching import Run, Waiting, WaitUntil, next_batch
 from mesh.core.errors import Overloaded, UnknownSequence
+from mesh.core.sessions.callers import Caller, Callers
 
 T = TypeVar("T")
 
@@ -53,6 +54,8 @@ class Sequence(Generic[T]):
     id: SequenceId
     last_s: float
     """When it was last at work or asked."""
+    caller: Caller[T]
+    """Who began it."""
     state: Any = None
     """What its last step left; None before the first."""
     count: int = 0
@@ -94,13 +97,16 @@ class Schedule(Generic[T]):
         """The one unused longest first."""
         self._line: deque[Sequence[T]] = deque()
         """Live, with a step that waits, none running."""
-        self._backlog: deque[Sequence[T]] = deque()
+        self._callers: Callers[T] = Callers()
+        """Whose they are, and the backlog: those that wait for their place."""
+        self.displaced: list[Step[T]] = []
+        """Steps that `arrive` took out of a full queue: its owner refuses them, and empties this."""
         self.live = 0
         self.waiting = 0
         """Steps that wait."""
 
-    def arrive(self, id_: SequenceId, step: Step[T], now_s: float) -> Sequence[T]:
-        """Take a step. O(1).
+    def arrive(self, id_: SequenceId, step: Step[T], now_s: float, caller: str = "") -> Sequence[T]:
+        """Take a step of a caller. O(1), while there is room; O(callers) when one has to give way.
 
         Raises `UnknownSequence` for one that does not start where nothing is, and `Overloaded`.
         """
@@ -108,16 +114,16 @@ class Schedule(Generic[T]):
         starts = step.start or step.restored is not None
         if not starts and (found is None or not found.open):
             raise unknown(id_, self._model)
-        if self.waiting >= self._max_waiting:
+        whose = self._callers.of(caller) if found is None else found.caller
+        if self.waiting >= self._max_waiting and not self._make_room(whose, now_s):
             raise Overloaded(
                 f"Exceeds maximum queue size: {self.waiting} steps of {self.live} live sequences (at most "
                 f"{self._max_live}) wait for model '{self._model}'"
             )
         if found is None:
-            found = self._sequences[id_] = Sequence(id_, now_s)
-            self._admit_or_wait(found)
-        found.last_s = now_s
-        self._sequences.move_to_end(id_)
+            found = self._sequences[id_] = Sequence(id_, now_s, whose)
+            self._admit_or_wait(found, now_s)
+        self._used(found, now_s)
         found.open = not step.end
         found.steps.append(step)
         self.waiting += 1
@@ -162,12 +168,13 @@ class Schedule(Generic[T]):
         if failed and step.start and step.restored is None:
             sequence.begun = False
         sequence.running = False
-        sequence.last_s = now_s
-        self._sequences.move_to_end(sequence.id)
+        self._used(sequence, now_s)
         if sequence.steps:
             self._line_up(sequence)
         elif step.end or not sequence.begun:
             self._drop(sequence, now_s)
+        else:
+            self._idle(sequence, now_s)
 
     def skipped(self, sequence: Sequence[T], now_s: float) -> None:
         """Take the step away whose turn it was, and which does not run. Without its start a sequence has not begun."""
@@ -201,13 +208,15 @@ class Schedule(Generic[T]):
                 self._line.remove(sequence)
             if step.start and not sequence.count:
                 self._drop(sequence, now_s)
+            elif sequence.live:
+                self._idle(sequence, now_s)
         return True
 
     def waited_too_long(self, sequence: Sequence[T], now_s: float) -> list[Step[T]]:
         """Drop a sequence that waits for its place, and return its steps; none of one that has its place.
 
         Triton's rule: a step that times out in the backlog takes its whole sequence along, as the steps behind it
-        would have nothing to follow, and a sequence that is live runs all that it was given. O(backlog).
+        would have nothing to follow, and a sequence that is live runs all that it was given. O(its steps).
         """
         if sequence.live or self._sequences.get(sequence.id) is not sequence:
             return []
@@ -226,8 +235,7 @@ class Schedule(Generic[T]):
                 break
             if oldest.steps:
                 # At work: it is not idle. Looked at again behind the others.
-                oldest.last_s = now_s
-                self._sequences.move_to_end(oldest.id)
+                self._used(oldest, now_s)
             else:
                 dropped.append(oldest)
                 self._drop(oldest, now_s)
@@ -242,28 +250,52 @@ class Schedule(Generic[T]):
         assert not sequence.steps
         self._drop(sequence, now_s)
 
-    def _admit_or_wait(self, sequence: Sequence[T]) -> None:
+    def _admit_or_wait(self, sequence: Sequence[T], now_s: float) -> None:
         if self.live < self._max_live:
-            sequence.live = True
-            self.live += 1
-        else:
-            self._backlog.append(sequence)
+            self._admit(sequence)
+            return
+        self._callers.waits_for_place(sequence)
+        idle = self._callers.gives_way()
+        if idle is not None:
+            self._drop(idle, now_s)
+
+    def _admit(self, sequence: Sequence[T]) -> None:
+        sequence.live = True
+        self.live += 1
+        self._callers.lives(sequence)
+
+    def _idle(self, sequence: Sequence[T], now_s: float) -> None:
+        """Let the caller of a sequence that became idle give way where it has to."""
+        if self._callers.waits and (idle := self._callers.gives_way(sequence.caller)) is not None:
+            self._drop(idle, now_s)
+
+    def _make_room(self, caller: Caller[T], now_s: float) -> bool:
+        """Take the steps of another's sequence out of a full queue; False when there are none that have to go."""
+        leaves = self._callers.leaves_the_queue(caller)
+        if leaves is None:
+            return False
+        self.displaced += self.waited_too_long(leaves, now_s)
+        return True
+
+    def _used(self, sequence: Sequence[T], now_s: float) -> None:
+        sequence.last_s = now_s
+        self._sequences.move_to_end(sequence.id)
+        self._callers.used(sequence)
 
     def _drop(self, sequence: Sequence[T], now_s: float) -> None:
         if self._sequences.get(sequence.id) is sequence:
             del self._sequences[sequence.id]
         # At once: whoever still holds the sequence must not hold its memory.
         sequence.state = None
+        self._callers.left(sequence)
         if not sequence.live:
-            self._backlog.remove(sequence)
             return
         sequence.live = False
         self.live -= 1
-        if self._backlog:
-            admitted = self._backlog.popleft()
-            admitted.live = True
+        admitted = self._callers.next()
+        if admitted is not None:
+            self._admit(admitted)
             admitted.last_s = now_s
-            self.live += 1
             if admitted.steps:
                 self._line_up(admitted)
 
@@ -273,4 +305,4 @@ class Schedule(Generic[T]):
 
     def __repr__(self) -> str:
         """Show the counts."""
-        return f"<Schedule live={self.live} backlog={len(self._backlog)} waiting={self.waiting}>"
+        return f"<Schedule live={self.live} backlog={self._callers.waits} waiting={self.waiting}>"

@@ -28,6 +28,8 @@ class Request:
     """The state to put the sequence into before this step (`mesh.api.snapshot`); empty: as it is."""
     tells: bool = False
     """Whether who asks keeps states."""
+    caller: str = ""
+    """Whose connection it came on first: the router's word for it, else the node's own."""
 
 
 @dataclass(slots=True, eq=False)

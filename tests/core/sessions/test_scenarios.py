@@ -119,11 +119,13 @@ class Copy:
     def step(self, name: str, flags: list[str]) -> list[str]:
         kind = next((flag for flag in flags if flag.startswith("kind-")), None)
         step = Step(name, Waiting(1, kind, self.now_s), "start" in flags, "end" in flags)
+        caller = next((flag for flag in flags if flag.startswith("by-")), "")
         try:
-            self.steps[name] = (self.schedule.arrive(name.rstrip("0123456789"), step, self.now_s), step)
+            self.steps[name] = (self.schedule.arrive(name.rstrip("0123456789"), step, self.now_s, caller), step)
         except MeshError as error:
             return [f"refuse {type(error).__name__}"]
-        return []
+        displaced, self.schedule.displaced = self.schedule.displaced, []
+        return [f"displace {each.what}" for each in displaced]
 
     def next(self) -> list[str]:
         found = self.schedule.next(max_rows=self.rows, delay_s=self.delay_s, now_s=self.now_s)
