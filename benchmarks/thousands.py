@@ -56,7 +56,7 @@ def main() -> int:
         return 2
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         repository = Path(folder) / "models"
-        names = _repository(repository, given.models)
+        names = repository_of(repository, given.models)
         registry = stack.enter_context(etcd(Path(folder) / "etcd"))
         flags = ("--registry", registry, "--json-ready")
         each = given.room * MIN_BYTES // given.nodes
@@ -178,7 +178,7 @@ def _show(found: dict[str, Any], *, as_json: bool) -> None:
         print(f"failed: {error}")
 
 
-def _repository(folder: Path, count: int) -> list[str]:
+def repository_of(folder: Path, count: int) -> list[str]:
     """Write `count` models of one kind; return their names."""
     names = [f"mlp-{number:05}" for number in range(count)]
     data = models.small().model.SerializeToString()

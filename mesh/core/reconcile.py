@@ -15,7 +15,7 @@ Level-triggered: asked after every change of either side, it needs no memory of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from mesh.core.types import Copy, CopyState, ModelVersion, NodeId
@@ -55,12 +55,13 @@ class Desired:
     requested_s: float
 
 
-def desired_of(view: ClusterView, node: NodeId) -> dict[VersionKey, Desired]:
-    """Return what `node` should hold: placed on it, not off, with a record. O(placements that name it)."""
+def desired_of(view: ClusterView, node: NodeId, keys: Iterable[VersionKey] | None = None) -> dict[VersionKey, Desired]:
+    """Return what `node` should hold, of `keys` or (None) of all: placed on it, not off, with a record. O(keys)."""
     found = {}
-    for key, placement in view.placed.get(node, {}).items():
-        model = view.models.get(key[0], {}).get(key[1])
-        if model is not None and not placement.off:
+    placed = view.placed.get(node, {})
+    for key in placed if keys is None else keys:
+        placement, model = placed.get(key), view.models.get(key[0], {}).get(key[1])
+        if model is not None and placement is not None and not placement.off:
             found[key] = Desired(model, placement.requested_s)
     return found
 

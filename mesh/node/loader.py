@@ -17,12 +17,14 @@ from mesh.core.placement.failing import Failing
 from mesh.core.placement.forecast import History
 from mesh.core.reconcile import Abandon, Load, Unload, desired_of, reconcile
 from mesh.core.types import Copy, CopyState, ModelName, ModelVersion, NodeId, Version
-from mesh.core.view import ClusterView, VersionKey, version_order
+from mesh.core.view import VersionKey, version_order
 from mesh.node.capacity import Account, choose
 from mesh.node.checks import lacks
 from mesh.node.closing import close
+from mesh.node.copies import Copies
 from mesh.node.leave import leave
 from mesh.node.loading import LOADS_AT_ONCE, Loads
+from mesh.node.look import Look
 from mesh.node.memory import Memory, NoRoom
 from mesh.node.publish import Publisher
 from mesh.node.repository import folder_of, labels_of
@@ -68,7 +70,7 @@ class Loader:
         self._publisher = publisher
         self._runtimes = runtimes
         self._suspects = runtimes.suspects
-        self.memory = Memory(node, accounts, mirror, evictable=self._evictable, evict=self._evict)
+        self.memory = Memory(node, accounts, mirror, evictable=self._evictable, idle=self._idle, evict=self._evict)
         self._metrics = metrics
         self._executor = executor
         self._default_queue_size = default_queue_size
@@ -77,8 +79,9 @@ class Loader:
         self._loading: set[VersionKey] = set()
         self._paused: dict[VersionKey, asyncio.TimerHandle] = {}
         """When what wakes the loop for versions that may not be loaded yet."""
-        self._wake = asyncio.Event()
-        self._copies: dict[VersionKey, Copy] = {}
+        self._look = Look(self._concerns)
+        mirror.on_changes.append(self._look.changed)
+        self._copies = Copies()
         self._served: dict[VersionKey, Served] = {}
         self._leaving: dict[VersionKey, Served] = {}
         """Those that are being closed, whose sequences routers still take."""
@@ -89,9 +92,7 @@ class Loader:
         self._failing = Failing()
         self._load_s = 0.0
         """A load's seconds, averaged over the last few."""
-        self.on_change: Callable[[], None] = lambda: None
-        """Called after any copy changed its state."""
-        self._suspects.on_change = self._wake.set
+        self._suspects.on_change = self._look.at_all
 
     def find(self, name: str, version: str) -> Served | None:
         """Return the copy that answers for `version` of `name`, the latest held when `version` is empty; else None."""
@@ -114,12 +115,20 @@ class Loader:
         return served.sequences if served is not None else None
 
     def copies(self) -> tuple[Copy, ...]:
-        """Return every copy with its last use, to the minute. One that did not change is the same object as before."""
-        for key, served in list(self._served.items()):
-            copy, used_s = self._copies.get(key), served.last_used_s // 60 * 60
-            if copy is not None and copy.last_used_s != used_s:
-                self._copies[key] = replace(copy, last_used_s=used_s)
+        """Return every copy. O(copies)."""
         return tuple(self._copies.values())
+
+    def on_change(self, hear: Callable[[], None]) -> None:
+        """Have `hear` called after any copy changed its state."""
+        self._copies.on_change = hear
+
+    def changed_copies(self) -> dict[VersionKey, Copy | None]:
+        """Return the copies that changed since this was asked last, None for one that is gone. O(those)."""
+        return self._copies.changed()
+
+    def note_uses(self, share: float) -> None:
+        """Note the last use, to the minute, of this share of the copies: the next in turn."""
+        self._copies.note_uses(self._served, share)
 
     def failing(self) -> str:
         """Return why this node should get no more models; empty when it may."""
@@ -128,7 +137,7 @@ class Loader:
     @property
     def loading(self) -> int:
         """Loads that go on or wait for their turn."""
-        return sum(copy.state is CopyState.LOADING for copy in self._copies.values())
+        return len(self._loading)
 
     def load_wait_s(self) -> float:
         """Return the seconds until a load asked for now would begin, as far as the last loads tell."""
@@ -150,7 +159,7 @@ class Loader:
         if served is not None:
             served.bytes = held
             served.model = replace(served.model, loaded_bytes=held)
-            self._set(replace(self._copies[key], bytes=held))
+            self._copies.set(replace(self._copies[key], bytes=held))
 
     def served(self) -> list[Served]:
         """Return the copies that answer."""
@@ -158,39 +167,35 @@ class Loader:
 
     async def run(self) -> None:
         """Reconcile for ever. Cancelled, it leaves the copies as they are; `close` ends them."""
-        seen: ClusterView | None = None
+        self._look.at_all()
         while True:
-            view = self._mirror.view
-            if seen is not None and not self._wake.is_set() and self._asks_the_same(seen, view):
-                # Other nodes' memory and copies change many times a second: nothing to this one.
-                seen = view
-                await self._news(view)
-                continue
-            seen = view
-            self._wake.clear()
-            for action in reconcile(desired_of(view, self._node), self._copies):
-                match action:
-                    case Load(model, requested_s) if self._may_begin(model):
-                        self._start((model.name, model.version), self._load(model, requested_s), loads=True)
-                    case Unload(key) if self._is_free(key):
-                        self._start(key, self._unload(key))
-                    case Unload(key) | Abandon(key) if key in self._loading:
-                        # Nobody wants it any more: a load that never ends must not keep what it holds.
-                        self._tasks[key].cancel()
-                    case _:
-                        pass  # Busy with this version: looked at again when that ends.
-            for key, served in self._served.items():
-                if self._is_free(key) and served.in_process and self._suspects.must_isolate(served.model):
-                    # It ended a node's process somewhere: it is loaded again where it harms no other.
-                    self._start(key, self._unload(key))
-                elif self._is_free(key) and lacks(view, served.model):
-                    self._start(key, self._describe(served.model, served.loaded))
-            await self._news(view)
+            self._reconcile(await self._look.next())
 
-    def _asks_the_same(self, seen: ClusterView, view: ClusterView) -> bool:
-        """Tell whether two views ask the same of this node. O(1): what did not change is the same object."""
-        same = seen.models is view.models and seen.suspects is view.suspects
-        return same and seen.placed.get(self._node) is view.placed.get(self._node)
+    def _reconcile(self, keys: set[VersionKey] | None) -> None:
+        """Begin what these versions need, None: all."""
+        view = self._mirror.view
+        held = self._copies if keys is None else {key: self._copies[key] for key in keys if key in self._copies}
+        for action in reconcile(desired_of(view, self._node, keys), held):
+            match action:
+                case Load(model, requested_s) if self._may_begin(model):
+                    self._start((model.name, model.version), self._load(model, requested_s), loads=True)
+                case Unload(key) if self._is_free(key):
+                    self._start(key, self._unload(key))
+                case Unload(key) | Abandon(key) if key in self._loading:
+                    # Nobody wants it any more: a load that never ends must not keep what it holds.
+                    self._tasks[key].cancel()
+                case _:
+                    pass  # Busy with this version: looked at again when that ends.
+        for key in list(self._served if keys is None else keys & self._served.keys()):
+            served = self._served[key]
+            if self._is_free(key) and served.in_process and self._suspects.must_isolate(served.model):
+                # It ended a node's process somewhere: it is loaded again where it harms no other.
+                self._start(key, self._unload(key))
+            elif self._is_free(key) and lacks(view, served.model):
+                self._start(key, self._describe(served.model, served.loaded))
+
+    def _concerns(self, key: VersionKey) -> bool:
+        return key in self._copies or key in self._mirror.view.placed.get(self._node, ())
 
     def _may_begin(self, model: ModelVersion) -> bool:
         """Tell whether a load may begin; the loop looks again when it may."""
@@ -198,20 +203,10 @@ class Loader:
         pause_s = self._suspects.pause_s(model, time.time())
         if pause_s and (key not in self._paused or self._paused[key].when() <= asyncio.get_running_loop().time()):
             # One timer, however often the view moves meanwhile; a release is news by itself.
-            self._paused[key] = asyncio.get_running_loop().call_later(pause_s, self._wake.set)
+            self._paused[key] = asyncio.get_running_loop().call_later(pause_s, self._look.at, key)
         elif not pause_s and (waiting := self._paused.pop(key, None)) is not None:
             waiting.cancel()
         return not pause_s and self._is_free(key)
-
-    async def _news(self, view: ClusterView) -> None:
-        """Return at the next view, or when something ended here."""
-        moved = asyncio.ensure_future(self._mirror.next(view))
-        woken = asyncio.ensure_future(self._wake.wait())
-        try:
-            await asyncio.wait((moved, woken), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            moved.cancel()
-            woken.cancel()
 
     async def close(self) -> None:
         """Stop loading and close every copy."""
@@ -238,7 +233,7 @@ class Loader:
     def _ended(self, key: VersionKey) -> None:
         del self._tasks[key]
         self._loading.discard(key)
-        self._wake.set()
+        self._look.at(key)
 
     def _lost(self, key: VersionKey, served: Served, why: str) -> None:
         """Take a copy out whose processes cannot be started again."""
@@ -249,20 +244,16 @@ class Loader:
         served.gone = True
         self.memory.release(key)
         copy = self._copies[key]
-        self._set(replace(copy, state=CopyState.FAILED, error=why, bytes=0, failures=copy.failures + 1))
+        self._copies.set(replace(copy, state=CopyState.FAILED, error=why, bytes=0, failures=copy.failures + 1))
         log.warning("a copy was lost", model=key[0], version=key[1], why=why)
-        self._wake.set()
-
-    def _set(self, copy: Copy) -> None:
-        self._copies[copy.model, copy.version] = replace(copy, changed_s=time.time())
-        self.on_change()
+        self._look.at(key)
 
     async def _load(self, model: ModelVersion, requested_s: float) -> None:
         key = (model.name, model.version)
         copy = Copy(model.name, model.version, CopyState.LOADING, requested_s=requested_s, digest=model.digest)
         old, before = self._served.get(key), self._copies.get(key)
         if old is None:
-            self._set(copy)
+            self._copies.set(copy)
         started_s = time.monotonic()
         try:
             async with self._loads.turn():
@@ -289,7 +280,9 @@ class Loader:
             others = self._mirror.view.serving.get(key, ())
             self._failing.failed(key, text, time.time(), elsewhere=any(each.node.id != self._node for each in others))
             failures = 1 if before is None or before.digest != model.digest else before.failures + 1
-            self._set(replace(copy, state=state, error=text, bytes=0 if old is None else old.bytes, failures=failures))
+            self._copies.set(
+                replace(copy, state=state, error=text, bytes=0 if old is None else old.bytes, failures=failures)
+            )
             return
         seconds = time.monotonic() - started_s
         self._failing.loaded()
@@ -309,16 +302,23 @@ class Loader:
             labels=labels,
             in_process=runtime.in_process,
         )
-        self._set(replace(copy, state=CopyState.READY, bytes=held.bytes))
+        self._copies.set(replace(copy, state=CopyState.READY, bytes=held.bytes))
         log.info("loaded", model=model.name, version=model.version, bytes=held.bytes, seconds=round(seconds, 3))
         if old is not None:
             old.gone = True
             await self._close(old)
 
     def _evictable(self, device: str) -> Iterator[tuple[VersionKey, Served]]:
-        for key, served in self._served.items():
-            if served.is_idle and self._is_free(key) and self._copies[key].device == device:
+        for key in self._served:
+            if (served := self._idle(key, device)) is not None:
                 yield key, served
+
+    def _idle(self, key: VersionKey, device: str) -> Served | None:
+        """Return a copy on a device that nobody uses now; None for any other."""
+        served = self._served.get(key)
+        if served is None or not served.is_idle or not self._is_free(key) or self._copies[key].device != device:
+            return None
+        return served
 
     def _remembered(self, key: VersionKey) -> History:
         """Return what the last node that evicted a version left of its history."""
@@ -347,14 +347,14 @@ class Loader:
             await self._unload(key)
         finally:
             self._evicting.discard(key)
-            self._wake.set()
+            self._look.at(key)
 
     async def _unload(self, key: VersionKey) -> None:
         served = self._served.pop(key, None)
         if served is not None:
             served.gone = True
         if served is not None:
-            self._set(replace(self._copies[key], state=CopyState.DRAINING))
+            self._copies.set(replace(self._copies[key], state=CopyState.DRAINING))
             self._leaving[key] = served
             try:
                 if served.sequences is not None:
@@ -368,9 +368,8 @@ class Loader:
 
     def _drop(self, key: VersionKey) -> None:
         """Hold a copy no more, nor its numbers."""
-        self._copies.pop(key, None)
+        self._copies.drop(key)
         self._metrics.dropped(*key)
-        self.on_change()
 
     async def _close(self, served: Served, within_s: float | None = None) -> None:
         """Wait for what is in flight, then close."""

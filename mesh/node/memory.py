@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 
 from mesh.core.errors import LoadFailed, NotReady
-from mesh.core.placement.evict import Idle, curve, in_order, victims
+from mesh.core.placement.evict import Idle, Order, victims
 from mesh.core.types import Device, ModelVersion, NodeId
 from mesh.core.view import VersionKey
 from mesh.node.capacity import Account
@@ -29,6 +29,9 @@ WAIT_S = 2.0
 
 LOOK_S = 0.02
 
+ANEW_S = 0.1
+"""How old an order of copies is at least when it is made anew because it was not enough."""
+
 SPARE = 0.1
 """What a copy is worth that others of its model stand in for, of what it would be worth alone."""
 
@@ -41,7 +44,11 @@ class NoRoom(NotReady):
 
 
 class Memory:
-    """The accounts of one node. `evictable` lists a device's copies with nothing in flight, `evict` drops one."""
+    """The accounts of one node.
+
+    `evictable` lists a device's copies with nothing in flight, `idle` returns one of them by its key (None: it is none
+    any more), `evict` drops one.
+    """
 
     def __init__(
         self,
@@ -50,12 +57,15 @@ class Memory:
         mirror: Mirror,
         *,
         evictable: Callable[[str], Iterable[tuple[VersionKey, Served]]],
+        idle: Callable[[VersionKey, str], Served | None],
         evict: Callable[[VersionKey], Awaitable[None]],
     ) -> None:
         self._node = node
         self.accounts = accounts
         self._mirror = mirror
         self._evictable = evictable
+        self._idle = idle
+        self._orders: dict[str, Order] = {}
         self._evict = evict
         self._making_room = asyncio.Lock()
 
@@ -88,7 +98,7 @@ class Memory:
         if not ledger.over:
             return
         async with self._making_room:
-            for each in victims(ledger.over, [each for each in self._order(account) if each.key != key]) or ():
+            for each in self._going(ledger.over, account, but=key) or ():
                 await self._evict(each.key)
             if ledger.over:
                 raise NoRoom(
@@ -97,8 +107,8 @@ class Memory:
                 )
 
     def devices(self) -> tuple[Device, ...]:
-        """Return the devices with what is free on each, and what more room would cost there. O(copies log copies)."""
-        return tuple(replace(account.now(), curve=_rounded(curve(self._order(account)))) for account in self.accounts)
+        """Return the devices with what is free on each, and what more room would cost there."""
+        return tuple(replace(account.now(), curve=_rounded(self._order(account).curve())) for account in self.accounts)
 
     def release(self, key: VersionKey) -> None:
         """Take a closed copy out of its account."""
@@ -109,26 +119,44 @@ class Memory:
         async with self._making_room:
             if account.ledger.reserve(key, size):
                 return True
-            going = victims(size - account.ledger.free, self._order(account))
-            for each in going or ():
+            for each in self._going(size - account.ledger.free, account) or ():
                 await self._evict(each.key)
             return account.ledger.reserve(key, size)
 
-    def _order(self, account: Account) -> list[Idle]:
+    def _going(self, missing: int, account: Account, *, but: VersionKey | None = None) -> list[Idle] | None:
+        """Return the copies to evict for `missing` more bytes, not `but`; None when those that may go are too few."""
+
+        def now(copy: Idle) -> Idle | None:
+            served = self._idle(copy.key, account.name)
+            return None if served is None or copy.key == but else self._worth(copy.key, served)
+
+        order = self._order(account)
+        found = victims(missing, order.first(missing, now))
+        if found is None and time.time() - order.made_s > ANEW_S:
+            # Those that became idle since it was made are not in it.
+            del self._orders[account.name]
+            found = victims(missing, self._order(account).first(missing, now))
+        return found
+
+    def _order(self, account: Account) -> Order:
         """Return the copies on a device that may go, in the order in which they go."""
-        now_s, view = time.time(), self._mirror.view
-        found = []
-        for key, served in self._evictable(account.name):
-            history = served.history
-            if now_s - history.last_s < (PINNED_S if served.streams or served.live else IN_USE_S):
-                continue
-            model = served.model
-            others = sum(each.node.id != self._node for each in view.serving.get(key, ()))
-            if others < model.scaling.min_copies:
-                continue
-            loss = view.forecast.rate(history, now_s) * max(LEAST_LOAD_S, served.load_s)
-            found.append(Idle(key, served.bytes, loss * SPARE if others else loss, history.last_s))
-        return in_order(found)
+        now_s, order = time.time(), self._orders.get(account.name)
+        if order is None or order.is_old(now_s) or now_s < order.made_s:
+            found = (self._worth(key, served) for key, served in self._evictable(account.name))
+            order = self._orders[account.name] = Order([each for each in found if each is not None], now_s)
+        return order
+
+    def _worth(self, key: VersionKey, served: Served) -> Idle | None:
+        """Return what an idle copy is worth; None for one that may not go."""
+        now_s, view, history = time.time(), self._mirror.view, served.history
+        if now_s - history.last_s < (PINNED_S if served.streams or served.live else IN_USE_S):
+            return None
+        model = served.model
+        others = sum(each.node.id != self._node for each in view.serving.get(key, ()))
+        if others < model.scaling.min_copies:
+            return None
+        loss = view.forecast.rate(history, now_s) * max(LEAST_LOAD_S, served.load_s)
+        return Idle(key, served.bytes, loss * SPARE if others else loss, history.last_s)
 
     def __repr__(self) -> str:
         """Show the accounts."""

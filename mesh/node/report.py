@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping
 
 import psutil
 
-from mesh.core.types import Copy, Node, NodeId
-from mesh.core.view import VersionKey
+from mesh.core.types import Node, NodeId
 from mesh.node.loader import Loader
 from mesh.registry import records
 from mesh.registry.keys import copy_key
@@ -25,6 +24,9 @@ REFRESH_S = 1.0
 
 REFRESHES_PER_S = 50.0
 """What all nodes together may write like this: with many nodes, each refreshes less often."""
+
+USES_S = 60.0
+"""Within which the last use of every copy is noted: they are told to the minute."""
 
 SPACING_S = 0.01
 """Least time between two records: copies come and go in bursts."""
@@ -57,7 +59,6 @@ class Report:
         self._incarnation = secrets.token_hex(8)
         self._started_s = time.time()
         self._presence: Presence | None = None
-        self._said: dict[VersionKey, tuple[Copy, str, bytes]] = {}
         self._dirty = asyncio.Event()
         self.address = ""
         """host:port that routers reach this node at; set when it listens."""
@@ -101,19 +102,9 @@ class Report:
 
     def _publish(self) -> None:
         if self._presence is not None:
-            self._presence.publish(records.encode(self.record()), self._copies())
-
-    def _copies(self) -> dict[str, bytes]:
-        """Return the copies' keys with their records; those that did not change are not encoded again."""
-        told = {}
-        for copy in self._loader.copies():
-            key = (copy.model, copy.version)
-            said = self._said.get(key)
-            if said is None or said[0] is not copy:
-                said = (copy, copy_key(self._node, key), records.encode(copy))
-            told[key] = said
-        self._said = told
-        return {path: value for _, path, value in told.values()}
+            changed = self._loader.changed_copies().items()
+            copies = {copy_key(self._node, key): records.encode(copy) if copy else None for key, copy in changed}
+            self._presence.change(records.encode(self.record()), copies)
 
     @property
     def ready(self) -> bool:
@@ -133,6 +124,7 @@ class Report:
             if time.monotonic() - measured_s >= REFRESH_S:
                 measured_s = time.monotonic()
                 # In tenths: finer steps would make every second's record a new one.
+                self._loader.note_uses(REFRESH_S / USES_S)
                 self._busy = min(1.0, round(self._process.cpu_percent() / 100 / (os.cpu_count() or 1), 1))
             self._publish()
             await asyncio.sleep(SPACING_S)

@@ -188,7 +188,7 @@ async def _serve(
         report.changed()
         parts.health.moved()
 
-    loader.on_change = changed
+    loader.on_change(changed)
     parts.publisher.on_refused = changed
     async with asyncio.TaskGroup() as tasks:
         work = [tasks.create_task(lasting("following the registry", parts.mirror.run))]

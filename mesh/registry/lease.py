@@ -54,8 +54,11 @@ class Presence:
         self._on_event = on_event
         self._value: bytes | None = None
         self._written: bytes | None = None
-        self._belongings: Mapping[str, bytes] = {}
+        self._wanted: dict[str, bytes] = {}
+        """The keys under `prefix` as they should be, and `_kept` as they were written last."""
         self._kept: dict[str, bytes] = {}
+        self._differs: set[str] = set()
+        """The keys of which `_wanted` and `_kept` may differ: with thousands of them, only these are looked at."""
         self._written_s = float("-inf")
         self._revision = 0
         self._lease = 0
@@ -94,7 +97,22 @@ class Presence:
 
         `run` writes what changed soon, and only the latest of a burst.
         """
-        self._value, self._belongings = value, belongings or {}
+        wanted = belongings or {}
+        gone = dict.fromkeys(self._wanted.keys() - wanted.keys())
+        self.change(value, {**gone, **wanted})
+
+    def change(self, value: bytes, changes: Mapping[str, bytes | None]) -> None:
+        """Make `value` the key's value, and change these keys under `prefix`, None: it goes. O(changes).
+
+        `run` writes it soon, and only the latest of a burst.
+        """
+        self._value = value
+        for key, said in changes.items():
+            if said is None:
+                self._wanted.pop(key, None)
+            else:
+                self._wanted[key] = said
+        self._differs.update(changes)
         self._published.set()
 
     async def registered(self) -> None:
@@ -222,6 +240,7 @@ class Presence:
                 # What lies there may be a dead process's, or this one's of before: all of it is written anew.
                 left = await self._store.list(self._prefix) if self._prefix else None
                 self._kept = {entry.key: b"" for entry in left.entries} if left is not None else {}
+                self._differs = self._kept.keys() | self._wanted.keys()
                 self._published.set()
                 self._registered.set()
                 return
@@ -258,11 +277,14 @@ class Presence:
         The key goes with the first of its belongings, so that what it says of them is true.
         """
         self._published.clear()
-        value, wanted, lease = self._value, self._belongings, self._lease
+        value, wanted, lease = self._value, self._wanted, self._lease
         assert value is not None
         changes: dict[str, bytes | None] = {} if value == self._written else {self._key: value}
-        changes.update((key, None) for key in self._kept.keys() - wanted.keys())
-        changes.update((key, said) for key, said in wanted.items() if self._kept.get(key) != said)
+        # Deletions first: a device's memory is free before it is taken again.
+        differs = [key for key in self._differs if self._kept.get(key) != wanted.get(key)]
+        changes.update((key, None) for key in differs if key not in wanted)
+        changes.update((key, wanted[key]) for key in differs if key in wanted)
+        self._differs.clear()
         mine = (Guard(self._key, lease=lease),)
         for batch in batches(changes):
             try:
@@ -289,6 +311,8 @@ class Presence:
                 self._kept.pop(key, None)
             else:
                 self._kept[key] = value
+            if key != self._key and self._wanted.get(key) != value:
+                self._differs.add(key)  # It was changed while it was written.
 
     async def _hold(self) -> None:
         """Keep the value fresh. Returns when the key is no longer as it was written."""

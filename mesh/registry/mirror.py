@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import aclosing
 from typing import Final
 
@@ -76,6 +76,8 @@ class Mirror:
     def __init__(self, store: Store, *, grace_s: float = 10.0) -> None:
         self.view = ClusterView()
         """The latest view; replaced, never changed."""
+        self.on_changes: list[Callable[[Sequence[Change] | None], None]] = []
+        """Called after each new view with what changed since the one before; None: it was read anew."""
         self._store = store
         self._grace = Grace(grace_s)
         self._synced = asyncio.Event()
@@ -172,10 +174,12 @@ class Mirror:
     def _publish(self, changes: tuple[Change, ...], revision: int) -> None:
         if not changes and revision == self.view.revision:
             return
-        self._show(fold(self.view, changes, revision))
+        self._show(fold(self.view, changes, revision), changes)
 
-    def _show(self, view: ClusterView) -> None:
+    def _show(self, view: ClusterView, changes: Sequence[Change] | None = None) -> None:
         self.view = view
+        for hear in self.on_changes:
+            hear(changes)
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 

@@ -7,10 +7,17 @@ with equal sizes and loads it is the order of the expected rates.)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Final
 
 from mesh.core.view import VersionKey
+
+ORDERED_PER_S: Final = 1000.0
+"""Copies that are put in order a second at most: 4 us each, so 0.4% of a core however many there are."""
+MORE: Final = 16
+"""Copies beyond those that are enough: one of them alone may be worth less than several (`victims`)."""
 
 POINTS = 8
 """Points of a curve: one copy, two, four ... so that it stays small however many copies there are."""
@@ -73,6 +80,54 @@ def curve(order: Sequence[Idle]) -> tuple[tuple[int, float], ...]:
             points.append((freed, loss))
             at *= 2
     return tuple(points)
+
+
+class Order:
+    """The copies of a device in the order in which they go, as of a moment. O(n log n) to make, O(1) for one that goes.
+
+    While it is used, `now` tells what a copy is worth by then; None: it may not go any more. One that was used since
+    the order was made has lost its place in it.
+    """
+
+    def __init__(self, idle: Iterable[Idle], made_s: float) -> None:
+        self.made_s = made_s
+        self._copies = in_order(idle)
+        self._bytes = list(accumulate([copy.bytes for copy in self._copies], initial=0))
+        self._losses = list(accumulate([copy.loss for copy in self._copies], initial=0.0))
+        self._at = 0
+        """The first that has not gone, or lost its place."""
+
+    def is_old(self, now_s: float) -> bool:
+        """Tell whether it is to be made anew: the more copies, the later, so that all of it costs the same a second."""
+        return now_s - self.made_s > len(self._copies) / ORDERED_PER_S
+
+    def first(self, missing: int, now: Callable[[Idle], Idle | None]) -> list[Idle]:
+        """Return the first copies that go, enough for `missing` bytes and some more to choose from, if there are."""
+        found: list[Idle] = []
+        freed, more = 0, MORE
+        for at in range(self._at, len(self._copies)):
+            copy = self._copies[at]
+            latest = now(copy)
+            if latest is None or latest.last_used_s != copy.last_used_s:
+                self._at += at == self._at
+                continue
+            found.append(latest)
+            freed += latest.bytes
+            more -= freed >= missing
+            if not more:
+                break
+        return found
+
+    def curve(self) -> tuple[tuple[int, float], ...]:
+        """Return the `curve` of those that have not gone, as they were when it was made. O(POINTS)."""
+        left = len(self._copies) - self._at
+        counts = sorted({*(1 << point for point in range(POINTS - 1) if 1 << point < left), left} - {0})
+        freed, loss = self._bytes[self._at], self._losses[self._at]
+        return tuple((self._bytes[self._at + n] - freed, self._losses[self._at + n] - loss) for n in counts)
+
+    def __repr__(self) -> str:
+        """Show the counts."""
+        return f"<Order {len(self._copies) - self._at} of {len(self._copies)}>"
 
 
 def _without_needless(chosen: list[Idle], spare: int) -> list[Idle]:

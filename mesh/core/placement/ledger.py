@@ -60,16 +60,10 @@ class Ledger:
         self.capacity = capacity
         self._held: dict[VersionKey, int] = {}
         self._reserved: dict[VersionKey, int] = {}
-
-    @property
-    def held(self) -> int:
-        """Bytes of loaded copies."""
-        return sum(self._held.values())
-
-    @property
-    def reserved(self) -> int:
-        """Bytes promised to loads that go on."""
-        return sum(self._reserved.values())
+        self.held = 0
+        """Bytes of loaded copies: the sum of `_held`, kept, as there may be thousands."""
+        self.reserved = 0
+        """Bytes promised to loads that go on: the sum of `_reserved`."""
 
     def bytes_of(self, key: VersionKey) -> int:
         """Return what a copy holds; 0 when it holds nothing."""
@@ -85,20 +79,23 @@ class Ledger:
         if key in self._reserved or size > self.free:
             return False
         self._reserved[key] = size
+        self.reserved += size
         return True
 
     def commit(self, key: VersionKey, measured: int) -> None:
         """Turn the reservation of `key` into `measured` held bytes; a copy it replaces is gone from the account."""
-        del self._reserved[key]
+        self.cancel(key)
+        self.held += measured - self._held.get(key, 0)
         self._held[key] = measured
 
     def cancel(self, key: VersionKey) -> None:
         """Give the reservation of a failed load back."""
-        del self._reserved[key]
+        self.reserved -= self._reserved.pop(key)
 
     def resize(self, key: VersionKey, measured: int) -> None:
         """Say what a held copy takes now; it may be more than there is (`over`)."""
         if key in self._held:
+            self.held += measured - self._held[key]
             self._held[key] = measured
 
     @property
@@ -108,7 +105,7 @@ class Ledger:
 
     def release(self, key: VersionKey) -> None:
         """Take a closed copy out of the account."""
-        self._held.pop(key, None)
+        self.held -= self._held.pop(key, 0)
 
     def __repr__(self) -> str:
         """Show the sums."""

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.core.placement.evict import POINTS, Idle, curve, in_order, victims
+from mesh.core.placement.evict import MORE, ORDERED_PER_S, POINTS, Idle, Order, curve, in_order, victims
 from mesh.core.types import ModelName, Version
 
 MB = 1_000_000
@@ -75,3 +78,61 @@ def test_small_copies_in_use_by_many_are_spared_where_a_large_idle_one_makes_roo
     large = idle("large", 1000 * MB, 0.5)
     going = victims(900 * MB, in_order([*small, large]))
     assert going == [large]
+
+
+COPIES = st.lists(
+    st.builds(
+        Idle,
+        st.just((ModelName("m"), Version("1"))),
+        st.integers(1, 50),
+        st.floats(0, 10),
+        st.floats(0, 100),
+    ),
+    max_size=40,
+).map(lambda found: [replace(copy, key=(ModelName(f"m{at}"), Version("1"))) for at, copy in enumerate(found)])
+
+
+@given(COPIES, st.integers(1, 400), st.sets(st.integers(0, 39)), st.sets(st.integers(0, 39)))
+def test_an_order_gives_what_sorting_anew_would_whatever_went_or_was_used_since(
+    copies: list[Idle], missing: int, gone: set[int], used: set[int]
+) -> None:
+    order = Order(copies, 0.0)
+
+    def now(copy: Idle) -> Idle | None:
+        at = int(copy.key[0][1:])
+        return None if at in gone else replace(copy, last_used_s=200.0) if at in used else copy
+
+    left = in_order(copy for at, copy in enumerate(copies) if at not in gone | used)
+    for _ in range(2):
+        first = order.first(missing, now)
+        assert first == left[: len(first)]
+        enough = sum(copy.bytes for copy in first) >= missing
+        assert enough or first == left
+        if len(left) <= MORE:
+            assert victims(missing, first) == victims(missing, left)
+
+
+@given(COPIES)
+def test_the_curve_of_an_order_is_that_of_its_copies(copies: list[Idle]) -> None:
+    order, left = Order(copies, 0.0), in_order(copies)
+    for went in range(len(copies) + 1):
+        assert [size for size, _ in order.curve()] == [size for size, _ in curve(left[went:])]
+        assert [loss for _, loss in order.curve()] == pytest.approx([loss for _, loss in curve(left[went:])])
+        last = left[went].key if went < len(left) else None
+        order.first(1, lambda copy, last=last: None if copy.key == last else copy)  # type: ignore[misc] # bound now
+
+
+def test_many_copies_are_put_in_order_as_rarely_as_their_number_says() -> None:
+    looked = 0
+
+    def now(copy: Idle) -> Idle:
+        nonlocal looked
+        looked += 1
+        return copy
+
+    copies = [Idle((ModelName(f"m{at}"), Version("1")), 10, float(at)) for at in range(5000)]
+    order = Order(copies, 100.0)
+    assert not order.is_old(100.0 + 4999 / ORDERED_PER_S)
+    assert order.is_old(100.1 + 5000 / ORDERED_PER_S)
+    assert victims(10, order.first(10, now)) == [copies[0]]
+    assert looked <= MORE + 1

@@ -1,0 +1,70 @@
+"""The records of the copies of one node, and which of them changed since they were published last."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+from mesh.core.types import Copy
+from mesh.core.view import VersionKey
+from mesh.node.served import Served
+
+
+class Copies(Mapping[VersionKey, Copy]):
+    """The records by version. `on_change` is called after any was set or dropped."""
+
+    def __init__(self) -> None:
+        self._records: dict[VersionKey, Copy] = {}
+        self._untold: set[VersionKey] = set()
+        """Those that changed since `changed` was asked."""
+        self._round: list[VersionKey] = []
+        """Those whose last use is still to be noted in this round."""
+        self.on_change: Callable[[], None] = lambda: None
+
+    def set(self, copy: Copy) -> None:
+        """Put a record, as one that changed now."""
+        key = copy.model, copy.version
+        self._records[key] = replace(copy, changed_s=time.time())
+        self._untold.add(key)
+        self.on_change()
+
+    def drop(self, key: VersionKey) -> None:
+        """Take a record away, if it is there."""
+        self._records.pop(key, None)
+        self._untold.add(key)
+        self.on_change()
+
+    def changed(self) -> dict[VersionKey, Copy | None]:
+        """Return those that changed since this was asked last, None for one that is gone. O(those)."""
+        changed = {key: self._records.get(key) for key in self._untold}
+        self._untold.clear()
+        return changed
+
+    def note_uses(self, served: Mapping[VersionKey, Served], share: float) -> None:
+        """Note the last use, to the minute, of this share of what is served: the next in turn."""
+        if not self._round:
+            self._round = list(served)
+        for _ in range(min(len(self._round), math.ceil(len(served) * share))):
+            key = self._round.pop()
+            each, copy = served.get(key), self._records.get(key)
+            if each is not None and copy is not None and copy.last_used_s != (used_s := each.last_used_s // 60 * 60):
+                self._records[key] = replace(copy, last_used_s=used_s)
+                self._untold.add(key)
+
+    def __getitem__(self, key: VersionKey) -> Copy:
+        """Return a record. Raises KeyError."""
+        return self._records[key]
+
+    def __iter__(self) -> Iterator[VersionKey]:
+        """Iterate over the keys."""
+        return iter(self._records)
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._records)
+
+    def __repr__(self) -> str:
+        """Show the counts."""
+        return f"<Copies {len(self)} untold={len(self._untold)}>"
