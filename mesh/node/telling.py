@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mesh.api.snapshot import encode_snapshot
-from mesh.core.errors import MeshError
+from mesh.core.errors import MeshError, ModelFailed
 from mesh.core.sessions.policy import is_due
 from mesh.core.sessions.schedule import Sequence
 from mesh.core.types import Sequencing
@@ -23,7 +23,13 @@ class Telling:
 
     def encoded(self, sequence: Sequence[Item], *, done: bool = False) -> bytes:
         """Return the state of a sequence as it travels. Raises `ModelFailed` for one that cannot."""
-        return encode_snapshot(self._steps.packed(sequence.state), count=sequence.count, digest=self._digest, done=done)
+        try:
+            packed = self._steps.packed(sequence.state)
+        except MeshError:
+            raise
+        except Exception as error:  # A device that does not give it back: the other steps of the run are answered.
+            raise ModelFailed(f"the state of a sequence cannot be read: {error}") from error
+        return encode_snapshot(packed, count=sequence.count, digest=self._digest, done=done)
 
     def behind(
         self, sequence: Sequence[Item], item: SequenceItem, *, done: bool = False

@@ -17,11 +17,10 @@ from mesh.api.snapshot import decode_snapshot
 from mesh.core.errors import ModelFailed
 from mesh.core.types import Device, DeviceKind
 from mesh.node.runtimes.bank import ONNX_TYPES, Bank, Place, rows_model
-from mesh.node.runtimes.base import LoadSpec
 from mesh.node.runtimes.on_device import DeviceSteps
-from mesh.node.runtimes.onnx import OnnxRuntime, _options, has_cuda
+from mesh.node.runtimes.onnx import _options, has_cuda
 from mesh.node.runtimes.stateful import TensorSteps
-from tests.fixtures.stateful import Copy, scanned
+from tests.fixtures.stateful import Copy
 from tests.node.test_sequences import STATE, summing_model
 
 CPU = Place("cpu", 0, ("CPUExecutionProvider",))
@@ -31,11 +30,8 @@ class OnDevice(Copy):
     """A copy whose states are kept as on a GPU."""
 
     def __init__(self, repository: Path, name: str) -> None:
-        super().__init__(repository, name)
-        loaded: Any = self.loaded
-        loaded.keeps_states(self.model, CPU)
-        assert isinstance(loaded.steps, DeviceSteps)
-        self.queue._steps = loaded.steps
+        super().__init__(repository, name, place=CPU)
+        assert isinstance(self.loaded.steps, DeviceSteps)
 
 
 def row(value: float) -> dict[str, np.ndarray]:
@@ -128,6 +124,22 @@ async def test_a_step_that_fails_leaves_the_states_as_they_were(tmp_path: Path) 
     assert (await copy.submit(row(2), sequence_id=1)).outputs["y"].tolist() == [[3, -3]]
 
 
+async def test_a_state_that_cannot_be_read_fails_its_own_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device may refuse to give a state back; whoever ran along in the batch has an answer."""
+    summing_model(tmp_path, "sum", STATE)
+    copy = OnDevice(tmp_path, "sum")
+    asked = [copy.submit(row(n), sequence_id=n, sequence_start=True, tells=n == 1) for n in range(1, 4)]
+
+    def refuses(state: Any) -> Any:
+        raise RuntimeError("CUDA failure 2: out of memory")
+
+    monkeypatch.setattr(copy.loaded.steps, "packed", refuses)
+    with pytest.raises(ModelFailed, match=r"cannot be read: CUDA failure 2"):
+        await asyncio.wait_for(asked[0], 10)
+    for n, future in enumerate(asked[1:], 2):
+        assert (await asyncio.wait_for(future, 10)).outputs["y"].tolist() == [[n, -n]]
+
+
 async def test_a_device_that_cannot_do_it_leaves_the_states_on_the_host(tmp_path: Path) -> None:
     summing_model(tmp_path, "sum", STATE)
     copy = Copy(tmp_path, "sum")
@@ -139,12 +151,8 @@ async def test_a_device_that_cannot_do_it_leaves_the_states_on_the_host(tmp_path
 @pytest.mark.skipif(not has_cuda(), reason="this ONNX Runtime has no CUDA")
 async def test_states_stay_on_a_gpu(tmp_path: Path) -> None:
     summing_model(tmp_path, "sum", STATE)
-    model = scanned(tmp_path, "sum")
-    gpu = Device(DeviceKind.GPU, 0, "gpu", 1 << 30, 1 << 30)
-    loaded: Any = OnnxRuntime().load(LoadSpec(model, tmp_path / "sum" / "1", gpu))
-    assert isinstance(loaded.steps, DeviceSteps)
-    copy = Copy(tmp_path, "sum")
-    copy.queue._steps = loaded.steps
+    copy = Copy(tmp_path, "sum", device=Device(DeviceKind.GPU, 0, "gpu", 1 << 30, 1 << 30))
+    assert isinstance(copy.loaded.steps, DeviceSteps)
     for step in range(1, 4):
         asked = [copy.submit(row(n), sequence_id=n, sequence_start=step == 1, tells=True) for n in range(1, 100)]
         for n, future in enumerate(asked, 1):
