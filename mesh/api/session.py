@@ -1,4 +1,4 @@
-"""The state of a sequence beside a message: put there, found and taken off, without reading the rest of the message.
+"""What is put beside a message, found and taken off without reading the rest of it: above all a sequence's state.
 
 `session_state` is field 100 of ModelInferRequest and ModelInferResponse. Nodes write it before all other fields,
 protobuf's own serializers behind them.
@@ -6,8 +6,10 @@ protobuf's own serializers behind them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
+from mesh.api.messages import ModelInferRequest
 from mesh.api.stream import INFER_RESPONSE_TAG, STATE_TAG, varint
 from mesh.core.errors import InvalidRequest
 
@@ -22,6 +24,17 @@ def state_field(state: bytes | None) -> bytes:
 def with_state(message: bytes, state: bytes | None) -> bytes:
     """Return a serialized request or response with a state; None or empty: as it is."""
     return state_field(state) + message if state else message
+
+
+def with_parameters(request: bytes, values: Mapping[str, str]) -> bytes:
+    """Return a serialized ModelInferRequest with these parameters, which win over its own of the same name."""
+    if not values:
+        return request
+    more = ModelInferRequest()
+    for name, value in values.items():
+        more.parameters[name].string_param = value
+    # Fields of one message may stand in any order; of two entries of a map with one key the last counts.
+    return request + more.SerializeToString()
 
 
 def message_with_state(response: bytes, state: bytes) -> bytes:

@@ -12,6 +12,7 @@ from typing import Annotated, Final
 
 import typer
 
+from mesh.core.forwarding import Pattern, header_pattern
 from mesh.registry.config import RegistryConfig
 from mesh.telemetry.logs import LEVELS
 from mesh.wire.transport import ENGINES, Engine, Limits, TlsConfig
@@ -70,6 +71,16 @@ HeldBytes = Annotated[
 MaxConnections = Annotated[
     int,
     typer.Option(min=0, help="Connections at a time; 0: what the limit of open files leaves.", rich_help_panel=TUNING),
+]
+GrpcHeaders = Annotated[
+    str | None,
+    typer.Option(
+        "--grpc-header-forward-pattern", metavar="REGEX", help="Headers of gRPC calls that models read as parameters."
+    ),
+]
+HttpHeaders = Annotated[
+    str | None,
+    typer.Option("--http-header-forward-pattern", metavar="REGEX", help="The same of HTTP requests."),
 ]
 LogLevel = Annotated[str, typer.Option(metavar="|".join(LEVELS), help="Least level to log.", rich_help_panel=TELEMETRY)]
 LogJson = Annotated[bool, typer.Option("--log-json", help="Log JSON lines.", rich_help_panel=TELEMETRY)]
@@ -175,6 +186,14 @@ def limits(
 ) -> Limits:
     """Return the bounds every engine enforces."""
     return Limits(max_message_bytes, max_connection_age_s, held_bytes, max_connections)
+
+
+def pattern(text: str | None, flag: str) -> Pattern | None:
+    """Return a pattern for names of headers. Raises `typer.BadParameter` for what is no regular expression."""
+    try:
+        return header_pattern(text or "")
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=flag) from None
 
 
 def engine(name: str) -> Engine:

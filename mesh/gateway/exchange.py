@@ -15,6 +15,7 @@ from typing import Any, Final
 from starlette.types import Receive, Scope, Send
 
 from mesh.core.errors import InvalidRequest, TooLarge, Unimplemented
+from mesh.core.forwarding import NOTHING, Pattern, forwarded
 from mesh.core.traffic.held import COUNTED, CallerBytes, HeldBytes
 from mesh.gateway.failures import failure
 from mesh.wire.grpc_framing import BadMessage, Inflation
@@ -127,15 +128,25 @@ class Exchange:
             )
         return time.monotonic() + min(int(said), MAX_TIMEOUT_MS) / 1000
 
-    def call(self, method: str, deadline_s: float | None) -> Call:
-        """Return the call that stands for this request: its headers are the metadata."""
+    def call(self, method: str, deadline_s: float | None, forwards: Pattern | None = None) -> Call:
+        """Return the call that stands for this request: its headers are the metadata.
+
+        Those that match `forwards` are for models to read, whatever else they are for. Raises `InvalidRequest` for one
+        that may not be.
+        """
         metadata = tuple(
             (name.decode("latin-1"), value.decode("latin-1"))
             for name, value in self._scope["headers"]
             if name not in _NOT_METADATA and not name.startswith(_NOT_PREFIXES) and not name.endswith(b"-bin")
         )
         client = self._scope["client"]
-        return Call(method, metadata, deadline_s, f"http:{client[0]}:{client[1]}" if client else "http")
+        peer = f"http:{client[0]}:{client[1]}" if client else "http"
+        return Call(method, metadata, deadline_s, peer, forwarded=self._forwarded(forwards))
+
+    def _forwarded(self, forwards: Pattern | None) -> Mapping[str, str]:
+        if forwards is None:
+            return NOTHING
+        return forwarded(forwards, [(name.decode("latin-1"), value) for name, value in self._scope["headers"]])
 
     async def answer(
         self, status: int, body: bytes, kind: bytes = JSON, headers: Mapping[str, str] | None = None

@@ -72,7 +72,7 @@ class Generate:
         named = {"name": exchange.path["model"], "version": exchange.path.get("version", "")}
         metadata = await self._calls.ask("ModelMetadata", m.ModelMetadataRequest(**named), deadline_s)
         message = request_of(fields, metadata, named["version"])
-        call = exchange.call(MODEL_STREAM_INFER, deadline_s)
+        call = exchange.call(MODEL_STREAM_INFER, deadline_s, self._calls.forwards)
         call.metadata = (*call.metadata, REAL_STATUS)
         return _responses(self._calls, call, message.SerializeToString())
 

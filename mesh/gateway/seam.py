@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import grpc
 
 from mesh.core.errors import RemoteError
+from mesh.core.forwarding import Pattern
 from mesh.core.traffic.held import HeldBytes
 from mesh.wire.transport import Call, UnaryHandler
 
@@ -31,6 +32,8 @@ class GrpcCalls:
     """The process's account of what callers make it hold."""
     max_body_bytes: int
     """Largest body taken in, as sent and as inflated: the largest message of gRPC."""
+    forwards: Pattern | None = None
+    """The headers that models read as parameters."""
 
     async def ask(self, method: str, request: Any, deadline_s: float | None = None) -> Any:
         """Return the answer of a method of `service`. Raises a `MeshError`: what a gRPC caller would be told."""

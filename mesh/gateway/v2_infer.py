@@ -34,7 +34,8 @@ class Infer:
         deadline_s = exchange.deadline_s()
         body = await exchange.body(self._calls.max_body_bytes)
         asked = await self._read(exchange, body)
-        answer = await self._calls.infer(exchange.call(MODEL_INFER, deadline_s), asked.message.SerializeToString())
+        call = exchange.call(MODEL_INFER, deadline_s, self._calls.forwards)
+        answer = await self._calls.infer(call, asked.message.SerializeToString())
         response = ModelInferResponse.FromString(answer)
         if len(answer) < LONG or asked.binary:
             told, json_bytes = write_response(response, asked)

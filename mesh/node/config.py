@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from mesh.core.forwarding import Pattern
 from mesh.registry.config import RegistryConfig
 from mesh.wire.transport import Engine, Limits, TlsConfig
 
@@ -43,6 +44,9 @@ class NodeConfig:
     isolation: Literal["process", "none", "all"] = "process"
     """Where Python models run whose model.yaml does not say: in worker processes, or in the node's own. "all": every
     one in worker processes, whatever it says."""
+    grpc_header_forward_pattern: Pattern | None = None
+    """Headers that models read as parameters (`core.forwarding`), of callers who come to this node itself: for those
+    who come through a router it decides. None: none."""
     drain_s: float = 30.0
     """How long a stopping node waits for calls in flight."""
     move_s: float = 20.0

@@ -16,8 +16,9 @@ from mesh.api.messages import ModelInferRequest
 from mesh.api.question import decode
 from mesh.api.stream import FINAL, INFER_RESPONSE_TAG, varint
 from mesh.core.errors import Code, MeshError, RemoteError, let_go, status_of
+from mesh.core.forwarding import NOTHING, Pattern
 from mesh.core.traffic.held import COUNTED
-from mesh.node.asked import Asked
+from mesh.node.asked import Asked, heard_of
 from mesh.node.fused import FusedRunning
 from mesh.node.graph import GraphRunning
 from mesh.node.infer import WINDOW, Infer
@@ -31,12 +32,21 @@ from mesh.wire.header_cache import encode
 from mesh.wire.heads import ANSWER, OK_TRAILERS, RequestHead
 from mesh.wire.server_call import STREAM_BUFFER, Origin, ServerCall, UnaryCall, stop_sending
 from mesh.wire.streams import Stream
-from mesh.wire.transport import CALLER_HEADER, LOAD_TRAILER, MODEL_HEADER, PIPELINE_HEADER, VERSION_HEADER, Direct
+from mesh.wire.transport import (
+    CALLER_HEADER,
+    FORWARD_HEADER,
+    LOAD_TRAILER,
+    MODEL_HEADER,
+    PIPELINE_HEADER,
+    VERSION_HEADER,
+    Direct,
+)
 
 _CALLER: Final = CALLER_HEADER.encode()
 _MODEL: Final = MODEL_HEADER.encode()
 _VERSION: Final = VERSION_HEADER.encode()
 _PIPELINE: Final = PIPELINE_HEADER.encode()
+_FORWARD: Final = FORWARD_HEADER.encode()
 _LOAD: Final = LOAD_TRAILER.encode()
 
 
@@ -52,12 +62,11 @@ def methods(infer: Infer) -> tuple[Direct, Direct]:
     return unary, stream
 
 
-def _asked(head: RequestHead, deadline_s: float | None, peer: str) -> Asked:
+def _asked(head: RequestHead, deadline_s: float | None, peer: str, pattern: Pattern | None) -> Asked:
     """Return what the head of a call says; the part that is equal for equal heads is kept on it."""
     known = head.memo
-    if known.__class__ is not _Known:
-        known = head.memo = _Known(head)
-    assert isinstance(known, _Known)
+    if not isinstance(known, _Known) or known.pattern is not pattern:
+        known = head.memo = _Known(head, pattern)
     return Asked(
         known.method,
         lambda: head.metadata,
@@ -67,19 +76,29 @@ def _asked(head: RequestHead, deadline_s: float | None, peer: str) -> Asked:
         known.traceparent,
         known.pipeline,
         known.caller or peer,
+        known.forwarded,
+        known.refused,
     )
 
 
 class _Known:
-    __slots__ = ("caller", "method", "model", "pipeline", "traceparent", "version")
+    __slots__ = (
+        "caller", "forwarded", "method", "model", "pattern", "pipeline", "refused", "traceparent", "version",
+    )  # fmt: skip
 
-    def __init__(self, head: RequestHead) -> None:
+    def __init__(self, head: RequestHead, pattern: Pattern | None) -> None:
+        # The first of several with one name counts.
+        said = {field.name: field.value for field in reversed(head.own)}
         self.method = head.path.decode("latin-1")
-        self.model = (head.get(_MODEL) or b"").decode("utf-8", "replace")
-        self.version = (head.get(_VERSION) or b"").decode("utf-8", "replace")
-        self.pipeline = (head.get(_PIPELINE) or b"").decode("utf-8", "replace")
-        self.caller = (head.get(_CALLER) or b"").decode("latin-1")
-        self.traceparent = (head.get(b"traceparent") or b"").decode("latin-1")
+        self.model = said.get(_MODEL, b"").decode("utf-8", "replace")
+        self.version = said.get(_VERSION, b"").decode("utf-8", "replace")
+        self.pipeline = said.get(_PIPELINE, b"").decode("utf-8", "replace")
+        self.caller = said.get(_CALLER, b"").decode("latin-1")
+        self.traceparent = said.get(b"traceparent", b"").decode("latin-1")
+        self.pattern = pattern
+        routed, self.forwarded, self.refused = bool(self.model), NOTHING, ""
+        if _FORWARD in said if routed else pattern is not None:
+            self.forwarded, self.refused = heard_of(head.metadata, pattern, routed=routed)
 
 
 def _load(outstanding: int) -> bytes:
@@ -100,7 +119,8 @@ class DirectUnary(UnaryCall):
     def received(self, message: bytes) -> None:
         """Begin."""
         try:
-            running = self._infer.begin(_asked(self.head, self.deadline_s, self.peer), message, self)
+            infer = self._infer
+            running = infer.begin(_asked(self.head, self.deadline_s, self.peer, infer.forwards), message, self)
             if not self.over:
                 self._running = running
         except Exception as error:  # noqa: BLE001 - the edge: every failure becomes a status
@@ -154,7 +174,7 @@ class DirectStream(ServerCall):
     def __init__(self, connection: Connection, stream: Stream, origin: Origin, infer: Infer) -> None:
         super().__init__(connection, stream, origin)
         self._infer = infer
-        self._asked = _asked(origin.head, self.deadline_s, self.peer)
+        self._asked = _asked(origin.head, self.deadline_s, self.peer, infer.forwards)
         self._deframer = Deframer(origin.max_message_bytes, compression=origin.head.compression)
         self._messages: deque[bytes] = deque()
         self._turns: deque[_Turn] = deque()
@@ -212,6 +232,8 @@ class DirectStream(ServerCall):
             if len(message) >= COUNTED:
                 self.keep(len(message))
                 turn.size = len(message)
+            if asked.refused:
+                asked.check()
             if asked.pipeline:
                 turn.running = graph = infer.pipelines.begin(asked, message, turn)
                 for each in graph.copies:

@@ -98,7 +98,7 @@ class PipelineRuns:
             graph = self.graphs.of(pipeline)
             kept = self._kept[pipeline.name] = Kept(graph, graph.order, lambda view, _: _as_model(graph, view))
         kept.refresh(view, self)
-        if kept.fused is None or self.is_traced(asked.traceparent):
+        if kept.fused is None or asked.forwarded or self.is_traced(asked.traceparent):
             return self._step_by_step(kept, asked, message, reply)
         fused = FusedRunning(kept.fused, asked, message, reply, lambda: self._step_by_step(kept, asked, message, reply))
         try:
@@ -165,7 +165,7 @@ class GraphRunning(Steps):
         self._reply = reply
         self._later: Later[bytes] | None = None
         """What writes a long answer."""
-        super().__init__(watch, graph, copies, asked, question.parameters)
+        super().__init__(watch, graph, copies, asked, {**question.parameters, **asked.forwarded})
 
     def finished(self, outputs: Mapping[str, Held]) -> None:
         """Answer."""

@@ -20,9 +20,10 @@ from mesh.api.raw_places import decode_front
 from mesh.api.session import message_with_state
 from mesh.api.stream import final_message
 from mesh.core.errors import InvalidRequest, MeshError
+from mesh.core.forwarding import Pattern
 from mesh.core.view import ClusterView
 from mesh.node.answer import encode, final, wanted_outputs
-from mesh.node.asked import Asked
+from mesh.node.asked import Asked, heard_of
 from mesh.node.fused import FusedRunning
 from mesh.node.generation import responses
 from mesh.node.graph import GraphRunning, PipelineRuns
@@ -52,15 +53,20 @@ class Infer:
         metrics: NodeMetrics,
         tracing: Tracing,
         view: Callable[[], ClusterView] = ClusterView,
+        forwards: Pattern | None = None,
     ) -> None:
         self.beginner = Beginner(find, metrics, tracing)
         self.pipelines = PipelineRuns(find, view, self.beginner)
         self.metrics = metrics
         self.tracing = tracing
+        self.forwards = forwards
+        """The headers that models read as parameters, of callers who come to this node itself."""
         self.outstanding = 0
 
     def begin(self, asked: Asked, message: bytes, reply: Reply) -> Running | GraphRunning | FusedRunning | Later[Any]:
         """Begin one request; `reply` hears its end. Raises `MeshError` when it cannot even be queued."""
+        if asked.refused:
+            asked.check()
         if asked.pipeline:
             return self.pipelines.begin(asked, message, reply)
         running = self.beginner.planned(asked, message, reply)
@@ -85,7 +91,7 @@ class Infer:
     async def infer(self, call: Call, message: bytes) -> bytes:
         """Answer one ModelInfer. Raises a `MeshError`; a cancelled call leaves its batch to the others."""
         try:
-            return await self._one(_asked(call), message)
+            return await self._one(_asked(call, self.forwards), message)
         except MeshError as error:
             call.trailers.extend(fate_trailers(error))
             raise
@@ -107,7 +113,7 @@ class Infer:
 
     async def stream(self, call: Call, messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Answer one ModelStreamInfer: a failed request is a message with its error, and the stream goes on."""
-        asked, pins = _asked(call), Pins()
+        asked, pins = _asked(call, self.forwards), Pins()
 
         def answer(message: bytes) -> Answer:
             return self._in_stream(asked, message, pins)
@@ -124,6 +130,7 @@ class Infer:
         request = ModelInferRequest()
         try:
             request = decode(message)
+            asked.check()
             if asked.pipeline:
                 return Ordered(self._message(asked, message, request.id))
             served = self.served(asked, request)
@@ -205,14 +212,18 @@ class _Awaited:
             self.future.set_exception(error)
 
 
-def _asked(call: Call) -> Asked:
+def _asked(call: Call, pattern: Pattern | None) -> Asked:
+    model = call.meta(MODEL_HEADER) or ""
+    forwarded, refused = heard_of(call.metadata, pattern, routed=bool(model))
     return Asked(
         call.method,
         lambda: call.metadata,
         call.deadline_s,
-        call.meta(MODEL_HEADER) or "",
+        model,
         call.meta(VERSION_HEADER) or "",
         call.meta("traceparent") or "",
         call.meta(PIPELINE_HEADER) or "",
         call.meta(CALLER_HEADER) or call.peer,
+        forwarded,
+        refused,
     )

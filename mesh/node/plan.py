@@ -91,8 +91,8 @@ class Plan:
 
     def request(self, message: bytes, asked: Asked) -> Request | None:
         """Return what the request says beside its tensors; None when this plan is not for it after all."""
-        del message, asked
-        return PLAIN
+        del message
+        return Request(parameters=asked.forwarded) if asked.forwarded else PLAIN
 
     def write(self, outputs: Tensors) -> list[Part] | None:
         """Return the parts of the serialized response; None when an output is not as its signature says."""

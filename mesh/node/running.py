@@ -285,9 +285,12 @@ class Beginner:
 
 def read_request(request: ModelInferRequest, asked: Asked) -> Request:
     """Return what a model may read of `request` besides its tensors, and what its sequence needs."""
-    if not request.parameters and not asked.tells:
+    if not request.parameters and not asked.tells and not asked.forwarded:
         return Request(request.id) if request.id else PLAIN
-    return Request(request.id, literals(request.parameters), request.session_state, asked.tells, asked.caller)
+    said = literals(request.parameters)
+    if asked.forwarded:
+        said.update(asked.forwarded)
+    return Request(request.id, said, request.session_state, asked.tells, asked.caller)
 
 
 def queue_timeout_s(request: ModelInferRequest) -> float | None:

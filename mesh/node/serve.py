@@ -146,7 +146,7 @@ def _build(  # noqa: PLR0917 - what lives longer than the parts
         is_mine=report.is_mine,
         on_event=lambda text: log.warning("registration", event=text),
     )
-    infer = Infer(loader.find, metrics, tracing, lambda: mirror.view)
+    infer = Infer(loader.find, metrics, tracing, lambda: mirror.view, config.grpc_header_forward_pattern)
     metrics.observe(report.record, loader.copies, lambda: infer.outstanding)
     kept = Kept(config.kept_bytes)
     metrics.observe_sequences(loader.served, lambda: kept.kept_bytes)

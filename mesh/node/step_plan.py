@@ -41,4 +41,5 @@ class StepPlan(Plan):
         id_ = self._ids.read(message)
         if id_ is None or self.served.reading is not None:
             return None
-        return Request("", {**self._parameters, "sequence_id": id_}, b"", asked.tells, asked.caller)
+        said = {**self._parameters, "sequence_id": id_, **asked.forwarded}
+        return Request("", said, b"", asked.tells, asked.caller)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mesh.api.carried import Carried, read_tensors, request_message, stacked
 from mesh.api.messages import ModelInferResponse
 from mesh.core.errors import DeadlineExceeded, MeshError, RemoteError, code_of, let_go
+from mesh.core.forwarding import NOTHING
 from mesh.core.pipeline import run as graphs
 from mesh.core.pipeline.cut import ROUTER
 from mesh.core.pipeline.run import EACH_AT_ONCE, NEVER_BETTER, Action, Run, compare, count_of, of_step
@@ -41,7 +42,8 @@ def trace_of(metadata: Metadata) -> dict[str, str]:
 def call_of_step(call: Call, trace: Mapping[str, str]) -> Call:
     """Return the call of a step's model on behalf of a caller, under this trace."""
     kept = tuple(pair for pair in call.metadata if pair[0] not in _NOT_FOR_STEPS)
-    return Call(call.method, (*kept, *trace.items()), call.deadline_s, call.peer)
+    # What is forwarded of the headers is among the request's parameters already.
+    return Call(call.method, (*kept, *trace.items()), call.deadline_s, call.peer, forwarded=NOTHING)
 
 
 class Elsewhere(Exception):

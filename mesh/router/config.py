@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from mesh.core.forwarding import Pattern
 from mesh.registry.config import RegistryConfig
 from mesh.wire.transport import Engine, Limits, TlsConfig
 
@@ -30,6 +31,10 @@ class RouterConfig:
     session_bytes: int = 256 * 1024 * 1024
     """What may be kept of all sessions together (their last states, and steps since) so that they outlive their nodes:
     60,000 of 4 KB. From half of it on other nodes keep the states of those unused longest."""
+    grpc_header_forward_pattern: Pattern | None = None
+    """Headers of gRPC calls that models read as parameters (`core.forwarding`); None: none."""
+    http_header_forward_pattern: Pattern | None = None
+    """The same of HTTP requests."""
     drain_s: float = 30.0
     """How long a stopping router waits for calls in flight."""
     settle_s: float = 1.0

@@ -9,20 +9,25 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import Self
 
+from mesh.api.session import with_parameters
 from mesh.core.errors import DeadlineExceeded, RemoteError, Unimplemented
+from mesh.core.forwarding import NOTHING, Pattern, forwarded
 from mesh.core.traffic.balance import Balancer
 from mesh.core.traffic.retry import Tries
 from mesh.core.types import ModelVersion, NodeId
 from mesh.core.view import Host, Located
 from mesh.registry.mirror import Mirror
+from mesh.router import passing
 from mesh.router.channels import Channels
 from mesh.router.cold import Cold, patience_s
 from mesh.router.ends import fate_told, named
 from mesh.router.live import said_of
 from mesh.router.observe import Observed
+from mesh.router.passing import named_in
 from mesh.router.pipelines import Pipelines
 from mesh.router.retries import Retries
 from mesh.router.sessions import Sessions
@@ -34,10 +39,8 @@ from mesh.wire.peek import Peeked, peek
 from mesh.wire.transport import (
     ABSENT,
     LOAD_TRAILER,
-    MODEL_HEADER,
     MODEL_INFER,
     NOT_RUN_TRAILER,
-    VERSION_HEADER,
     Call,
     Leaves,
     Metadata,
@@ -66,6 +69,7 @@ class Dispatch:
         cold_wait_s: float,
         max_attempts: int,
         session_bytes: int,
+        forwards: Pattern | None = None,
     ) -> None:
         self._mirror = mirror
         self.balancer = balancer
@@ -74,6 +78,8 @@ class Dispatch:
         self.metrics = metrics
         self.tracing = tracing
         self.cold_wait_s = cold_wait_s
+        self.forwards = forwards
+        """The headers of gRPC calls that models read as parameters."""
         self.targets = Targets(mirror)
         self.pipelines = Pipelines(mirror, self)
         self.sessions = Sessions(mirror, self, max_bytes=session_bytes)
@@ -102,7 +108,9 @@ class Dispatch:
             return await self.pipelines.answer(call, message, target, seen)
         said = said_of(request)
         if model.sequence is not None and said.id:
-            return await self.sessions.answer(call, message, request, target)
+            # In itself, as it may be run again in the course of another call.
+            step = with_parameters(message, self.forwarded(call))
+            return await self.sessions.answer(call, step, request, target)
         metadata = self.metadata(call, model, seen)
         while True:
             located = await self.pick(call, model, said.name, seen.tries.tried)
@@ -128,8 +136,15 @@ class Dispatch:
             raise named(error, located, model)  # Not `from error`: it may be the same, and a circle.
 
     def target(self, call: Call, request: Peeked) -> Target:
-        """Return what answers. Raises as `resolve` does."""
+        """Return what answers. Raises as `resolve` does, and `InvalidRequest` for headers that it may not have."""
+        self.forwarded(call)
         return self.targets.find(named_in(call, request), request.model_version)
+
+    def forwarded(self, call: Call) -> Mapping[str, str]:
+        """Return the headers of a call that models read as parameters. Raises `InvalidRequest` for a reserved one."""
+        if call.forwarded is None:
+            call.forwarded = forwarded(self.forwards, call.metadata)
+        return call.forwarded
 
     async def pick(self, call: Call, model: ModelVersion, sequence: str, tried: list[NodeId]) -> Located:
         """Return the copy to ask, waiting for one within the caller's deadline when none serves."""
@@ -157,16 +172,12 @@ class Dispatch:
             finally:
                 self.metrics.cold_wait(model.name, time.monotonic() - waited_s, outcome)
 
-    def metadata(self, call: Call, model: ModelVersion, seen: Observed | None) -> Metadata:
-        """Return what goes to the node: the caller's own metadata, what was resolved, and the trace."""
-        dropped = _DROPPED_TRACED if seen is not None and seen.traced else _DROPPED
-        kept = [pair for pair in call.metadata if pair[0] not in dropped and not pair[0].startswith(_DROPPED_PREFIXES)]
-        return (
-            *kept,
-            *(seen.headers() if seen is not None else ()),
-            (MODEL_HEADER, model.name),
-            (VERSION_HEADER, model.version),
-        )
+    def metadata(self, call: Call, model: ModelVersion, seen: Observed | None, *, forwards: bool = True) -> Metadata:
+        """Return what goes to the node: the caller's own metadata, what was resolved, and the trace.
+
+        Without `forwards` the request itself says what models read of its headers.
+        """
+        return passing.metadata(call, model, seen, self.forwarded(call) if forwards else NOTHING)
 
     def _leaves(self, node: Host, model: ModelVersion, tries: Tries, long: bool) -> bool:
         return self.stalled.leaves(node, model, tries, long=long)
@@ -197,11 +208,6 @@ class Dispatch:
         return f"<Dispatch {self.balancer!r}>"
 
 
-def named_in(call: Call, request: Peeked) -> str:
-    """Return the name that is asked for. One in ModelMesh's metadata wins over that in the message."""
-    return call.meta("mm-vmodel-id") or call.meta("mm-model-id") or request.model_name
-
-
 class _Asked:
     """A context around one request at one node."""
 
@@ -224,12 +230,6 @@ class _Asked:
             if error.transport_failed:
                 self._balancer.failed(self._node, time.monotonic())
         self._balancer.done(self._node.id, _reported(self.trailers or ()))
-
-
-_DROPPED_PREFIXES = ("mesh-", "grpc-", ":")
-_DROPPED = frozenset({"user-agent", "content-type", "te", "mm-model-id", "mm-vmodel-id", "triton_grpc_error"})
-"""Said between the caller and this router only."""
-_DROPPED_TRACED = _DROPPED | {"traceparent", "tracestate"}
 
 
 def left_s(call: Call) -> float | None:

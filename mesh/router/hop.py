@@ -53,7 +53,7 @@ class Hop:
         self._down_connection = connection
         self._down = stream
         self._origin = origin
-        self._passed: Passed = passed(origin.head)
+        self._passed: Passed = passed(origin.head, dispatch.forwards)
         self._started_s = now_s = time.monotonic()
         self._bucket: Bucket | None = None
         self._deadline_s: float | None = None
@@ -178,7 +178,7 @@ class Hop:
     def _route(self, request: Peeked) -> bool:
         """Send to a copy; False when there is none to send to at once."""
         dispatch = self._dispatch
-        target = self._target = dispatch.targets.find(self._passed.name or request.model_name, request.model_version)
+        target = self._target = dispatch.targets.find(self._passed.named(request.model_name), request.model_version)
         if target.model.decoupled:
             raise Unimplemented("ModelInfer RPC doesn't support models with decoupled transaction policy")
         if request.parameters and request.parameters.get("sequence_id"):

@@ -19,7 +19,7 @@ from mesh.router.attempt import holds, trace_of
 from mesh.router.dispatch import Dispatch
 from mesh.router.pipelines import after, asked_of
 from mesh.router.spread import Away, Ended, Event
-from mesh.router.target import Target
+from mesh.router.target import Target, passed
 from mesh.wire.connection import Connection
 from mesh.wire.server_call import Origin, TaskUnary
 from mesh.wire.streams import Stream
@@ -86,7 +86,7 @@ class PartsUnary(TaskUnary):
         if is_long(len(message), request):
             return False
         asked = self._asked = asked_of(request, self._target)
-        if asked.parameters:
+        if asked.parameters or passed(self.head, dispatch.forwards).forwarded:
             return False
         course = self._course = Run(graph, asked.given, holds, plan.shares[ROUTER])
         course.begin()

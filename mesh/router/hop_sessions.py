@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from mesh.api.session import cut_state, tell_stream, with_state
+from mesh.api.session import cut_state, tell_stream, with_parameters, with_state
 from mesh.api.stream import ERROR_TAG, INFER_RESPONSE_TAG, read_error, varint
 from mesh.core.errors import Code, MeshError, RemoteError, code_of
 from mesh.core.sessions.session import Entry, Send
@@ -20,7 +20,7 @@ from mesh.core.view import Located, VersionKey
 from mesh.router.hop_up import Turn, Up, lost_turns
 from mesh.router.live import Live, Said, Step
 from mesh.router.sessions import Sessions
-from mesh.router.target import Target
+from mesh.router.target import Target, passed
 from mesh.wire.grpc_framing import PREFIX_BYTES, framed, pack_prefix
 from mesh.wire.header_cache import encode
 from mesh.wire.peek import peek
@@ -35,14 +35,14 @@ _ERROR = bytes((ERROR_TAG,))
 class StreamStep(Turn):
     """A `sessions.Step`: a message of the caller's stream, and its turn there."""
 
-    __slots__ = ("_carrier", "entry", "live", "resumes", "waits", "wants_state")
+    __slots__ = ("_carrier", "changes", "entry", "live", "waits", "wants_state")
 
     def __init__(self, carrier: SessionCarrier, message: bytes, started_s: float, said: Said) -> None:
         super().__init__(message, started_s)
         self._carrier = carrier
         self.wants_state = said.wants_state
-        self.resumes = said.resumes is not None
-        """Whether the message may hold a state of the client's."""
+        self.changes = said.resumes is not None or bool(carrier.forwarded)
+        """Whether what is sent may not be the caller's message: without a state of the client's, or with headers."""
         self.waits = True
         """Neither answered nor given up."""
         self.live: Live | None = None
@@ -71,6 +71,9 @@ class SessionCarrier:
     def __init__(self, hop: HopStream, sessions: Sessions) -> None:
         self._hop = hop
         self._sessions = sessions
+        self.forwarded = passed(hop.head, sessions.dispatch.forwards).forwarded
+        """Headers that models read as parameters. Each step has them in itself: it may be run again later, in the
+        course of a call with others."""
         self._ups: dict[tuple[NodeId, str, VersionKey], Up] = {}
         self._all_keep = True
         self._flushing = False
@@ -89,7 +92,8 @@ class SessionCarrier:
         if not step.wants_state:
             self._all_keep = False
         try:
-            begun = self._sessions.begin(target, said, version, step.message[PREFIX_BYTES:], step, self)
+            message = with_parameters(step.message[PREFIX_BYTES:], self.forwarded)
+            begun = self._sessions.begin(target, said, version, message, step, self)
             if begun is not None:
                 step.live, step.entry = begun
         except MeshError as error:
@@ -126,7 +130,7 @@ class SessionCarrier:
             live.way = located, up
         up.waiting.append((live, send))
         entry = send.entry
-        if send.restore is None and entry.step.__class__ is StreamStep and not entry.step.resumes:
+        if send.restore is None and entry.step.__class__ is StreamStep and not entry.step.changes:
             up.outbox.append(entry.step.message)
         else:
             up.outbox.append(framed(with_state(entry.message, send.restore)))

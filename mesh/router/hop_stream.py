@@ -63,7 +63,7 @@ class HopStream(ServerCall):
     def __init__(self, connection: Connection, stream: Stream, origin: Origin, streams: Streams) -> None:
         super().__init__(connection, stream, origin)
         self._streams = streams
-        self._passed = passed(origin.head)
+        self._passed = passed(origin.head, streams.dispatch.forwards)
         self._strict = self._passed.strict
         self._deframer = Deframer(origin.max_message_bytes, compression=origin.head.compression, keep_prefix=True)
         self._messages: deque[bytes] = deque()
@@ -192,7 +192,7 @@ class HopStream(ServerCall):
                 fronts.learn(message, PREFIX_BYTES, request)
             if self._passed.unordered:
                 check_id(request)
-            target = self._targets.find(self._passed.name or request.model_name, request.model_version)
+            target = self._targets.find(self._passed.named(request.model_name), request.model_version)
         except MeshError as error:
             turn = Turn(message, started_s)
             self._turns.append(turn)
@@ -246,7 +246,7 @@ class HopStream(ServerCall):
         return True
 
     def open(self, owner: Owner, located: Located, target: Target, now_s: float, says: bytes = b"") -> Up | None:
-        """Open a stream to a copy; None where that takes time. `says` are HPACK bytes of more headers."""
+        """Open a stream to a copy; None where that takes time. `says`, HPACK bytes of headers, is of sessions alone."""
         channel = self._streams.dispatch.channels.to(located.node.address)
         assert isinstance(channel, WireChannel)
         connection = channel.links.ready()
@@ -262,7 +262,8 @@ class HopStream(ServerCall):
         trace = self._passed.trace
         if not trace and self._streams.dispatch.tracing.on:
             trace = UNSAMPLED_BLOCK
-        up.begin(connection.open(block + self._passed.block + trace + target.block + says, up))
+        known = self._passed.unforwarded if says else self._passed.block
+        up.begin(connection.open(block + known + trace + target.block + says, up))
         return up
 
     def answered(self, turn: Turn, message: bytes) -> None:

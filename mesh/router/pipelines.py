@@ -105,7 +105,8 @@ class Pipelines:
         """Run the steps where their copies are; those that no node can run as asked are ordinary requests from here."""
         asked = await question(message, target)
         graph, tries = self.graph(asked.pipeline), seen.tries
-        outputs = await self.outputs(call, graph, asked.given, asked.parameters, seen, tries=tries)
+        parameters = {**asked.parameters, **self._dispatch.forwarded(call)}
+        outputs = await self.outputs(call, graph, asked.given, parameters, seen, tries=tries)
         return asked.answer(outputs).SerializeToString()
 
     async def outputs(

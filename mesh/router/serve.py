@@ -107,6 +107,7 @@ def _build(config: RouterConfig, store: EtcdClient, tracing: Tracing) -> _Parts:
         cold_wait_s=config.cold_wait_s,
         max_attempts=config.max_attempts,
         session_bytes=config.session_bytes,
+        forwards=config.grpc_header_forward_pattern,
     )
     metrics.observe(dispatch.sessions.table.messages, balancer.silent)
     streams = Streams(dispatch, metrics)
@@ -139,11 +140,23 @@ def _build(config: RouterConfig, store: EtcdClient, tracing: Tracing) -> _Parts:
     server = carrier.server(
         config.host, config.grpc_port, hot, services, tls=config.tls, bounds=PASSING, reuse_port=config.reuse_port
     )
-    calls = GrpcCalls(dispatch.infer, streams.stream, inference, carrier.held, config.limits.max_message_bytes)
-    http = _http(config, metrics, health, calls)
+    http = _http(config, metrics, health, _calls(config, dispatch, streams, inference, carrier))
     candidate = f"{socket.gethostname()}-{os.getpid()}"
     steward = Steward(mirror, store, channels, candidate, compact_s=config.compact_s)
     return _Parts(mirror, metrics, balancer, channels, dispatch, cold, steward, health, server, http)
+
+
+def _calls(
+    config: RouterConfig, dispatch: Dispatch, streams: Streams, inference: InferenceService, carrier: Carrier
+) -> GrpcCalls:
+    return GrpcCalls(
+        dispatch.infer,
+        streams.stream,
+        inference,
+        carrier.held,
+        config.limits.max_message_bytes,
+        config.http_header_forward_pattern,
+    )
 
 
 def _http(config: RouterConfig, metrics: RouterMetrics, health: RouterHealth, calls: GrpcCalls) -> HttpServer | None:

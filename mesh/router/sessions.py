@@ -321,7 +321,7 @@ class Sessions:
     async def _call(self, live: Live, located: Located, send: Send[Step], call: Call) -> None:
         """Send one step as a call of its own."""
         message, dispatch = with_state(send.entry.message, send.restore), self.dispatch
-        metadata: Metadata = (*dispatch.metadata(call, live.model, None), (CALLER_HEADER, call.peer))
+        metadata: Metadata = (*dispatch.metadata(call, live.model, None, forwards=False), (CALLER_HEADER, call.peer))
         try:
             reply = await dispatch.send(call, located, message, metadata, leaves=partial(self.may_move, live, send))
         except RemoteError as error:

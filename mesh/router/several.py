@@ -63,7 +63,8 @@ class Several:
     async def responses(self, call: Call, message: bytes, target: Target, seen: Observed) -> AsyncGenerator[bytes]:
         """Yield the messages that answer one request. Raises a `MeshError` that names the step."""
         asked = await question(message, target)
-        one = _One(call, seen, asked.parameters, asked.pipeline)
+        parameters = {**asked.parameters, **self._dispatch.forwarded(call)}
+        one = _One(call, seen, parameters, asked.pipeline)
         async with aclosing(self._outputs(one, asked.pipeline, "", asked.given)) as found:
             async for outputs in found:
                 yield _message(asked.answer(outputs), is_final=False)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from mesh.core.errors import MeshError, NamesPipeline
+from mesh.core.errors import InvalidRequest, MeshError, NamesPipeline
+from mesh.core.forwarding import NOTHING, Pattern, forwarded
 from mesh.core.pipeline.signatures import pipeline_model
 from mesh.core.pipeline.spec import Pipeline
 from mesh.core.suspects import quarantined_s, refusal
@@ -14,8 +15,9 @@ from mesh.core.types import ModelVersion, NodeId
 from mesh.core.view import ClusterView, Located
 from mesh.registry.mirror import Mirror
 from mesh.wire.fields import Field
+from mesh.wire.forward import written
 from mesh.wire.header_cache import encode
-from mesh.wire.heads import RequestHead
+from mesh.wire.heads import RequestHead, metadata_block
 from mesh.wire.transport import MODEL_HEADER, PIPELINE_HEADER, UNORDERED_HEADER, VERSION_HEADER
 
 MAX_TARGETS: Final = 16_384
@@ -122,16 +124,34 @@ def quarantined(view: ClusterView, model: ModelVersion) -> bool:
 class Passed:
     """What of a caller's headers goes on to the node. Kept on the head, so that equal headers cost nothing."""
 
-    __slots__ = ("block", "name", "strict", "trace", "traceparent", "unordered")
+    __slots__ = (
+        "block",
+        "forwarded",
+        "name",
+        "pattern",
+        "refused",
+        "strict",
+        "trace",
+        "traceparent",
+        "unforwarded",
+        "unordered",
+    )
 
-    def __init__(self, head: RequestHead) -> None:
-        kept: list[bytes] = []
+    def __init__(self, head: RequestHead, pattern: Pattern | None) -> None:
+        kept: list[Field] = []
         trace: list[bytes] = []
         self.name = ""
         """A name in ModelMesh's metadata, which wins over the one in the message."""
         self.traceparent = b""
         self.strict = False
         self.unordered = False
+        self.pattern = pattern
+        self.forwarded = NOTHING
+        """Headers that models read as parameters."""
+        self.refused = ""
+        """Why no request with these headers is taken; empty: it is."""
+        if pattern is not None:
+            self._forward(head, pattern)
         for field in head.own:
             name = field.name
             if name in DROPPED:
@@ -141,11 +161,28 @@ class Passed:
                 if name == b"traceparent":
                     self.traceparent = field.value
             elif not name.startswith(b"mesh-"):
-                kept.append(field.raw)
+                kept.append(field)
             elif name == _UNORDERED:
                 self.unordered = field.value == b"true"
-        self.block = b"".join(kept)
         self.trace = b"".join(trace)
+        self.unforwarded = self.block = b"".join([field.raw for field in kept])
+        """`block` as it is where nothing is forwarded: of sessions, whose steps carry that in themselves."""
+        if self.forwarded:
+            # Once is enough: a list of headers has a bound.
+            rest = [field.raw for field in kept if field.name.decode() not in self.forwarded]
+            self.block = b"".join([*rest, metadata_block(written(self.forwarded))])
+
+    def named(self, name: str) -> str:
+        """Return which model a request for `name` is for. Raises `InvalidRequest` for headers that it may not have."""
+        if self.refused:
+            raise InvalidRequest(self.refused)
+        return self.name or name
+
+    def _forward(self, head: RequestHead, pattern: Pattern) -> None:
+        try:
+            self.forwarded = forwarded(pattern, head.metadata)
+        except InvalidRequest as error:
+            self.refused = error.message
 
     def _said(self, field: Field) -> None:
         if field.name == b"mm-vmodel-id" or (field.name == b"mm-model-id" and not self.name):
@@ -154,10 +191,9 @@ class Passed:
             self.strict = field.value == b"true"
 
 
-def passed(head: RequestHead) -> Passed:
-    """Return what of `head` goes on. O(fields) once per distinct head."""
+def passed(head: RequestHead, pattern: Pattern | None = None) -> Passed:
+    """Return what of `head` goes on; `pattern` says what models read of it. O(fields) once per distinct head."""
     found = head.memo
-    if found.__class__ is not Passed:
-        found = head.memo = Passed(head)
-    assert isinstance(found, Passed)
+    if not isinstance(found, Passed) or found.pattern is not pattern:
+        found = head.memo = Passed(head, pattern)
     return found

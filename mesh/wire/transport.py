@@ -43,6 +43,9 @@ CALLER_HEADER = "mesh-caller"
 """On a step of a sequence, from the router: whose it is, as the router names its connections. A node shares the places
 of sequences between callers, and has one connection with the router for all of them."""
 
+FORWARD_HEADER = "mesh-forward"
+"""From the router: a header of the caller's that the model reads as a parameter (`wire.forward`)."""
+
 UNORDERED_HEADER = "mesh-unordered"
 """From a client, "true": answers of this stream may come in any order; every request then has an id."""
 
@@ -64,6 +67,8 @@ class Call:
     """Trailing metadata to send with the status. Append; never replace the list."""
     headers: Metadata = ()
     """Initial metadata, sent ahead of the first message, or of the status where none comes. Set it before that."""
+    forwarded: Mapping[str, str] | None = None
+    """Headers that models read as parameters (`core.forwarding`); None while nobody looked."""
 
     def meta(self, key: str) -> str | None:
         """Return the first value of text metadata `key` (lower case), or None. O(entries)."""

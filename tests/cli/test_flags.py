@@ -147,6 +147,8 @@ def test_labels_are_pairs() -> None:
         (["router", "--log-level", "loud"], "expected a log level of debug, info, warning, error, got 'loud'"),
         (["router", "--loop", "fast"], "expected auto, uvloop or asyncio, got 'fast'"),
         (["router", "--grpc-port", "70000"], "--grpc-port"),
+        (["router", "--http-header-forward-pattern", "("], "expected a regular expression for names of headers"),
+        (["node", "--id", "a", "--models", ".", "--grpc-header-forward-pattern", "["], "expected a regular expression"),
         (["router", "--registry-user", "mesh"], "user 'mesh' needs a password"),
         (["node", "--id", "", "--models", "."], "expected a name, got an empty text"),
         (["node", "--id", "a", "--models", "/no/such/folder"], "expected a folder of models, found none at"),
