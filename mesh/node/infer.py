@@ -31,6 +31,7 @@ from mesh.node.item import Ran
 from mesh.node.labor import Later, is_long_answer, pause
 from mesh.node.observe import Observed
 from mesh.node.plan import Part, Wanted
+from mesh.node.responses import Responses
 from mesh.node.running import Beginner, Reply, Running, failed_message, fate_trailers, read_request
 from mesh.node.runtimes.base import Tensors
 from mesh.node.served import Pins, Served
@@ -166,9 +167,18 @@ class Infer:
                 wanted, inputs, seen.rows = await self._read(request, served)
                 seen.read_ns = time.monotonic_ns()
                 told = read_request(request, asked)
-                async with aclosing(responses(served, inputs, told, asked.deadline_s)) as made:
-                    async for outputs, state in made:
-                        yield message_with_state(await _written(request, served, outputs, wanted), state)
+                counted = Responses(served.statistics)
+                try:
+                    async with aclosing(responses(served, inputs, told, asked.deadline_s)) as made:
+                        with counted:
+                            async for outputs, state in made:
+                                counted.made()
+                                response = message_with_state(await _written(request, served, outputs, wanted), state)
+                                counted.written()
+                                yield response
+                                counted.sent()
+                finally:
+                    counted.close()
                 seen.ran_ns = time.monotonic_ns()
                 run_ns = seen.ran_ns - seen.read_ns
                 seen.ran = Ran({}, 0.0, run_ns / 1e9, seen.rows)

@@ -204,6 +204,8 @@ def _add(into: Any, other: Any) -> None:
             _add_durations(by_size[each.batch_size], each)
         else:
             into.batch_stats.add().CopyFrom(each)
+    for key in other.response_stats:
+        _add_durations(into.response_stats[key], other.response_stats[key])
     into.memory_usage.extend(other.memory_usage)
 
 

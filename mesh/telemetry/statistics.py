@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from mesh.api.gen.inference import grpc_service_pb2 as pb
 
@@ -32,6 +32,33 @@ class Duration:
         return pb.StatisticDuration(count=self.count, ns=self.ns)
 
 
+MOST_RESPONSES: Final = 256
+"""Responses of one request that are counted one by one; those behind them together, as ``256+``."""
+
+
+@dataclass(slots=True)
+class ResponseStatistics:
+    """What is counted of the responses that were each the first, second, ... of their request."""
+
+    compute_infer: Duration = field(default_factory=Duration)
+    compute_output: Duration = field(default_factory=Duration)
+    success: Duration = field(default_factory=Duration)
+    fail: Duration = field(default_factory=Duration)
+    empty_response: Duration = field(default_factory=Duration)
+    cancel: Duration = field(default_factory=Duration)
+
+    def message(self) -> Any:
+        """Return the protocol's InferResponseStatistics."""
+        return pb.InferResponseStatistics(
+            compute_infer=self.compute_infer.message(),
+            compute_output=self.compute_output.message(),
+            success=self.success.message(),
+            fail=self.fail.message(),
+            empty_response=self.empty_response.message(),
+            cancel=self.cancel.message(),
+        )
+
+
 @dataclass(slots=True)
 class Statistics:
     """The counters of one copy since it was loaded, or of a step here. Touched from the event loop only."""
@@ -46,6 +73,16 @@ class Statistics:
     compute_infer: Duration = field(default_factory=Duration)
     compute_output: Duration = field(default_factory=Duration)
     batches: dict[int, Duration] = field(default_factory=dict)
+    responses: dict[int, ResponseStatistics] = field(default_factory=dict)
+    """Of a model with several responses, by their place in their request."""
+
+    def response(self, at: int) -> ResponseStatistics:
+        """Return the counters of the response at this place of its request, from 0."""
+        at = min(at, MOST_RESPONSES)
+        found = self.responses.get(at)
+        if found is None:
+            found = self.responses[at] = ResponseStatistics()
+        return found
 
     def executed(self, rows: int, run_ns: int) -> None:
         """Count one run over `rows` rows."""
@@ -98,6 +135,9 @@ class Statistics:
         )
         for rows, duration in sorted(self.batches.items()):
             answer.batch_stats.add(batch_size=rows, compute_infer=duration.message())
+        for at, each in sorted(self.responses.items()):
+            key = str(at) if at < MOST_RESPONSES else f"{MOST_RESPONSES}+"
+            answer.response_stats[key].CopyFrom(each.message())
         return answer
 
 
