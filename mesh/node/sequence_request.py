@@ -26,13 +26,13 @@ class Flags(NamedTuple):
 def flags_of(request: Request, rows: int, model: str) -> Flags:
     """Return a request's sequence. Raises `InvalidRequest` for an id or flag of another type, and for a batch."""
     told, of = request.parameters, f"inference request to model '{model}'"
+    if rows != 1:
+        raise InvalidRequest(f"{of} must specify batch-size 1 due to requirements of sequence batcher")
     id_ = told.get("sequence_id", 0)
     if isinstance(id_, bool) or not isinstance(id_, int | str):
         raise InvalidRequest(f"{of}: expected 'sequence_id' as a whole number or a text, got {id_!r}")
     if id_ in {0, ""}:
         raise InvalidRequest(f"{of} must specify a non-zero or non-empty correlation ID")
-    if rows != 1:
-        raise InvalidRequest(f"{of} must specify batch-size 1 due to requirements of sequence batcher; got {rows}")
     return Flags(id_, _flag(told, "sequence_start", of), _flag(told, "sequence_end", of))
 
 

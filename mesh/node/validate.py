@@ -44,6 +44,8 @@ def read_inputs(
     for index, tensor in enumerate(given):
         spec = known[tensor.name]
         shape = tuple(tensor.shape)
+        if max_batch_size and not shape:
+            raise InvalidRequest(f"input '{tensor.name}' has no shape but model requires batch dimension for '{name}'")
         check_tensor(tensor.datatype, shape, spec, name)
         if max_batch_size:
             rows = check_rows(shape, spec, name, rows, max_batch_size)
@@ -89,7 +91,8 @@ def check_rows(shape: tuple[int, ...], spec: TensorSpec, name: str, rows: int, l
         )
     if rows not in (_NO_ROWS, shape[0]):
         raise InvalidRequest(
-            f"input '{spec.name}' batch size {shape[0]} does not match other inputs ({rows}) for '{name}'"
+            f"input '{spec.name}' batch size does not match other inputs for '{name}': got {shape[0]} rows, the others "
+            f"have {rows}"
         )
     return shape[0]
 

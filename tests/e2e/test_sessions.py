@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
 
 from mesh_client import AsyncClient, Client, InvalidInput, SessionEnded, StreamError
 from tests.fixtures.etcd import EtcdServer
@@ -177,9 +179,14 @@ def test_requests_that_are_no_steps_are_refused(
 
 
 def test_a_batch_is_no_step(mesh: Mesh) -> None:
-    rows = {"x": np.zeros((2, 1), np.int64)}
-    with Client(mesh.address) as client, pytest.raises(InvalidInput, match="must specify batch-size 1"):
-        client.infer("fold", rows, parameters={"sequence_id": 79, "sequence_start": True})
+    rows = triton.InferInput("x", [2, 1], "INT64")
+    rows.set_data_from_numpy(np.zeros((2, 1), np.int64))
+    router, *_ = mesh.address.split(",")
+    with triton.InferenceServerClient(router) as client, pytest.raises(InferenceServerException) as caught:
+        client.infer("fold", [rows], sequence_id=79, sequence_start=True)
+    assert caught.value.message() == (
+        "inference request to model 'fold' must specify batch-size 1 due to requirements of sequence batcher"
+    )
 
 
 def test_a_step_that_fails_leaves_the_state_as_it_was(mesh: Mesh) -> None:

@@ -123,12 +123,13 @@ async def test_a_step_behind_an_end_that_waits_must_start_too(copy: Copy) -> Non
     [
         ({}, 1, "must specify a non-zero or non-empty correlation ID"),
         ({"sequence_id": 0}, 1, "must specify a non-zero or non-empty correlation ID"),
+        ({}, 2, "must specify batch-size 1"),
         ({"sequence_id": True}, 1, "expected 'sequence_id' as a whole number or a text, got True"),
         ({"sequence_id": 1, "sequence_end": "no"}, 1, "expected 'sequence_end' as true or false, got 'no'"),
         (
             {"sequence_id": 1, "sequence_start": True},
             2,
-            "must specify batch-size 1 due to requirements of sequence batcher",
+            "^inference request to model 'fold' must specify batch-size 1 due to requirements of sequence batcher$",
         ),
     ],
 )

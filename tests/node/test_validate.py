@@ -75,6 +75,10 @@ def test_an_optional_input_may_be_left_out() -> None:
             "unexpected shape for input 'a' for model 'm'. Expected [-1,2], got [-1,2]",
         ),
         (
+            ModelInferRequest(inputs=[Tensor(name="a", datatype="INT32"), int_input("b")]),
+            "input 'a' has no shape but model requires batch dimension for 'm'",
+        ),
+        (
             ModelInferRequest(inputs=[int_input("a", 9), int_input("b", 9)]),
             "inference request batch-size must be <= 8 for 'm'",
         ),
@@ -82,7 +86,7 @@ def test_an_optional_input_may_be_left_out() -> None:
             ModelInferRequest(
                 inputs=[int_input("a", 1), int_input("b", 2)], raw_input_contents=[b"\0" * 8, b"\0" * 16]
             ),
-            "input 'b' batch size 2 does not match other inputs (1) for 'm'",
+            "input 'b' batch size does not match other inputs for 'm': got 2 rows, the others have 1",
         ),
         (
             ModelInferRequest(inputs=[int_input("a"), int_input("b")], raw_input_contents=[b"\0" * 8, b"\0" * 12]),
