@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks import models
 from benchmarks.machine import cpu_s
-from benchmarks.processes import etcd, mesh, ready_line
+from benchmarks.processes import etcd_counts, etcd_process, mesh, ready_line
 from mesh.core.placement.ledger import MIN_BYTES
 from mesh.core.types import Version
 from mesh.registry.config import RegistryConfig
@@ -57,7 +57,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         repository = Path(folder) / "models"
         names = repository_of(repository, given.models)
-        registry = stack.enter_context(etcd(Path(folder) / "etcd"))
+        registry, etcd_pid = stack.enter_context(etcd_process(Path(folder) / "etcd"))
         flags = ("--registry", registry, "--json-ready")
         each = given.room * MIN_BYTES // given.nodes
         began_s = time.monotonic()
@@ -70,9 +70,14 @@ def main() -> int:
         router = stack.enter_context(mesh("router", "--grpc-port", "0", "--no-http", "--trace-sample", "0", *flags))
         ready = [ready_line(process) for process in (*nodes, router)]
         started_s = time.monotonic() - began_s
+        pids = {"router": [router.pid], "nodes": [node.pid for node in nodes], "etcd": [etcd_pid]}
+        before, counted = {pid: cpu_s(pid) for each in pids.values() for pid in each}, etcd_counts(registry)
         seen = asyncio.run(_ask(ready[-1]["grpc"], registry, names, given, nodes[0] if given.kill else None))
-        cpu = {"router": cpu_s(router.pid), "nodes": sum(cpu_s(node.pid) for node in nodes if node.poll() is None)}
-    found = _figures(seen, given, started_s, cpu)
+        if given.kill:
+            pids["nodes"].remove(nodes[0].pid)
+        cpu = {name: sum(cpu_s(pid) - before[pid] for pid in each) for name, each in pids.items()}
+        work = {name: count - counted.get(name, 0) for name, count in etcd_counts(registry).items()}
+    found = _figures(seen, given, started_s, cpu) | {"etcd": work}
     _show(found, as_json=given.json)
     return 1 if seen.errors else 0
 
@@ -127,6 +132,7 @@ def _figures(seen: Seen, given: argparse.Namespace, started_s: float, cpu: dict[
         "room": given.room,
         "nodes": given.nodes,
         "calls": calls,
+        "cold": len(cold),
         "errors": len(seen.errors),
         "calls_per_s": round(calls / given.seconds, 1),
         "hit_rate": round(len(warm) / max(1, calls), 4),
@@ -171,7 +177,13 @@ def _show(found: dict[str, Any], *, as_json: bool) -> None:
     print(f"{found['calls']:,} calls, {rate}, hit rate {found['hit_rate']:.3f}")
     print(f"loaded:     p50 {found['warm_p50_ms']} ms, p99 {found['warm_p99_ms']} ms")
     print(f"cold start: p50 {found['cold_p50_ms']} ms, p99 {found['cold_p99_ms']} ms")
-    print(f"CPU seconds: router {found['cpu_s']['router']}, nodes {found['cpu_s']['nodes']}")
+    print("CPU seconds: " + ", ".join(f"{name} {used}" for name, used in found["cpu_s"].items()))
+    cold = max(1, found["cold"])
+    print(
+        f"for each of {cold:,} cold calls: "
+        + ", ".join(f"{v / cold * 1000:.2f} ms {n}" for n, v in found["cpu_s"].items())
+    )
+    print("etcd, for each: " + ", ".join(f"{count / cold:.2f} {name}" for name, count in found["etcd"].items()))
     if "recovered_s" in found:
         print(f"a node was killed; models were found loaded as often as before after {found['recovered_s']} s")
     for error in found["first_errors"]:

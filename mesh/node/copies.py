@@ -4,12 +4,38 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Final, Protocol
 
-from mesh.core.types import Copy
+from mesh.core.types import Copy, CopyState
 from mesh.core.view import VersionKey
 from mesh.node.served import Served
+
+GONE_S: Final = 0.03
+"""Within which others hear that a copy is gone: whoever asks it meanwhile is told that it did not run, and asks
+another. Most loads that took its room are over by then, and one transaction says all of it."""
+
+LOADING_S: Final = 0.1
+"""Within which others hear that a copy is loading: the placement says so already. Most loads are over by then."""
+
+_WITHIN_S: Final = {
+    CopyState.READY: 0.0,
+    CopyState.FAILED: 0.0,
+    CopyState.DRAINING: GONE_S,
+    CopyState.LOADING: LOADING_S,
+}
+
+
+class Hear(Protocol):
+    """Is told that a record changed."""
+
+    def __call__(self, *, within_s: float) -> None:
+        """Take that one changed, and within which time others are to hear of it."""
+
+
+def _deaf(*, within_s: float) -> None:
+    """Hear nothing."""
 
 
 class Copies(Mapping[VersionKey, Copy]):
@@ -21,20 +47,20 @@ class Copies(Mapping[VersionKey, Copy]):
         """Those that changed since `changed` was asked."""
         self._round: list[VersionKey] = []
         """Those whose last use is still to be noted in this round."""
-        self.on_change: Callable[[], None] = lambda: None
+        self.on_change: Hear = _deaf
 
     def set(self, copy: Copy) -> None:
         """Put a record, as one that changed now."""
         key = copy.model, copy.version
         self._records[key] = replace(copy, changed_s=time.time())
         self._untold.add(key)
-        self.on_change()
+        self.on_change(within_s=_WITHIN_S[copy.state])
 
     def drop(self, key: VersionKey) -> None:
         """Take a record away, if it is there."""
         self._records.pop(key, None)
         self._untold.add(key)
-        self.on_change()
+        self.on_change(within_s=GONE_S)
 
     def changed(self) -> dict[VersionKey, Copy | None]:
         """Return those that changed since this was asked last, None for one that is gone. O(those)."""

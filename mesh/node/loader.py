@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
+from functools import partial
 
 from mesh.core.errors import MeshError
 from mesh.core.placement.failing import Failing
-from mesh.core.placement.forecast import History
 from mesh.core.reconcile import Abandon, Load, Unload, desired_of, reconcile
 from mesh.core.types import Copy, CopyState, ModelName, ModelVersion, NodeId, Version
 from mesh.core.view import VersionKey, version_order
 from mesh.node.capacity import Account, choose
 from mesh.node.checks import lacks
-from mesh.node.closing import close
-from mesh.node.copies import Copies
-from mesh.node.leave import leave
+from mesh.node.closing import ended
+from mesh.node.copies import Copies, Hear
+from mesh.node.leave import Leaves
 from mesh.node.loading import LOADS_AT_ONCE, Loads
 from mesh.node.look import Look
 from mesh.node.memory import Memory, NoRoom
@@ -34,7 +34,6 @@ from mesh.node.runtimes.onnx import has_cuda
 from mesh.node.sequences import SequenceBatcher
 from mesh.node.served import Served
 from mesh.registry.mirror import Mirror
-from mesh.registry.store import Store
 from mesh.telemetry import logs
 from mesh.telemetry.metrics import NodeMetrics
 
@@ -55,7 +54,7 @@ class Loader:
         node: NodeId,
         *,
         mirror: Mirror,
-        store: Store,
+        leaves: Leaves,
         publisher: Publisher,
         runtimes: Runtimes,
         accounts: Sequence[Account],
@@ -66,7 +65,7 @@ class Loader:
     ) -> None:
         self._node = node
         self._mirror = mirror
-        self._store = store
+        self.leaves = leaves
         self._publisher = publisher
         self._runtimes = runtimes
         self._suspects = runtimes.suspects
@@ -89,6 +88,8 @@ class Loader:
         """The latest version held of the names that were asked for without one; emptied when a copy is added."""
         self._tasks: dict[VersionKey, asyncio.Task[None]] = {}
         self._evicting: set[VersionKey] = set()
+        self._left: set[asyncio.Task[None]] = set()
+        """What waits until the placements of versions that were evicted are left."""
         self._failing = Failing()
         self._load_s = 0.0
         """A load's seconds, averaged over the last few."""
@@ -118,7 +119,7 @@ class Loader:
         """Return every copy. O(copies)."""
         return tuple(self._copies.values())
 
-    def on_change(self, hear: Callable[[], None]) -> None:
+    def on_change(self, hear: Hear) -> None:
         """Have `hear` called after any copy changed its state."""
         self._copies.on_change = hear
 
@@ -212,7 +213,9 @@ class Loader:
         """Stop loading and close every copy."""
         for task in list(self._tasks.values()):
             task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        for leaving in list(self._left):
+            leaving.cancel()
+        await asyncio.gather(*self._tasks.values(), *self._left, return_exceptions=True)
         served = list(self._served.values())
         for each in served:
             each.gone = True
@@ -298,7 +301,7 @@ class Loader:
             bytes_held=held.bytes,
             default_queue_size=self._default_queue_size,
             load_s=held.load_s,
-            history=self._remembered(key) if old is None else old.history,
+            history=self.leaves.left(key) if old is None else old.history,
             labels=labels,
             in_process=runtime.in_process,
         )
@@ -320,40 +323,39 @@ class Loader:
             return None
         return served
 
-    def _remembered(self, key: VersionKey) -> History:
-        """Return what the last node that evicted a version left of its history."""
-        placement, now_s = self._mirror.view.placements.get(key), time.time()
-        if placement is None:
-            return History(last_s=now_s)
-        return History(History(placement.heat, placement.last_s).at(now_s), now_s)
-
     async def _give_up(self, key: VersionKey, *, kept: bool) -> None:
         """Leave a load that finds no room here to other nodes."""
         try:
-            await leave(self._store, self._node, key, None)
+            await self.leaves.leave(key, None)
         except MeshError as error:
             log.warning("could not give a load up", model=key[0], error=error.message)
         if not kept:
             self._drop(key)
 
     async def _evict(self, key: VersionKey) -> None:
-        """Take this node out of a version's placement and drop the copy. Raises `RegistryUnavailable`."""
-        # The loop sees the placement change before this is done with it, and must not unload the copy as well.
+        """Drop a copy, and take this node out of its version's placement: that may take longer."""
+        served = self._served.get(key)
+        if served is None:
+            return  # It went by another way while others were evicted.
+        # The loop must neither unload the copy as well, nor load it again before it is out of the placement.
         self._evicting.add(key)
+        log.info("evicted", model=key[0], version=key[1])
         try:
-            served = self._served.get(key)
-            await leave(self._store, self._node, key, served.history if served is not None else None)
-            log.info("evicted", model=key[0], version=key[1])
             await self._unload(key)
         finally:
-            self._evicting.discard(key)
-            self._look.at(key)
+            leaving = asyncio.create_task(self.leaves.evicted(key, served.history))
+            self._left.add(leaving)
+            leaving.add_done_callback(partial(self._was_left, key))
+
+    def _was_left(self, key: VersionKey, leaving: asyncio.Task[None]) -> None:
+        self._left.discard(leaving)
+        self._evicting.discard(key)
+        self._look.at(key)
 
     async def _unload(self, key: VersionKey) -> None:
         served = self._served.pop(key, None)
         if served is not None:
             served.gone = True
-        if served is not None:
             self._copies.set(replace(self._copies[key], state=CopyState.DRAINING))
             self._leaving[key] = served
             try:
@@ -376,15 +378,7 @@ class Loader:
         if within_s is None:
             # What hangs in this process is not waited for: it was, before it was told.
             within_s = ENDING_S if served.in_process and self._suspects.must_isolate(served.model) else self._drain_s
-        try:
-            async with asyncio.timeout(within_s):
-                await served.drained()
-        except TimeoutError:
-            log.warning("closing a model that is still at work", model=served.model.name, in_flight=served.in_flight)
-        if served.sequences is not None:
-            served.sequences.close()
-        if raised := await close(served.loaded):
-            log.warning("a model's close failed", model=served.model.name, error=raised)
+        await ended(served, within_s)
 
     async def _describe(self, model: ModelVersion, loaded: Loaded) -> None:
         try:

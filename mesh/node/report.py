@@ -31,6 +31,10 @@ USES_S = 60.0
 SPACING_S = 0.01
 """Least time between two records: copies come and go in bursts."""
 
+OWN_S = 0.1
+"""Least time between two of the node's own records when only its copies changed: what they took and how long others
+would wait is a matter of more than one load."""
+
 
 class Report:
     """Builds the records of a node and its copies and publishes them. One incarnation per process.
@@ -60,6 +64,10 @@ class Report:
         self._started_s = time.time()
         self._presence: Presence | None = None
         self._dirty = asyncio.Event()
+        self._later: asyncio.TimerHandle | None = None
+        self._own = b""
+        self._own_s = float("-inf")
+        self._said = ("", False, False)
         self.address = ""
         """host:port that routers reach this node at; set when it listens."""
         self.leaving = False
@@ -96,15 +104,37 @@ class Report:
         self._presence = presence
         self._publish()
 
-    def changed(self) -> None:
-        """Let the record be built and published soon, if it differs from the last one; a burst costs one."""
-        self._dirty.set()
+    def changed(self, *, within_s: float = 0.0) -> None:
+        """Let the records be built and published, if they differ from the last ones, within this time.
+
+        What is to be published earlier takes it along; a burst costs one.
+        """
+        if not within_s:
+            self._dirty.set()
+            return
+        loop = asyncio.get_running_loop()
+        if self._later is None or self._later.when() > loop.time() + within_s:
+            self._forget_later()
+            self._later = loop.call_later(within_s, self._dirty.set)
+
+    def _forget_later(self) -> None:
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
 
     def _publish(self) -> None:
-        if self._presence is not None:
-            changed = self._loader.changed_copies().items()
-            copies = {copy_key(self._node, key): records.encode(copy) if copy else None for key, copy in changed}
-            self._presence.change(records.encode(self.record()), copies)
+        self._forget_later()
+        if self._presence is None:
+            return
+        now_s = time.monotonic()
+        said = (self.address, self.draining, self.leaving)
+        if said != self._said or now_s - self._own_s >= OWN_S:
+            self._said, self._own, self._own_s = said, records.encode(self.record()), now_s
+        else:
+            self.changed(within_s=OWN_S)
+        changed = self._loader.changed_copies().items()
+        copies = {copy_key(self._node, key): records.encode(copy) if copy else None for key, copy in changed}
+        self._presence.change(self._own, copies)
 
     @property
     def ready(self) -> bool:

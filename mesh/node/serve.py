@@ -23,6 +23,7 @@ from mesh.node.control import NodeControlService, NodeHealth, NodeInferenceServi
 from mesh.node.infer import Infer
 from mesh.node.journal import Journal
 from mesh.node.kept import Kept
+from mesh.node.leave import Leaves
 from mesh.node.loader import Loader
 from mesh.node.parts import Parts
 from mesh.node.publish import Publisher
@@ -120,7 +121,7 @@ def _build(  # noqa: PLR0917 - what lives longer than the parts
     loader = Loader(
         node,
         mirror=mirror,
-        store=store,
+        leaves=Leaves(node, store, mirror),
         publisher=publisher,
         runtimes=Runtimes(by_kind, suspects, journal, workers, isolation=config.isolation),
         accounts=accounts,
@@ -184,11 +185,12 @@ async def _serve(
 ) -> None:
     report, presence, loader = parts.report, parts.presence, parts.loader
 
-    def changed() -> None:
-        report.changed()
+    def changed(*, within_s: float = 0.0) -> None:
+        report.changed(within_s=within_s)
         parts.health.moved()
 
     loader.on_change(changed)
+    loader.leaves.along = presence.along
     parts.publisher.on_refused = changed
     async with asyncio.TaskGroup() as tasks:
         work = [tasks.create_task(lasting("following the registry", parts.mirror.run))]

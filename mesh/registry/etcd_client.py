@@ -94,7 +94,7 @@ class EtcdClient:
         """
         name = bytes_of(key)
         request = rpc.TxnRequest(
-            compare=[_compare(Guard(key, mod_revision=expected))],
+            compare=_compared(Guard(key, mod_revision=expected)),
             success=[_write(name, value, lease)],
             failure=[rpc.RequestOp(request_range=rpc.RangeRequest(key=name))],
         )
@@ -112,18 +112,25 @@ class EtcdClient:
         return None
 
     async def write(
-        self, changes: Mapping[str, bytes | None], *, guards: Sequence[Guard] = (), lease: int = 0
+        self,
+        changes: Mapping[str, bytes | None],
+        *,
+        guards: Sequence[Guard] = (),
+        lease: int = 0,
+        unleased: Mapping[str, bytes] = {},
     ) -> int | None:
-        """Write all of `changes` (None deletes a key), at most `MAX_WRITES`, in one transaction if all `guards` hold.
+        """Write all of `changes` (None deletes a key), and `unleased`, in one transaction if all `guards` hold.
 
+        They are at most `MAX_WRITES`; those of `changes` belong to `lease`, the others to none.
         Returns the new revision, or None when a guard did not hold: after an attempt that was cut off and sent again,
         that may be because the first one wrote. Raises `LeaseLost` for an unknown lease.
         """
-        if len(changes) > MAX_WRITES:
-            raise ValueError(f"expected at most {MAX_WRITES} keys in one write, got {len(changes)}")
+        if len(changes) + len(unleased) > MAX_WRITES:
+            raise ValueError(f"expected at most {MAX_WRITES} keys in one write, got {len(changes) + len(unleased)}")
+        leased = [_write(bytes_of(key), value, lease) for key, value in changes.items()]
         request = rpc.TxnRequest(
-            compare=[_compare(guard) for guard in guards],
-            success=[_write(bytes_of(key), value, lease) for key, value in changes.items()],
+            compare=[each for guard in guards for each in _compared(guard)],
+            success=[*leased, *(_write(bytes_of(key), value, 0) for key, value in unleased.items())],
         )
         answer: Answer[rpc.TxnResponse] = await self._caller.unary(_KV + "Txn", request, rpc.TxnResponse)
         revision = self._revision(answer.message.header)
@@ -243,8 +250,14 @@ def _write(key: bytes, value: bytes | None, lease: int) -> rpc.RequestOp:
     return rpc.RequestOp(request_put=rpc.PutRequest(key=key, value=value, lease=lease))
 
 
-def _compare(guard: Guard) -> rpc.Compare:
+def _compared(guard: Guard) -> list[rpc.Compare]:
     key, equal = bytes_of(guard.key), rpc.Compare.EQUAL
     if guard.lease is not None:
-        return rpc.Compare(key=key, target=rpc.Compare.LEASE, result=equal, lease=guard.lease)
-    return rpc.Compare(key=key, target=rpc.Compare.MOD, result=equal, mod_revision=guard.mod_revision or 0)
+        return [rpc.Compare(key=key, target=rpc.Compare.LEASE, result=equal, lease=guard.lease)]
+    if guard.seen is not None:
+        # A key that does not exist has mod revision 0, which is before any.
+        return [
+            rpc.Compare(key=key, target=rpc.Compare.MOD, result=rpc.Compare.GREATER, mod_revision=0),
+            rpc.Compare(key=key, target=rpc.Compare.MOD, result=rpc.Compare.LESS, mod_revision=guard.seen + 1),
+        ]
+    return [rpc.Compare(key=key, target=rpc.Compare.MOD, result=equal, mod_revision=guard.mod_revision or 0)]

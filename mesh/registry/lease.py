@@ -14,9 +14,10 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from mesh.core.errors import Conflict, LeaseLost, MeshError
+from mesh.registry.asides import Asides
 from mesh.registry.keys import NODES, split_node_key
 from mesh.registry.records import BadRecord, decode_node
-from mesh.registry.store import Entry, Guard, Store, batches
+from mesh.registry.store import MAX_WRITES, Entry, Guard, Store, batches
 from mesh.registry.trouble import Trouble
 
 _SPACING_S: Final = 0.02
@@ -59,6 +60,7 @@ class Presence:
         self._kept: dict[str, bytes] = {}
         self._differs: set[str] = set()
         """The keys of which `_wanted` and `_kept` may differ: with thousands of them, only these are looked at."""
+        self._asides = Asides(store)
         self._written_s = float("-inf")
         self._revision = 0
         self._lease = 0
@@ -114,6 +116,14 @@ class Presence:
                 self._wanted[key] = said
         self._differs.update(changes)
         self._published.set()
+
+    def along(self, key: str, value: bytes, *, seen: int) -> asyncio.Future[bool]:
+        """Write `key`, which belongs to no lease, in one transaction with what is published next.
+
+        Only if it exists and nobody wrote it after revision `seen`. What this returns tells whether it was written;
+        False may be wrong where the registry did not answer.
+        """
+        return self._asides.add(key, value, seen=seen)
 
     async def registered(self) -> None:
         """Return when the key has been written for the first time."""
@@ -285,20 +295,29 @@ class Presence:
         changes.update((key, None) for key in differs if key not in wanted)
         changes.update((key, wanted[key]) for key in differs if key in wanted)
         self._differs.clear()
-        mine = (Guard(self._key, lease=lease),)
-        for batch in batches(changes):
-            try:
-                revision = await self._store.write(batch, guards=mine, lease=lease)
-            except BaseException:
-                # It may have been written or not: everything must be looked at and written again.
-                self._published.set()
-                self._written = None
-                raise
-            if revision is None:
-                self._published.set()
-                self._written = None
-                return False
-            self._note(batch, revision)
+        asides = self._asides.take()
+        if len(self._asides):
+            self._published.set()
+        parts = list(batches(changes))
+        if asides and (not parts or len(parts[-1]) + len(asides) > MAX_WRITES):
+            parts.append({})
+        mine = Guard(self._key, lease=lease)
+        try:
+            for batch in parts:
+                revision = await self._asides.write(batch, asides if batch is parts[-1] else {}, mine=mine, lease=lease)
+                if revision is None:
+                    self._published.set()
+                    self._written = None
+                    return False
+                self._note(batch, revision)
+        except BaseException:
+            # It may have been written or not: everything must be looked at and written again.
+            self._published.set()
+            self._written = None
+            raise
+        finally:
+            for aside in asides.values():
+                aside.tell(written=False)
         self._written_s = time.monotonic()
         return True
 

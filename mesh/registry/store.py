@@ -95,12 +95,14 @@ def batches(changes: Mapping[str, bytes | None]) -> Iterator[dict[str, bytes | N
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """What must hold for a write to happen: where `key` stands. One of the two is given."""
+    """What must hold for a write to happen: where `key` stands. One of the three is given."""
 
     key: str
     mod_revision: int | None = None
     """0: it does not exist."""
     lease: int | None = None
+    seen: int | None = None
+    """It exists, and nobody wrote it after this revision: what was seen there then is what is there."""
 
 
 class Store(Protocol):
@@ -129,10 +131,16 @@ class Store(Protocol):
         """
 
     async def write(
-        self, changes: Mapping[str, bytes | None], *, guards: Sequence[Guard] = (), lease: int = 0
+        self,
+        changes: Mapping[str, bytes | None],
+        *,
+        guards: Sequence[Guard] = (),
+        lease: int = 0,
+        unleased: Mapping[str, bytes] = {},
     ) -> int | None:
-        """Write all of `changes` (None deletes a key), at most `MAX_WRITES`, in one transaction if all `guards` hold.
+        """Write all of `changes` (None deletes a key), and `unleased`, in one transaction if all `guards` hold.
 
+        They are at most `MAX_WRITES`; those of `changes` belong to `lease`, the others to none.
         Returns the new revision, or None when a guard did not hold: after an attempt that was cut off and sent again,
         that may be because the first one wrote. Raises `LeaseLost` for an unknown lease.
         """

@@ -27,7 +27,7 @@ from mesh.core.view import ClusterView, VersionKey
 from mesh.registry import records
 from mesh.registry.keys import placement_key
 from mesh.registry.mirror import Mirror
-from mesh.registry.store import Store
+from mesh.registry.store import Guard, Store
 from mesh.telemetry import logs
 
 log = logs.get(__name__)
@@ -180,12 +180,20 @@ class Cold:
         return cold_step(view, model, placement, avoid=avoid, now_s=time.time(), since_s=since_s, forced=forced)
 
     async def _place(self, view: ClusterView, model: ModelVersion, *, forced: bool) -> bool:
-        """Decide again on the registry's own placement and write it; tell whether it was written.
+        """Write a placement as decided on the view, if the registry still has the one of the view; else decide again.
 
-        The view may be a moment old: another router may have placed the model already, and then nothing is written.
+        Tells whether it was written. The view may be a moment old: another router may have placed the model already,
+        and then nothing is written.
         """
-        path, drive = placement_key(model.name, model.version), self._drives[model.name, model.version]
+        key = (model.name, model.version)
+        path, drive, seen = placement_key(*key), self._drives[key], view.placements.get(key)
         try:
+            step = self._step(view, model, seen, forced=forced)
+            if isinstance(step, Place):
+                guard = Guard(path, seen=view.revision) if seen is not None else Guard(path, mod_revision=0)
+                value = records.encode(step.placement)
+                if await self._store.write({}, guards=(guard,), unleased={path: value}) is not None:
+                    return self._placed(step.placement, drive)
             entry = await self._store.get(path)
             latest = records.placement_of(entry)
             step = self._step(view, model, latest, forced=forced)
@@ -200,9 +208,13 @@ class Cold:
             drive.registry = error.message
             return False
         drive.registry = ""
-        if written is not None:
-            log.info("placed", model=model.name, version=model.version, nodes=",".join(step.placement.nodes))
-        return written is not None
+        return written is not None and self._placed(step.placement, drive)
+
+    @staticmethod
+    def _placed(placement: Placement, drive: _Drive) -> bool:
+        drive.registry = ""
+        log.info("placed", model=placement.model, version=placement.version, nodes=",".join(placement.nodes))
+        return True
 
     async def _next(self, view: ClusterView) -> None:
         try:

@@ -389,3 +389,52 @@ async def test_a_registry_that_is_full_keeps_who_is_there(
 
 async def _is(asked: Awaitable[object], wanted: object) -> bool:
     return await asked == wanted
+
+
+async def test_a_write_elsewhere_goes_along_in_the_same_transaction(store: EtcdClient) -> None:
+    presence = presence_of(store, "i1", prefix="/mesh/v1/copies/a/")
+    seen = await store.put("/mesh/v1/placements/m/1", b"before")
+    async with running(presence):
+        told = presence.along("/mesh/v1/placements/m/1", b"after", seen=seen)
+        presence.change(record("i1"), {"/mesh/v1/copies/a/m/1": b"{}"})
+        assert await asyncio.wait_for(told, 60)
+        left, copy = await store.get("/mesh/v1/placements/m/1"), await store.get("/mesh/v1/copies/a/m/1")
+        assert left is not None
+        assert copy is not None
+        assert left.value == b"after"
+        assert left.mod_revision == copy.mod_revision
+        assert (left.lease != 0, copy.lease != 0) == (False, True)
+        await presence.withdraw()
+        assert await store.get("/mesh/v1/placements/m/1") is not None
+
+
+async def test_what_somebody_wrote_or_deleted_meanwhile_is_left_alone(store: EtcdClient) -> None:
+    presence = presence_of(store, "i1", prefix="/mesh/v1/copies/a/")
+    seen = await store.put("/mesh/v1/placements/gone/1", b"before")
+    await store.put("/mesh/v1/placements/other/1", b"newer")
+    await store.delete("/mesh/v1/placements/gone/1")
+    async with running(presence):
+        told = [presence.along(f"/mesh/v1/placements/{name}/1", b"mine", seen=seen) for name in ("gone", "other")]
+        presence.change(record("i1"), {"/mesh/v1/copies/a/m/1": b"{}"})
+        assert await asyncio.wait_for(asyncio.gather(*told), 60) == [False, False]
+        await eventually(lambda: _there(store, "/mesh/v1/copies/a/m/1"), what="its own write")
+        assert await store.get("/mesh/v1/placements/gone/1") is None
+        other = await store.get("/mesh/v1/placements/other/1")
+        assert other is not None
+        assert other.value == b"newer"
+
+
+async def test_however_many_go_along(store: EtcdClient) -> None:
+    presence = presence_of(store, "i1", prefix="/mesh/v1/copies/a/")
+    names = [f"/mesh/v1/placements/{at}/1" for at in range(150)]
+    for name in names:
+        seen = await store.put(name, b"before")
+    async with running(presence):
+        told = [presence.along(name, b"after", seen=seen) for name in names]
+        presence.change(record("i1"), {f"/mesh/v1/copies/a/{at}/1": b"{}" for at in range(128)})
+        assert all(await asyncio.wait_for(asyncio.gather(*told), 60))
+        assert {entry.value for entry in (await store.list("/mesh/v1/placements/")).entries} == {b"after"}
+
+
+async def _there(store: EtcdClient, key: str) -> bool:
+    return await store.get(key) is not None
