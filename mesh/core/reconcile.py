@@ -5,7 +5,7 @@ Level-triggered: asked after every change of either side, it needs no memory of 
 | desired | actual | action |
 |---|---|---|
 | yes | none | load |
-| yes | failed for an older request or other files | load |
+| yes | failed for another request or other files | load |
 | yes | ready with other files (digest) | load beside it, then swap |
 | yes | loading, ready, failed for this request | none |
 | no | ready, failed | unload |
@@ -17,9 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
-from mesh.core.types import Copy, CopyState, ModelVersion, NodeId
+from mesh.core.types import Copy, CopyState, ModelVersion, NodeId, Placement
 from mesh.core.view import ClusterView, VersionKey
+
+REQUEST_STEP_S: Final = 0.001
+"""Between two requests of which the later one's clock is behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,5 +91,10 @@ def _needs_load(want: Desired, copy: Copy | None) -> bool:
         return True
     other_files = copy.digest != want.model.digest
     if copy.state is CopyState.FAILED:
-        return other_files or copy.requested_s < want.requested_s
+        return other_files or copy.requested_s != want.requested_s
     return copy.state is CopyState.READY and other_files
+
+
+def next_request_s(before: Placement | None, now_s: float) -> float:
+    """Return `Placement.requested_s` of a new request at `now_s`: later than the one before, whoever's clock is off."""
+    return now_s if before is None else max(now_s, before.requested_s + REQUEST_STEP_S)

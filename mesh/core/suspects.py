@@ -17,8 +17,8 @@ other models no more than the start of a worker. What a death is, and whose, is 
 `mesh.core.journal` for a node's process, by the node for a worker. A node that is only switched off is nobody's death.
 
 Pure. The record is one key of the registry, written by compare-and-swap, so that every node and router acts alike.
-Times are seconds since 1970-01-01 UTC by the writer's clock; that clocks differ makes a pause shorter or longer by as
-much, and never longer than the pause itself.
+Times are the reader's own: `mesh.core.sightings` makes them so when a record comes in, as its writer's clock may be
+off.
 """
 
 from __future__ import annotations
@@ -88,6 +88,8 @@ class Suspect:
     """What the last one died of."""
     node: str = ""
     """Where."""
+    quiet_s: float = 0.0
+    """For how long no other had come when this was written, at least: a record's own times are its writer's alone."""
 
 
 def died(  # noqa: PLR0917 - what a death is
@@ -96,7 +98,7 @@ def died(  # noqa: PLR0917 - what a death is
     """Return what is known of `model` after it ended a process. O(deaths within the window)."""
     if before is None or before.digest != model.digest:
         before = Suspect(model.name, model.version, model.digest)
-    # Another node's clock may be a little ahead: time does not go back.
+    # Deaths that were told at once are written one after another, with times between them.
     now_s = max(now_s, before.last_s)
     weight = SHARED if how is Death.SHARED else 1.0
     recent = (*(each for each in before.recent if now_s - each[0] < WINDOW_S), (now_s, weight))
@@ -112,6 +114,7 @@ def died(  # noqa: PLR0917 - what a death is
         quarantines=0 if now_s - max(before.last_s, before.until_s) >= FORGIVEN_S else before.quarantines,
         text=text[:MOST_TEXT],
         node=node,
+        quiet_s=0.0,
     )
     if blame < ENOUGH or now_s < before.until_s:
         return after
@@ -135,7 +138,7 @@ def quarantined_s(suspect: Suspect | None, digest: str, now_s: float) -> float:
     """Return for how many seconds more a version is quarantined, 0 when it is not. O(1)."""
     if suspect is None or suspect.digest != digest or now_s >= suspect.until_s:
         return 0.0
-    return min(suspect.until_s - now_s, quarantine_s(suspect.quarantines))
+    return suspect.until_s - now_s
 
 
 def pause_s(suspect: Suspect | None, digest: str, now_s: float) -> float:
@@ -143,8 +146,7 @@ def pause_s(suspect: Suspect | None, digest: str, now_s: float) -> float:
     if suspect is None or not must_isolate(suspect, digest):
         return 0.0
     length_s = min(LONGEST_PAUSE_S, _doubled(FIRST_PAUSE_S, suspect.in_a_row))
-    left_s = min(length_s, suspect.last_s + length_s - now_s)
-    return max(0.0, left_s, quarantined_s(suspect, digest, now_s))
+    return max(0.0, suspect.last_s + length_s - now_s, quarantined_s(suspect, digest, now_s))
 
 
 def quarantine_s(count: int) -> float:

@@ -119,14 +119,18 @@ class Copy:
     """Why the load failed; empty unless the state is failed."""
     device: str = "cpu:0"
     changed_s: float = 0.0
-    """When it entered this state, seconds since 1970-01-01 UTC."""
+    """When it entered this state, seconds since 1970-01-01 UTC by its node's clock: for people, and to order the copies
+    of one node."""
     requested_s: float = 0.0
-    """`Placement.requested_s` as the node saw it when it began this load: a failure answers that request and no later
-    one. (The placement's own clock, so that clocks of nodes and routers are never compared.)"""
+    """`Placement.requested_s` as the node saw it when it began this load: a failure answers that request and no
+    other."""
     digest: str = ""
     """The digest of the files that were loaded: differs from the model record's when the files changed since."""
     failures: int = 0
     """Loads of these files that failed here one after another."""
+    pause_s: float = 0.0
+    """For how long after a failure the node is not asked again; 0: it may be. The node measures it and says when it is
+    over, so that all routers agree about it whatever their clocks say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,9 +382,12 @@ class Placement:
     off: bool = False
     """An operator unloaded it: requests do not load it again until a RepositoryModelLoad."""
     requested_s: float = 0.0
-    """Seconds since 1970-01-01 UTC of the latest request to load: a node tries again what failed for an earlier one."""
+    """Names the latest request to load: a node tries again what failed for another one. Each is later than the one
+    before it, which is all that is read from it: as a time, it is by the clock of whoever asked
+    (`mesh.core.reconcile.next_request_s`)."""
     heat: float = 0.0
     """Its requests' decayed count as of `last_s`, left here by the last node that evicted it
     (`mesh.core.placement.forecast.History`): a model that comes back is not a stranger."""
     last_s: float = 0.0
-    """Seconds since 1970-01-01 UTC of its last request as of then."""
+    """Seconds since 1970-01-01 UTC of its last request as of then, by that node's clock: an estimate starts with it,
+    and nothing else depends on it."""

@@ -12,6 +12,7 @@ import grpc
 
 import mesh
 from mesh.api import messages as m
+from mesh.api.clock import steady_s
 from mesh.api.describe import model_config, model_metadata, node_message
 from mesh.api.messages import INFERENCE_SERVICE, node_control
 from mesh.api.status import status_of
@@ -109,7 +110,7 @@ class NodeControlService:
         )
 
     async def Usage(self, request: node_control.UsageRequest, context: Any) -> node_control.UsageResponse:
-        now_s = time.time()
+        now_s = steady_s()
         answer = node_control.UsageResponse()
         since_s = now_s - request.within_s if request.within_s else 0.0
         for served in self._loader.served():

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Final, Protocol
 
+from mesh.core.placement.filters import retry_after_s
 from mesh.core.types import Copy, CopyState
 from mesh.core.view import VersionKey
 from mesh.node.served import Served
@@ -47,20 +48,34 @@ class Copies(Mapping[VersionKey, Copy]):
         """Those that changed since `changed` was asked."""
         self._round: list[VersionKey] = []
         """Those whose last use is still to be noted in this round."""
+        self._pauses: dict[VersionKey, float] = {}
+        """Until when (monotonic) those that failed are not to be tried again."""
         self.on_change: Hear = _deaf
 
     def set(self, copy: Copy) -> None:
-        """Put a record, as one that changed now."""
+        """Put a record, as one that changed now; with one that failed, its pause begins."""
         key = copy.model, copy.version
-        self._records[key] = replace(copy, changed_s=time.time())
+        pause_s = retry_after_s(copy.failures) if copy.state is CopyState.FAILED else 0.0
+        self._records[key] = replace(copy, changed_s=time.time(), pause_s=pause_s)
+        self._pauses.pop(key, None)
+        if pause_s:
+            self._pauses[key] = time.monotonic() + pause_s
         self._untold.add(key)
         self.on_change(within_s=_WITHIN_S[copy.state])
 
     def drop(self, key: VersionKey) -> None:
         """Take a record away, if it is there."""
         self._records.pop(key, None)
+        self._pauses.pop(key, None)
         self._untold.add(key)
         self.on_change(within_s=GONE_S)
+
+    def end_pauses(self, now_s: float) -> None:
+        """Let those be tried again whose pause is over at `now_s`, which is monotonic. O(copies that failed)."""
+        for key in [key for key, until_s in self._pauses.items() if until_s <= now_s]:
+            del self._pauses[key]
+            self._records[key] = replace(self._records[key], pause_s=0.0)
+            self._untold.add(key)
 
     def changed(self) -> dict[VersionKey, Copy | None]:
         """Return those that changed since this was asked last, None for one that is gone. O(those)."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
+from mesh.api.clock import steady_s
 from mesh.core.errors import MeshError
 from mesh.core.placement.forecast import History
 from mesh.core.types import NodeId, Placement
@@ -67,7 +67,7 @@ class Leaves:
 
     def left(self, key: VersionKey) -> History:
         """Return what the last node that left a version's placement knew of its requests."""
-        placement, now_s = self._mirror.view.placements.get(key), time.time()
+        placement, now_s = self._mirror.view.placements.get(key), steady_s()
         if placement is None:
             return History(last_s=now_s)
         return History(History(placement.heat, placement.last_s).at(now_s), now_s)

@@ -13,6 +13,7 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
 
+from mesh.api.clock import steady_s
 from mesh.core.errors import MeshError
 from mesh.core.placement.failing import Failing
 from mesh.core.reconcile import Abandon, Load, Unload, desired_of, reconcile
@@ -128,12 +129,13 @@ class Loader:
         return self._copies.changed()
 
     def note_uses(self, share: float) -> None:
-        """Note the last use, to the minute, of this share of the copies: the next in turn."""
+        """Note the last use, to the minute, of this share of the copies: the next in turn; and whose pause is over."""
         self._copies.note_uses(self._served, share)
+        self._copies.end_pauses(time.monotonic())
 
     def failing(self) -> str:
         """Return why this node should get no more models; empty when it may."""
-        return self._failing.why(time.time())
+        return self._failing.why(steady_s())
 
     @property
     def loading(self) -> int:
@@ -201,7 +203,7 @@ class Loader:
     def _may_begin(self, model: ModelVersion) -> bool:
         """Tell whether a load may begin; the loop looks again when it may."""
         key = (model.name, model.version)
-        pause_s = self._suspects.pause_s(model, time.time())
+        pause_s = self._suspects.pause_s(model, steady_s())
         if pause_s and (key not in self._paused or self._paused[key].when() <= asyncio.get_running_loop().time()):
             # One timer, however often the view moves meanwhile; a release is news by itself.
             self._paused[key] = asyncio.get_running_loop().call_later(pause_s, self._look.at, key)
@@ -281,7 +283,7 @@ class Loader:
             # While older files serve, they go on serving; the record says what went wrong with the new ones.
             state = CopyState.FAILED if old is None else CopyState.READY
             others = self._mirror.view.serving.get(key, ())
-            self._failing.failed(key, text, time.time(), elsewhere=any(each.node.id != self._node for each in others))
+            self._failing.failed(key, text, steady_s(), elsewhere=any(each.node.id != self._node for each in others))
             failures = 1 if before is None or before.digest != model.digest else before.failures + 1
             self._copies.set(
                 replace(copy, state=state, error=text, bytes=0 if old is None else old.bytes, failures=failures)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 
+from mesh.api.clock import steady_s
 from mesh.core.errors import LoadFailed, NotReady
 from mesh.core.placement.evict import Idle, Order, victims
 from mesh.core.types import Device, ModelVersion, NodeId
@@ -132,7 +133,7 @@ class Memory:
 
         order = self._order(account)
         found = victims(missing, order.first(missing, now))
-        if found is None and time.time() - order.made_s > ANEW_S:
+        if found is None and steady_s() - order.made_s > ANEW_S:
             # Those that became idle since it was made are not in it.
             del self._orders[account.name]
             found = victims(missing, self._order(account).first(missing, now))
@@ -140,15 +141,15 @@ class Memory:
 
     def _order(self, account: Account) -> Order:
         """Return the copies on a device that may go, in the order in which they go."""
-        now_s, order = time.time(), self._orders.get(account.name)
-        if order is None or order.is_old(now_s) or now_s < order.made_s:
+        now_s, order = steady_s(), self._orders.get(account.name)
+        if order is None or order.is_old(now_s):
             found = (self._worth(key, served) for key, served in self._evictable(account.name))
             order = self._orders[account.name] = Order([each for each in found if each is not None], now_s)
         return order
 
     def _worth(self, key: VersionKey, served: Served) -> Idle | None:
         """Return what an idle copy is worth; None for one that may not go."""
-        now_s, view, history = time.time(), self._mirror.view, served.history
+        now_s, view, history = steady_s(), self._mirror.view, served.history
         if now_s - history.last_s < (PINNED_S if served.streams or served.live else IN_USE_S):
             return None
         model = served.model

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
+from mesh.api.clock import steady_s
 from mesh.api.messages import INFERENCE_SERVICE, NODE_CONTROL_SERVICE
 from mesh.api.service import generic_handler
 from mesh.core.errors import Conflict
@@ -262,7 +262,7 @@ async def _moved(config: NodeConfig, parts: _Parts) -> None:
         others = {id_ for id_, node in view.nodes.items() if id_ != config.id and not (node.leaving or node.draining)}
         if not others:
             return True
-        now_s = time.time()
+        now_s = steady_s()
         return all(
             any(each.node.id in others for each in view.serving.get((served.model.name, served.model.version), ()))
             for served in loader.served()

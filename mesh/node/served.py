@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any, TypeVar
 
+from mesh.api.clock import steady_s
 from mesh.core.placement.forecast import History
 from mesh.core.types import ModelVersion, TensorSpec
 from mesh.node.batcher import Batcher
@@ -86,7 +86,7 @@ class Served:
         """Whether it answers no new requests: unloaded, or another one took its place."""
         self.streams = 0
         """Open streams that asked it something."""
-        self._history = History(last_s=time.time()) if history is None else history
+        self._history = History(last_s=steady_s()) if history is None else history
         self._uses = 0
 
     @property
@@ -105,14 +105,14 @@ class Served:
     def leave(self) -> None:
         """Count it out."""
         self.in_flight -= 1
-        self.last_used_s = time.time()
+        self.last_used_s = steady_s()
         self._uses += 1
         if not self.in_flight:
             self.idle.set()
 
     def used(self, count: int) -> None:
         """Count requests that came and went at once."""
-        self.last_used_s = time.time()
+        self.last_used_s = steady_s()
         self._uses += count
 
     def hold(self) -> None:

@@ -7,11 +7,11 @@ told; it is written by compare-and-swap as soon as the registry answers, in the 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from mesh.api.clock import steady_s
 from mesh.core import suspects
 from mesh.core.errors import MeshError
 from mesh.core.suspects import Death, Suspect
@@ -69,7 +69,7 @@ class Suspects:
         `text` says what it died of, such as "segmentation fault". Only what the model alone is to blame for: a process
         that was ended from outside, by an operator or because it was not needed any more, is nobody's death.
         """
-        event = _Event(model, how, text, time.time())
+        event = _Event(model, how, text, steady_s())
         key = (model.name, model.version)
         self._metrics.model_died(model.name, model.version, how.value)
         log.error("a model ended a process", model=model.name, version=model.version, process=how.value, why=text)
@@ -102,12 +102,12 @@ class Suspects:
         return suspects.must_isolate(self.of(model), model.digest)
 
     def pause_s(self, model: ModelVersion, now_s: float) -> float:
-        """Return the seconds until a version may be loaded again, 0 when it may now; `now_s` as `time.time`. O(1)."""
+        """Return the seconds until a version may be loaded again, 0 when it may now; `now_s` as `steady_s`. O(1)."""
         return suspects.pause_s(self.of(model), model.digest, now_s)
 
     def pause_left_s(self, model: ModelVersion) -> float:
         """Return the seconds from now until a version may be loaded again. O(1)."""
-        return self.pause_s(model, time.time())
+        return self.pause_s(model, steady_s())
 
     async def run(self) -> None:
         """Write what is told, for ever. Cancelled, what is not written yet is lost."""
@@ -129,9 +129,12 @@ class Suspects:
         path, key = suspect_key(model.name, model.version), (model.name, model.version)
         while True:
             entry = await self._store.get(path)
-            after = self._after(_read(entry.value) if entry is not None else None, event)
+            # Whoever wrote what cannot be read: a death is not left out for it.
+            before = records.suspect_of(entry)
+            after = self._after(self._mirror.own(before) if before is not None else None, event)
             expected = entry.mod_revision if entry is not None else 0
-            revision = await self._store.replace(path, records.encode(after), expected=expected)
+            said = replace(after, quiet_s=round(max(0.0, steady_s() - after.last_s), 1))
+            revision = await self._store.replace(path, records.encode(said), expected=expected)
             if revision is not None:
                 break
         more = any((each.model.name, each.model.version) == key for each in list(self._events)[1:])
@@ -144,10 +147,3 @@ class Suspects:
     def __repr__(self) -> str:
         """Show the counts."""
         return f"<Suspects known={len(self._known)} to_write={len(self._events)}>"
-
-
-def _read(value: bytes) -> Suspect | None:
-    try:
-        return records.decode_suspect(value)
-    except records.BadRecord:
-        return None  # Whoever wrote that, a death is not left out for it.

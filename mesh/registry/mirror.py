@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import aclosing
 from typing import Final
 
+from mesh.api.clock import steady_s
 from mesh.core.errors import MeshError
 from mesh.core.fold import (
     Change,
@@ -26,6 +27,8 @@ from mesh.core.fold import (
     fold,
 )
 from mesh.core.grace import Grace
+from mesh.core.sightings import Sightings
+from mesh.core.suspects import Suspect
 from mesh.core.view import ClusterView
 from mesh.registry.keys import (
     COPIES,
@@ -83,6 +86,7 @@ class Mirror:
         self._synced = asyncio.Event()
         self._changed = asyncio.Event()
         self._bad: set[str] = set()
+        self._sightings = Sightings()
         self._live = False
         self._why = "the registry was not read yet"
 
@@ -202,7 +206,16 @@ class Mirror:
             self._log_once(event.key, error)
             return None
         self._bad.discard(event.key)
+        if isinstance(change, SuspectChange):
+            if change.suspect is None:
+                self._sightings.gone(change.key)
+            else:
+                change = SuspectChange(change.key, self.own(change.suspect))
         return change
+
+    def own(self, suspect: Suspect) -> Suspect:
+        """Return what a record says of a version that ended processes with times of this process's clock. O(1)."""
+        return self._sightings.own(suspect, steady_s())
 
     def _log_once(self, key: str, error: ValueError) -> None:
         if key in self._bad:

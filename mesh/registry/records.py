@@ -81,6 +81,14 @@ def decode_suspect(value: bytes) -> Suspect:
     return _decoded(_SUSPECT, "a suspect", value)
 
 
+def suspect_of(entry: Entry | None) -> Suspect | None:
+    """Return the suspect under a key; None for none, and for one that cannot be read, which is to be written over."""
+    try:
+        return decode_suspect(entry.value) if entry is not None else None
+    except BadRecord:
+        return None
+
+
 def decode_forecast(value: bytes) -> Forecast:
     """Return the forecast record in `value`. Raises `BadRecord`."""
     found = _decoded(_FORECAST, "a forecast", value)

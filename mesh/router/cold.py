@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
+from mesh.api.clock import steady_s
 from mesh.core.errors import (
     DeadlineExceeded,
     Loading,
@@ -63,7 +64,7 @@ class _Drive:
     registry: str = ""
     """Why the placement could not be written; empty when it was, or need not be."""
     left_s: float = field(default_factory=time.monotonic)
-    since_s: float = field(default_factory=time.time)
+    since_s: float = field(default_factory=steady_s)
 
 
 class Cold:
@@ -114,10 +115,10 @@ class Cold:
                     f"model '{model.name}' version {model.version} was not placed in time: {drive.registry}; "
                     "it is tried again, call again later"
                 ) from None
-            going_on = "; ".join(each.told for each in progress(self._mirror.view, key, time.time()))
+            going_on = "; ".join(each.told for each in progress(self._mirror.view, key))
             raise DeadlineExceeded(
-                f"model '{model.name}' version {model.version} did not become ready in time: {going_on or drive.why}; "
-                "the load goes on, call again with a longer deadline"
+                f"model '{model.name}' version {model.version} did not become ready in time: {going_on or drive.why}, "
+                f"for {steady_s() - drive.since_s:.1f} s by now; the load goes on, call again with a longer deadline"
             ) from None
         finally:
             drive.waiting -= 1
@@ -130,7 +131,7 @@ class Cold:
         placement = self._mirror.view.placements.get((model.name, model.version))
         nodes = self._mirror.view.nodes
         queues = [nodes[node].load_wait_s for node in (placement.nodes if placement else ()) if node in nodes]
-        return max(0.0, model.load_s + min(queues, default=0.0) - (time.time() - drive.since_s))
+        return max(0.0, model.load_s + min(queues, default=0.0) - (steady_s() - drive.since_s))
 
     async def close(self) -> None:
         """Stop all drives; their callers get `NotReady`."""
@@ -177,7 +178,7 @@ class Cold:
     def _step(self, view: ClusterView, model: ModelVersion, placement: Placement | None, *, forced: bool) -> Step:
         since_s = self._drives[model.name, model.version].since_s
         avoid = self._avoided(view)
-        return cold_step(view, model, placement, avoid=avoid, now_s=time.time(), since_s=since_s, forced=forced)
+        return cold_step(view, model, placement, avoid=avoid, now_s=steady_s(), since_s=since_s, forced=forced)
 
     async def _place(self, view: ClusterView, model: ModelVersion, *, forced: bool) -> bool:
         """Write a placement as decided on the view, if the registry still has the one of the view; else decide again.

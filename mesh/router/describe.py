@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Iterable
 
+from mesh.api.clock import steady_s
 from mesh.api.describe import copy_message
 from mesh.api.messages import control
 from mesh.core.pipeline.cut import Places, edges
@@ -25,7 +25,7 @@ def state_of(view: ClusterView, key: VersionKey) -> tuple[str, str]:
     states = {each.copy.state for each in copies}
     if view.is_off(key):
         return "unloaded", ""
-    suspect, now_s = view.suspects.get(key), time.time()
+    suspect, now_s = view.suspects.get(key), steady_s()
     model = view.models.get(key[0], {}).get(key[1])
     left_s = quarantined_s(suspect, model.digest, now_s) if model is not None else 0.0
     if suspect is not None and left_s:
@@ -33,7 +33,7 @@ def state_of(view: ClusterView, key: VersionKey) -> tuple[str, str]:
     if view.serving.get(key):
         return "ready", ""
     if CopyState.LOADING in states:
-        return "loading", "; ".join(each.told for each in progress(view, key, now_s))
+        return "loading", "; ".join(each.told for each in progress(view, key))
     if CopyState.FAILED in states:
         return "failed", "; ".join(sorted({each.copy.error for each in copies if each.copy.error}))
     return "cold", ""
@@ -43,7 +43,7 @@ def model_message(view: ClusterView, model: ModelVersion) -> control.Model:
     """Return a version with its state and copies as mesh.v1 shows it."""
     key = (model.name, model.version)
     state, reason = state_of(view, key)
-    ahead = {each.node: each.ahead for each in progress(view, key, time.time())}
+    ahead = {each.node: each.ahead for each in progress(view, key)}
     return control.Model(
         name=model.name,
         version=model.version,

@@ -11,8 +11,10 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from mesh.api import messages as m
+from mesh.api.clock import steady_s
 from mesh.api.messages import control
 from mesh.core.errors import Conflict, DeadlineExceeded, LoadFailed, UnknownModel
+from mesh.core.reconcile import next_request_s
 from mesh.core.traffic.unknown import hint, refusals, unknown
 from mesh.core.types import CopyState, ModelName, ModelVersion, Placement, Version
 from mesh.core.view import ClusterView, VersionKey
@@ -161,18 +163,19 @@ class Repository:
             placement = records.placement_of(entry)
             if entry is None or placement is None:
                 return True
-            again = replace(placement, requested_s=time.time())
+            again = replace(placement, requested_s=next_request_s(placement, steady_s()))
             if await self._store.replace(path, records.encode(again), expected=entry.mod_revision) is not None:
                 return True
         raise Conflict(f"the placement of model '{key[0]}' keeps changing under this release; call again")
 
     async def _turn_off(self, key: VersionKey) -> None:
         path = placement_key(*key)
-        off = records.encode(Placement(*key, nodes=(), off=True, requested_s=time.time()))
         for _ in range(WRITE_TRIES):
             entry = await self._store.get(path)
+            requested_s = next_request_s(records.placement_of(entry), steady_s())
+            off = Placement(*key, nodes=(), off=True, requested_s=requested_s)
             expected = entry.mod_revision if entry else 0
-            if await self._store.replace(path, off, expected=expected) is not None:
+            if await self._store.replace(path, records.encode(off), expected=expected) is not None:
                 return
         raise Conflict(f"the placement of model '{key[0]}' keeps changing under this unload; call again")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Final
 
+from mesh.api.clock import steady_s
 from mesh.core.pipeline.spec import Pipeline
 from mesh.core.suspects import is_suspect
 from mesh.core.traffic.retry import MOST_DEATHS, Fate, Tries, may_retry
@@ -71,7 +72,7 @@ class Retries:
         """Tell whether what a process died of may be a version, or one of the models of a pipeline. O(models)."""
         if self._wary and self._wary.get((model.name, model.version), 0.0) > time.monotonic():
             return True
-        view, now_s = self._mirror.view, time.time()
+        view, now_s = self._mirror.view, steady_s()
         models = [model]
         for name, version in pipeline.models() if pipeline is not None and view.suspects else ():
             found = view.resolve(ModelName(name), Version(version))

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from mesh.api import messages as m
+from mesh.api.clock import steady_s
 from mesh.api.describe import node_message
 from mesh.api.details import trailers_of
 from mesh.api.messages import control
@@ -198,9 +199,9 @@ class ControlService:
                         "expected the name of a model with remove_node, got that of a pipeline"
                     ) from None
                 return control.ExplainResponse(pipeline=self._pipelines.explain(request.name, request.version))
-            found = [explain(view, model, now_s=time.time(), without=gone or None)]
+            found = [explain(view, model, now_s=steady_s(), without=gone or None)]
         else:
-            found = without_node(view, gone, now_s=time.time())
+            found = without_node(view, gone, now_s=steady_s())
         return control.ExplainResponse(models=[explanation(view, each) for each in found])
 
 

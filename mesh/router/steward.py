@@ -13,16 +13,18 @@ from dataclasses import replace
 from itertools import islice
 from typing import Final
 
+from mesh.api.clock import steady_s
 from mesh.api.messages import node_control
 from mesh.core.errors import MeshError
 from mesh.core.placement.demand import Demand, Usage
 from mesh.core.placement.duties import Duty, Pass
 from mesh.core.placement.ledger import learned_factors
 from mesh.core.placement.orphans import PLACEMENT_S
+from mesh.core.sightings import grown
 from mesh.core.types import ModelName, ModelVersion, Node, NodeId, Version
 from mesh.core.view import ClusterView, VersionKey
 from mesh.registry import records
-from mesh.registry.keys import FORECAST, LEADER, placement_key
+from mesh.registry.keys import FORECAST, LEADER, placement_key, suspect_key
 from mesh.registry.leader import Election
 from mesh.registry.mirror import Mirror
 from mesh.registry.store import Store
@@ -101,12 +103,12 @@ class Steward:
             await asyncio.gather(campaign, return_exceptions=True)
 
     async def _lead(self) -> None:
-        demand, begun_s = self._remembered(), time.time()
+        demand, begun_s = self._remembered(), steady_s()
         read_s = next_whole_s = told_s = begun_s
         seen: object = None
         while self._election.is_leader:
-            await asyncio.sleep(max(0.0, read_s + READ_S - time.time()))
-            now_s, view = time.time(), self._mirror.view
+            await asyncio.sleep(max(0.0, read_s + READ_S - steady_s()))
+            now_s, view = steady_s(), self._mirror.view
             told = await self._usage(view, since_s=read_s)
             demand.read(told, read_s, now_s)
             read_s = now_s
@@ -122,6 +124,7 @@ class Steward:
                         demand.lowered((duty.after.model, duty.after.version), now_s, begun_s)
                 if whole:
                     await self._tidy.step(view, work.orphans, time.monotonic())
+                    await self._tell_ages(view, now_s)
                 if now_s - told_s >= TELL_S:
                     told_s = now_s
                     factors = learned_factors(_some_models(view))
@@ -132,6 +135,18 @@ class Steward:
             except Exception:
                 # Requests go on being served whatever is wrong here; the next pass looks at things anew.
                 log.exception("the leader's duties failed")
+
+    async def _tell_ages(self, view: ClusterView, now_s: float) -> None:
+        """Say now and then how long ago versions ended processes, for those who start later. O(such versions)."""
+        for key, suspect in view.suspects.items():
+            if grown(suspect, now_s) is None:
+                continue
+            path = suspect_key(*key)
+            entry = await self._store.get(path)
+            latest = records.suspect_of(entry)
+            told = grown(self._mirror.own(latest), now_s) if latest is not None else None
+            if entry is not None and told is not None:
+                await self._store.replace(path, records.encode(told), expected=entry.mod_revision)
 
     async def _compact(self) -> None:
         """Let the registry forget what is older than `compact_s`, for ever. Without it, etcd's space runs out."""
@@ -147,13 +162,15 @@ class Steward:
         """Return the demand as far as placements tell it: what nodes left there when they evicted."""
         demand = Demand()
         demand.forecast = self._mirror.view.forecast
+        now_s = steady_s()
         for key, placement in self._mirror.view.placements.items():
-            demand.remembered(key, placement.heat, placement.last_s)
+            # By the clock of the node that wrote it: what that is ahead must not make it the future here.
+            demand.remembered(key, placement.heat, min(placement.last_s, now_s))
         return demand
 
     async def _usage(self, view: ClusterView, *, since_s: float) -> list[tuple[NodeId, Usage]]:
         """Return what the nodes tell; one that does not answer tells nothing, and is asked again the next time."""
-        idle_s = time.time() - since_s + 2 * READ_S
+        idle_s = steady_s() - since_s + 2 * READ_S
         answers = await asyncio.gather(*(self._ask(node, idle_s) for node in view.nodes.values()))
         return [each for answer in answers for each in answer]
 

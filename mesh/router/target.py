@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from typing import Final
 
+from mesh.api.clock import steady_s
 from mesh.core.errors import InvalidRequest, MeshError, NamesPipeline
 from mesh.core.forwarding import NOTHING, Pattern, forwarded
 from mesh.core.pipeline.signatures import pipeline_model
@@ -89,7 +89,7 @@ def _target(view: ClusterView, name: str, version: str) -> Target:
         model = pipeline_model(view, name, version)
         return Target(model, together(view, view.pipelines[name]), view.pipelines[name])
     # Nobody keeps a target while its version is quarantined: when that ends, no view tells of it.
-    refused = refusal(view.suspect(model), model, time.time())
+    refused = refusal(view.suspect(model), model, steady_s())
     if refused is not None:
         raise refused
     return Target(model, view.serving.get((model.name, model.version), ()))
@@ -118,7 +118,7 @@ def together(view: ClusterView, pipeline: Pipeline) -> tuple[Located, ...]:
 def quarantined(view: ClusterView, model: ModelVersion) -> bool:
     """Tell whether callers of a version are refused now, because it ended processes."""
     suspect = view.suspect(model)
-    return suspect is not None and quarantined_s(suspect, model.digest, time.time()) > 0
+    return suspect is not None and quarantined_s(suspect, model.digest, steady_s()) > 0
 
 
 class Passed:

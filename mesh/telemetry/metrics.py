@@ -7,7 +7,6 @@ called from the event loop's thread, and so are scrapes (`mesh.telemetry.exposit
 
 from __future__ import annotations
 
-import time
 from collections import ChainMap, Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, cast
@@ -18,6 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
+from mesh.api.clock import steady_s
 from mesh.core.errors import Code
 from mesh.core.pipeline.spec import Pipeline
 from mesh.core.traffic.clients import Clients
@@ -177,7 +177,7 @@ class RouterMetrics:
         yield GaugeMetricFamily("mesh_router_nodes", "Nodes in the view.", len(view.nodes))
         yield GaugeMetricFamily("mesh_router_silent_nodes", "Nodes that do not answer this router now.", self._silent())
         yield GaugeMetricFamily("mesh_router_models", "Model names in the view.", len(view.models))
-        quarantined = len(view.quarantined(time.time()))
+        quarantined = len(view.quarantined(steady_s()))
         yield GaugeMetricFamily("mesh_router_quarantined_models", "Versions whose callers are refused.", quarantined)
 
     def _tidy(self, view: ClusterView) -> None:

@@ -27,7 +27,8 @@ import numpy as np
 
 from mesh_client import AsyncClient, Client, MeshClientError, Unavailable
 from tests.chaos.good_models import TIMEOUT_S, Answers, add_good_models, load_good_models
-from tests.chaos.parts import Member, Node, Part, Router, clock_library
+from tests.chaos.parts import Member, Node, Part, Router
+from tests.fixtures.clocks import clock_library
 from tests.fixtures.link import Links
 from tests.fixtures.mesh import until
 from tests.fixtures.sessions import folded

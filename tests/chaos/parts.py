@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from typing import Final
 
+from tests.fixtures.clocks import Clock, clock_library
 from tests.fixtures.etcd import EtcdServer
 from tests.fixtures.link import Link, Links
 from tests.fixtures.mesh import Process, free_port, start_node
@@ -19,12 +20,6 @@ LASTS_S: Final = (1.0, 9.0)
 CLOCKS_S: Final = (-3600, -7, 7, 3600)
 """By how much clocks are set."""
 CLOCK: Final = "clock set"
-
-
-def clock_library() -> Path | None:
-    """Return libfaketime, which sets the clock of a process."""
-    found = [*Path("/usr/lib").glob("**/faketime/libfaketime.so.1")]
-    return found[0] if found else None
 
 
 class Part:
@@ -125,8 +120,7 @@ class _Ours(Part):
         self.front = links.to(f"127.0.0.1:{self.port}")
         self.address = self.front.address
         self.registry = [member.link(links) for member in members]
-        self._clock = folder / f"{name}.clock"
-        self._clock.write_text("+0")
+        self._clock = Clock(folder / f"{name}.clock") if clock_library() is not None else None
         self._process: Process | None = None
 
     @property
@@ -135,15 +129,7 @@ class _Ours(Part):
 
     @property
     def environment(self) -> dict[str, str]:
-        library = clock_library()
-        if library is None:
-            return {}
-        return {
-            "LD_PRELOAD": str(library),
-            "FAKETIME_TIMESTAMP_FILE": str(self._clock),
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            "FAKETIME_CACHE_DURATION": "1",
-        }
+        return self._clock.environment if self._clock is not None else {}
 
     def launch(self) -> Process:
         raise NotImplementedError
@@ -168,15 +154,12 @@ class _Ours(Part):
         }
 
     def faults(self) -> list[str]:
-        return [*super().faults(), *([CLOCK] if clock_library() is not None else [])]
+        return [*super().faults(), *([CLOCK] if self._clock is not None else [])]
 
     def disturb(self, what: str, random_: random.Random) -> float:
-        if what != CLOCK:
+        if what != CLOCK or self._clock is None:
             return super().disturb(what, random_)
-        # Its new file is there whole: a half-written one would be read as another time.
-        beside = self._clock.with_suffix(".new")
-        beside.write_text(f"{random_.choice(CLOCKS_S):+d}")
-        beside.rename(self._clock)
+        self._clock.set(random_.choice(CLOCKS_S))
         return random_.uniform(*LASTS_S)
 
     def mend(self, what: str) -> None:

@@ -47,10 +47,10 @@ def test_scenario(file: Path) -> None:
 
 
 def test_there_are_scenarios() -> None:
-    assert len(FILES) >= 8
+    assert len(FILES) >= 7
 
 
-@given(st.lists(st.tuples(st.sampled_from(Death), st.floats(0, 5000)), max_size=40), st.floats(-1e5, 1e5))
+@given(st.lists(st.tuples(st.sampled_from(Death), st.floats(0, 5000)), max_size=40), st.floats(0, 1e5))
 def test_what_always_holds(deaths: list[tuple[Death, float]], later_s: float) -> None:
     suspect, now_s = None, 1e9
     for how, after_s in deaths:

@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
+from mesh.api.clock import steady_s
 from mesh.core.placement.orphans import PLACEMENT_S
-from mesh.core.suspects import Suspect
+from mesh.core.sightings import FIRST_TOLD_S
+from mesh.core.suspects import Suspect, pause_s
 from mesh.core.types import ModelName, ModelVersion, Placement, Version
 from mesh.core.view import VersionKey
 from mesh.registry import records
@@ -118,3 +120,22 @@ async def test_what_is_known_of_deaths_goes_long_after_its_model(store: EtcdClie
         await asyncio.gather(running, return_exceptions=True)
     assert await store.get(suspect_key(*gone)) is None
     assert await store.get(suspect_key(*here)) is not None
+
+
+async def test_the_leader_says_how_long_ago_a_version_ended_a_process(store: EtcdClient) -> None:
+    """A process that starts later would take the death for new: its record's time is by a clock that may be off."""
+    key = key_of(1)
+    await put_model(store, key)
+    await store.put(suspect_key(*key), records.encode(Suspect(*key, digest="d", deaths=1, isolated=True, last_s=7e9)))
+    async with leading(store) as mirror:
+        await eventually(
+            lambda: key in mirror.view.suspects and mirror.view.suspects[key].quiet_s >= FIRST_TOLD_S,
+            what="its age is told",
+        )
+        assert pause_s(mirror.view.suspects[key], "d", steady_s()) == 0
+        late = Mirror(store)
+        running = asyncio.create_task(late.run())
+        await late.wait_synced()
+        assert steady_s() - late.view.suspects[key].last_s >= FIRST_TOLD_S
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)

@@ -67,13 +67,13 @@ class Asked:
 
     model: ModelVersion
     now_s: float
-    """Seconds since 1970-01-01 UTC."""
+    """By this process's clock."""
     copies: Mapping[NodeId, Copy] = field(default_factory=dict)
     """Its copies, in any state."""
     avoid: Collection[NodeId] = ()
     """Nodes whose connection failed a moment ago."""
-    forced_s: float = 0.0
-    """Failures for requests before this time do not count: an operator asked again."""
+    forced: bool = False
+    """Loads that failed do not count: an operator asks again."""
     zones: Collection[str] = ()
     """Zones with a copy: another one goes elsewhere if it can."""
     factors: Mapping[str, float] = field(default_factory=dict)

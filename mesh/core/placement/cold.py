@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from mesh.core.errors import Churn, LoadFailed, Loading, MeshError, NoCapacity
 from mesh.core.placement.asked import Asked, neighbours_of
 from mesh.core.placement.choose import Choice, choose
-from mesh.core.placement.filters import SHORT_PAUSE_S, retry_after_s
+from mesh.core.placement.filters import SHORT_PAUSE_S
+from mesh.core.reconcile import next_request_s
 from mesh.core.suspects import pause_s, refusal
 from mesh.core.types import Copy, CopyState, ModelVersion, Node, NodeId, Placement
 from mesh.core.view import ClusterView, VersionKey
@@ -77,25 +78,24 @@ def cold_step(
     failed = {} if forced else _failures(view, model, held)
     present = [node for node in held.nodes if node in view.nodes and not view.nodes[node].draining]
     loading = tuple(node for node in present if node not in avoid and node not in failed)
-    failed = {node: copy for node, copy in failed.items() if now_s - copy.requested_s < retry_after_s(copy.failures)}
+    failed = {node: copy for node, copy in failed.items() if copy.pause_s}
     if loading and not forced and not held.off:
         return Waiting(loading, f"loading on {', '.join(loading)}")
-    choice = where(view, model, avoid=avoid, now_s=now_s, forced_s=now_s if forced else 0.0)
+    choice = where(view, model, avoid=avoid, now_s=now_s, forced=forced)
     if choice.nodes:
         # While failures count, the request that they answer keeps its time, and the failed nodes stay in the placement:
         # a node forgets the failure of a version that is no longer placed on it, and would be chosen again. A node
         # whose own failure is over loads again only for a request that is newer.
         again = any(each.node.id in choice.nodes for each in view.copies.get(key, ()))
         kept = () if again else tuple(node for node in present if node in failed)
-        requested_s = held.requested_s if kept else now_s
+        requested_s = held.requested_s if kept else next_request_s(placement, now_s)
         return Place(replace(held, nodes=kept + choice.nodes, off=False, requested_s=requested_s))
     if loading:
         return _at_it_already(view, held, loading, now_s)
     if failed:
         copy = next(iter(failed.values()))
-        left_s = copy.requested_s + retry_after_s(copy.failures) - now_s
         facts = {"model": model.name, "version": model.version}
-        return Refused(LoadFailed(_told(copy), retry_after_s=left_s, facts=facts))
+        return Refused(LoadFailed(_told(copy), retry_after_s=copy.pause_s, facts=facts))
     return _without_a_node(model, choice, waited_s=now_s - since_s)
 
 
@@ -124,7 +124,7 @@ def _held_back(view: ClusterView, model: ModelVersion, now_s: float) -> MeshErro
 def _at_it_already(view: ClusterView, held: Placement, nodes: tuple[NodeId, ...], now_s: float) -> Step:
     """Return what becomes of an operator's load when `nodes`, which were asked before, are all that can hold it."""
     if held.off:
-        return Place(replace(held, nodes=nodes, off=False, requested_s=now_s))
+        return Place(replace(held, nodes=nodes, off=False, requested_s=next_request_s(held, now_s)))
     if any(each.node.id in nodes for each in view.serving.get((held.model, held.version), ())):
         return Serving()
     return Waiting(nodes, f"loading on {', '.join(nodes)}")
@@ -143,7 +143,7 @@ def _without_a_node(model: ModelVersion, choice: Choice, *, waited_s: float) -> 
 
 
 def where(
-    view: ClusterView, model: ModelVersion, *, avoid: Collection[NodeId], now_s: float, forced_s: float = 0.0
+    view: ClusterView, model: ModelVersion, *, avoid: Collection[NodeId], now_s: float, forced: bool = False
 ) -> Choice:
     """Return the nodes to load `model` on, as many as it asks for at once, among those that have no copy of it."""
     copies: dict[NodeId, Copy] = {each.node.id: each.copy for each in view.copies.get((model.name, model.version), ())}
@@ -152,7 +152,7 @@ def where(
         now_s,
         copies,
         avoid=avoid,
-        forced_s=forced_s,
+        forced=forced,
         factors=view.forecast.factors,
         neighbours=neighbours_of(view, model),
         suspect=view.suspect(model),
@@ -161,12 +161,12 @@ def where(
 
 
 def _failures(view: ClusterView, model: ModelVersion, held: Placement) -> dict[NodeId, Copy]:
-    """Return the copies of these very files whose load failed for the request at hand or a later one."""
+    """Return the copies of these very files whose load failed for the request at hand."""
     return {
         each.node.id: each.copy
         for each in view.copies.get((model.name, model.version), ())
         if each.copy.state is CopyState.FAILED
-        and each.copy.requested_s >= held.requested_s
+        and each.copy.requested_s == held.requested_s
         and each.copy.digest in ("", model.digest)
     }
 

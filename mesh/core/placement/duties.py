@@ -19,7 +19,17 @@ from mesh.core.placement.asked import Asked, neighbours_of, zones_of
 from mesh.core.placement.autoscale import Scaler
 from mesh.core.placement.choose import Scored, choose
 from mesh.core.placement.demand import Demand
-from mesh.core.types import Copy, CopyState, ModelVersion, Node, NodeId, Placement, ScaleToZero, Scaling
+from mesh.core.reconcile import next_request_s
+from mesh.core.types import (
+    Copy,
+    CopyState,
+    ModelVersion,
+    Node,
+    NodeId,
+    Placement,
+    ScaleToZero,
+    Scaling,
+)
 from mesh.core.view import ClusterView, VersionKey
 
 HOT_RATE: Final = 1 / 300
@@ -188,8 +198,11 @@ class Pass:
             self._nodes[each.on.id] = each.without_room(asked)
             self._left -= 1
         kept = tuple(node for node in (before.nodes if before else ()) if node in view.nodes)
-        nodes = kept + tuple(each.on.id for each in chosen)
+        nodes = kept + tuple(each.on.id for each in chosen if each.on.id not in kept)
         after = replace(before or Placement(*key, requested_s=self._now_s), nodes=nodes)
+        if any(each.on.id in asked.copies for each in chosen):
+            # It failed there, long enough ago: a node tries again for another request only.
+            after = replace(after, requested_s=next_request_s(before, self._now_s))
         where = ", ".join(each.on.id for each in chosen)
         return Duty(before, after, f"a copy more on {where}: {need.why}")
 

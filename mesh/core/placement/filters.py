@@ -110,9 +110,8 @@ def did_not_fail(asked: Asked, on: Node) -> Verdict:
     copy = asked.copies.get(on.id)
     if copy is None or copy.state is not CopyState.FAILED or copy.digest not in ("", asked.model.digest):
         return _PASS
-    left_s = copy.requested_s + retry_after_s(copy.failures) - asked.now_s
-    if copy.requested_s >= asked.forced_s and left_s > 0:
-        return Refuse(f"its load failed and is not tried again for {left_s:.0f} s: {copy.error}")
+    if copy.pause_s and not asked.forced:
+        return Refuse(f"its load failed and is not tried again within {copy.pause_s:.0f} s: {copy.error}")
     return _PASS
 
 
@@ -145,7 +144,7 @@ def no_room(asked: Asked, on: Node) -> Refuse:
 
 
 def retry_after_s(failures: int) -> float:
-    """Return how long after a request a failed load is not tried again: 10 s, 20 s, 40 s ... 600 s."""
+    """Return how long after a load failed it is not tried again: 10 s, 20 s, 40 s ... 600 s."""
     return float(min(RETRY_FAILED_MAX_S, RETRY_FAILED_S * 2.0 ** max(0, min(failures, 30) - 1)))
 
 

@@ -15,8 +15,6 @@ class Progress:
     node: NodeId
     ahead: int
     """Loads that this node was asked for earlier and has not finished."""
-    since_s: float
-    """Seconds since the node took it up; as exact as two machines' clocks agree."""
     estimate_s: float
     """Seconds that the load itself took before; 0 when none ever ended."""
 
@@ -25,19 +23,18 @@ class Progress:
         """Return it as words for people."""
         behind = f" behind {self.ahead} other{'s' if self.ahead > 1 else ''}" if self.ahead else ""
         usual = f", which took {self.estimate_s:.1f} s before" if self.estimate_s else ""
-        return f"loading on node '{self.node}' for {self.since_s:.1f} s{behind}{usual}"
+        return f"loading on node '{self.node}'{behind}{usual}"
 
 
-def progress(view: ClusterView, key: VersionKey, now_s: float) -> list[Progress]:
-    """Return the loads of a version, the one that began first at the front. O(copies on the nodes that load it)."""
+def progress(view: ClusterView, key: VersionKey) -> list[Progress]:
+    """Return the loads of a version, in the order of the nodes. O(copies on the nodes that load it).
+
+    Since when they go on is not among it: that is by each node's clock.
+    """
     model = view.models.get(key[0], {}).get(key[1])
     estimate_s = model.load_s if model is not None else 0.0
     loads = [each for each in view.copies.get(key, ()) if each.copy.state is CopyState.LOADING]
-    loads.sort(key=lambda each: (each.copy.changed_s, each.node.id))
-    return [
-        Progress(each.node.id, _ahead(view, each.node.id, each.copy), max(0.0, now_s - each.copy.changed_s), estimate_s)
-        for each in loads
-    ]
+    return [Progress(each.node.id, _ahead(view, each.node.id, each.copy), estimate_s) for each in loads]
 
 
 def _ahead(view: ClusterView, node: NodeId, copy: Copy) -> int:

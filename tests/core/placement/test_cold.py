@@ -3,11 +3,12 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import chain
 
+import pytest
+
 from mesh.core.errors import Churn, LoadFailed, NoCapacity
 from mesh.core.fold import Change, ModelChange, PipelineChange, PlacementChange, fold
 from mesh.core.pipeline.spec import Pipeline, Step
 from mesh.core.placement.cold import Place, Refused, Serving, Waiting, cold_step
-from mesh.core.placement.filters import RETRY_FAILED_S
 from mesh.core.types import (
     Copy,
     CopyState,
@@ -36,8 +37,15 @@ def node(
     return registered(record, copies)
 
 
-def copy(state: CopyState, *, requested_s: float = 0.0, error: str = "") -> Copy:
-    return Copy(MODEL.name, MODEL.version, state, requested_s=requested_s, error=error)
+def copy(state: CopyState, *, requested_s: float = 0.0, error: str = "", pause_s: float = 10.0) -> Copy:
+    return Copy(
+        MODEL.name,
+        MODEL.version,
+        state,
+        requested_s=requested_s,
+        error=error,
+        pause_s=pause_s if state is CopyState.FAILED else 0.0,
+    )
 
 
 def view_of(*nodes: list[Change]) -> ClusterView:
@@ -91,10 +99,30 @@ def test_a_load_that_failed_everywhere_is_refused_with_the_error() -> None:
 
 
 def test_a_failed_load_is_tried_again_after_a_while() -> None:
-    old_s = NOW_S - RETRY_FAILED_S
-    failed = node("a", copy(CopyState.FAILED, requested_s=old_s, error="boom"))
-    step = cold_step(view_of(failed), MODEL, placed("a", requested_s=old_s), avoid=(), now_s=NOW_S, since_s=NOW_S)
+    failed = node("a", copy(CopyState.FAILED, requested_s=NOW_S - 1, error="boom", pause_s=0.0))
+    step = cold_step(view_of(failed), MODEL, placed("a"), avoid=(), now_s=NOW_S, since_s=NOW_S)
     assert step == Place(placed("a", requested_s=NOW_S))
+
+
+@pytest.mark.parametrize("ahead_s", [0.0, 3600.0], ids=["at the same time", "by a clock that is ahead"])
+@pytest.mark.parametrize("forced", [True, False], ids=["operator", "caller"])
+def test_a_request_is_later_than_the_one_before_it_whatever_its_clock_says(ahead_s: float, forced: bool) -> None:
+    asked_s = NOW_S + ahead_s
+    failed = node("a", copy(CopyState.FAILED, requested_s=asked_s, error="boom", pause_s=10.0 if forced else 0.0))
+    step = cold_step(
+        view_of(failed), MODEL, placed("a", requested_s=asked_s), avoid=(), now_s=NOW_S, since_s=NOW_S, forced=forced
+    )
+    assert isinstance(step, Place)
+    assert step.placement.nodes == ("a",)
+    assert step.placement.requested_s > asked_s
+
+
+def test_a_failure_says_for_how_long_the_node_is_not_asked_again() -> None:
+    failed = node("a", copy(CopyState.FAILED, requested_s=NOW_S + 3600, error="boom", pause_s=20.0))
+    asked = placed("a", requested_s=NOW_S + 3600)
+    step = cold_step(view_of(failed), MODEL, asked, avoid=(), now_s=NOW_S, since_s=NOW_S)
+    assert isinstance(step, Refused)
+    assert step.error.retry_after_s == 20.0
 
 
 def test_an_operators_load_tries_again_at_once() -> None:

@@ -23,6 +23,7 @@ from mesh.core.types import (
     ModelVersion,
     Node,
     NodeId,
+    Placement,
     Scaling,
     Version,
 )
@@ -338,3 +339,21 @@ class Histories(RuleBasedStateMachine):
 
 TestHistories = Histories.TestCase
 TestHistories.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def test_a_minimum_whose_load_failed_is_asked_for_anew_when_its_node_may_be() -> None:
+    """A node tries what failed there again for another request only, and is named once."""
+    mesh = Mesh()
+    mesh.join("a")
+    model = version(0, Scaling(min_copies=1))
+    key = (model.name, model.version)
+    mesh.add_model(model)
+    before = Placement(*key, (NodeId("a"),), requested_s=mesh.now_s + 3600)
+    failed = Copy(*key, CopyState.FAILED, requested_s=before.requested_s, digest="d", failures=1, pause_s=10.0)
+    mesh.change(PlacementChange(key, before), CopyChange(NodeId("a"), key, failed))
+    begun_s = mesh.now_s
+    assert Pass(mesh.view, Demand(), now_s=mesh.now_s, begun_s=begun_s).duties() == []
+    mesh.change(CopyChange(NodeId("a"), key, replace(failed, pause_s=0.0)))
+    (duty,) = Pass(mesh.view, Demand(), now_s=mesh.now_s, begun_s=begun_s).duties()
+    assert duty.after.nodes == ("a",)
+    assert duty.after.requested_s > before.requested_s

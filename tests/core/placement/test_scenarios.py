@@ -64,8 +64,7 @@ def decided(scenario: dict[str, Any]) -> Choice:
             model.name,
             model.version,
             CopyState(each["copy"]),
-            requested_s=each.get("requested", 0.0),
-            failures=each.get("failures", 0),
+            pause_s=each.get("pause", 0.0),
             error="it broke",
         )
         for name, each in scenario["nodes"].items()
