@@ -64,8 +64,13 @@ def model_config(model: ModelVersion) -> ModelConfig:
 def _sequence_batching(told: Any, sequence: Sequencing, model: ModelVersion) -> None:
     """Write how sequences are scheduled, in Triton's words."""
     told.max_sequence_idle_microseconds = int(sequence.idle_s * 1e6)
-    told.oldest.max_candidate_sequences = sequence.max_live
-    told.oldest.max_queue_delay_microseconds = model.max_queue_delay_us
+    if sequence.minimum_slot_utilization:
+        # Triton has the field in this strategy alone.
+        told.direct.minimum_slot_utilization = sequence.minimum_slot_utilization
+        told.direct.max_queue_delay_microseconds = model.max_queue_delay_us
+    else:
+        told.oldest.max_candidate_sequences = sequence.max_live
+        told.oldest.max_queue_delay_microseconds = model.max_queue_delay_us
     for each in sequence.controls:
         control = told.control_input.add(name=each.name).control.add(kind=f"CONTROL_SEQUENCE_{each.kind.name}")
         if each.kind is ControlKind.CORRID:

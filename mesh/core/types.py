@@ -256,6 +256,8 @@ class Sequencing:
     """Sequences that are live on a copy at once; more wait for one that ends."""
     idle_s: float = 60.0
     """How long one may be without a request before it is forgotten."""
+    minimum_slot_utilization: float = 0.0
+    """Share of `max_batch_size` from which on a batch of steps does not wait `max_queue_delay_us` for more; 0: all."""
     controls: tuple[Control, ...] = ()
     states: tuple[State, ...] = ()
     snapshot_messages: int = 0

@@ -29,6 +29,12 @@ def sequencing(said: Mapping[str, Any], tensors: Collection[str]) -> Sequencing:
     checks = (
         (found.max_live >= 1, "max_live", "1 or more", found.max_live),
         (found.idle_s > 0, "idle_s", "more than 0", found.idle_s),
+        (
+            0 <= found.minimum_slot_utilization <= 1,
+            "minimum_slot_utilization",
+            "from 0 (a full batch) to 1",
+            found.minimum_slot_utilization,
+        ),
         (found.snapshot_messages >= 0, "snapshot_messages", "0 (by size) or more", found.snapshot_messages),
         (found.snapshot_bytes >= 0, "snapshot_bytes", "0 (by size) or more", found.snapshot_bytes),
     )

@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
-from mesh.core.batching import Waiting, WaitUntil
+from mesh.core.batching import Waiting, WaitUntil, enough_rows
 from mesh.core.errors import DeadlineExceeded, MeshError, Overloaded, UnknownSequence, let_go
 from mesh.core.sessions.schedule import Schedule, Sequence, SequenceId, Step, unknown
 from mesh.core.types import ModelVersion
@@ -61,6 +61,7 @@ class SequenceBatcher:
         self._mixed = steps.most_rows > 1 and not steps.generates and not sized
         """Whether steps may have shapes that cannot be joined."""
         self._delay_s = model.max_queue_delay_us / 1e6
+        self._enough = enough_rows(steps.most_rows, self._sequencing.minimum_slot_utilization)
         self.schedule: Schedule[Item] = Schedule(
             model.name,
             max_live=self._sequencing.max_live,
@@ -218,7 +219,8 @@ class SequenceBatcher:
             self._timer = None
         while self.running < self._parallel:
             now_s = time.monotonic()
-            found = self.schedule.next(max_rows=self._steps.most_rows, delay_s=self._delay_s, now_s=now_s)
+            most, enough = self._steps.most_rows, self._enough
+            found = self.schedule.next(max_rows=most, delay_s=self._delay_s, now_s=now_s, enough=enough)
             if isinstance(found, WaitUntil):
                 if found.at_s is not None:
                     self._timer = self._loop.call_later(max(0.0, found.at_s - now_s), self._look)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.core.batching import Run, Waiting, WaitUntil, next_batch
+from mesh.core.batching import Run, Waiting, WaitUntil, enough_rows, next_batch
 
 queues = st.lists(
     st.builds(Waiting, rows=st.integers(1, 8), kind=st.sampled_from("ab"), enqueued_s=st.just(0.0)), max_size=20
@@ -46,3 +46,29 @@ def test_with_time_over_every_request_runs_in_the_order_it_came(queue: list[Wait
         ran += left[: step.count]
         del left[: step.count]
     assert ran == queue
+
+
+@given(st.integers(1, 300), st.floats(0, 1))
+def test_enough_is_the_fewest_rows_of_a_share(max_rows: int, share: float) -> None:
+    enough = enough_rows(max_rows, share)
+    assert 1 <= enough <= max_rows
+    if share:
+        assert enough / max_rows >= share
+        assert enough == 1 or (enough - 1) / max_rows < share
+    else:
+        assert enough == max_rows
+
+
+@given(queues, st.integers(1, 8), st.floats(0, 1), st.floats(0, 2))
+def test_only_too_few_of_one_kind_wait_and_no_longer_than_the_delay(
+    queue: list[Waiting], max_rows: int, share: float, now_s: float
+) -> None:
+    enough = enough_rows(max_rows, share)
+    step = next_batch(queue, max_rows=max_rows, delay_s=1, now_s=now_s, enough=enough)
+    if isinstance(step, Run):
+        # It takes no fewer than it would take without waiting.
+        assert step == next_batch(queue, max_rows=max_rows, delay_s=0, now_s=now_s)
+    elif queue:
+        assert step.at_s == 1 > now_s
+        assert len({each.kind for each in queue}) == 1
+        assert sum(each.rows for each in queue) < enough

@@ -15,6 +15,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from mesh.api.describe import model_config
 from mesh.api.snapshot import decode_snapshot, encode_snapshot
 from mesh.core.errors import (
     DeadlineExceeded,
@@ -390,3 +391,30 @@ def test_a_section_that_does_not_fit_the_file_fails_the_load(tmp_path: Path, seq
     summing_model(tmp_path, "bad", f"max_batch_size: 8\nsequence: {{{sequence}}}\n")
     with pytest.raises(LoadFailed, match=said):
         load(scanned(tmp_path, "bad"))
+
+
+async def test_half_of_the_slots_need_not_wait_for_the_others(tmp_path: Path) -> None:
+    waits = "max_queue_delay_us: 600000000\n"
+    folding_model(tmp_path, "half", "{minimum_slot_utilization: 0.03}", yaml=waits)
+    folding_model(tmp_path, "full", "{}", yaml=waits)
+    half, full = Copy(tmp_path, "half"), Copy(tmp_path, "full")
+    first = half.submit(x(1), sequence_id=1, sequence_start=True)
+    alone = full.submit(x(1), sequence_id=1, sequence_start=True)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not first.done()
+    second = half.submit(x(2), sequence_id=2, sequence_start=True)
+    full.submit(x(2), sequence_id=2, sequence_start=True)
+    assert [value_of(await soon(each)) for each in (first, second)] == [folded([1])[0], folded([2])[0]]
+    assert half.statistics.batches.keys() == {2}
+    assert not alone.done()
+
+
+def test_the_configuration_says_which_strategy_it_is(tmp_path: Path) -> None:
+    folding_model(tmp_path, "half", "{minimum_slot_utilization: 0.5}", yaml="max_queue_delay_us: 700\n")
+    folding_model(tmp_path, "full", "{max_live: 9}", yaml="max_queue_delay_us: 700\n")
+    half, full = (model_config(scanned(tmp_path, name)).sequence_batching for name in ("half", "full"))
+    assert half.WhichOneof("strategy_choice") == "direct"
+    assert (half.direct.minimum_slot_utilization, half.direct.max_queue_delay_microseconds) == (0.5, 700)
+    assert full.WhichOneof("strategy_choice") == "oldest"
+    assert (full.oldest.max_candidate_sequences, full.oldest.max_queue_delay_microseconds) == (9, 700)

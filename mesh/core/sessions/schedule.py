@@ -131,10 +131,12 @@ class Schedule(Generic[T]):
             self._line_up(found)
         return found
 
-    def next(self, *, max_rows: int, delay_s: float, now_s: float) -> list[Sequence[T]] | WaitUntil:
+    def next(
+        self, *, max_rows: int, delay_s: float, now_s: float, enough: int | None = None
+    ) -> list[Sequence[T]] | WaitUntil:
         """Return the sequences whose first steps run together now, marked as running; or when to look again.
 
-        O(batch).
+        `enough` as in `next_batch`. O(batch).
         """
         line = self._line
         if not line:
@@ -144,6 +146,7 @@ class Schedule(Generic[T]):
             max_rows=max_rows,
             delay_s=delay_s,
             now_s=now_s,
+            enough=enough,
         )
         if not isinstance(found, Run):
             return found

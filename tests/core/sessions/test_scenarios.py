@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mesh.core.batching import Waiting, WaitUntil
+from mesh.core.batching import Waiting, WaitUntil, enough_rows
 from mesh.core.errors import MeshError
 from mesh.core.sessions.schedule import Schedule, Sequence, Step
 from mesh.core.sessions.session import Send, Session
@@ -85,6 +85,7 @@ class Copy:
 
     def __init__(self, said: dict[str, Any]) -> None:
         self.rows, self.delay_s = said.get("max_rows", 4), said.get("delay_s", 0.0)
+        self.enough = enough_rows(self.rows, said.get("minimum_slot_utilization", 0.0))
         self.schedule: Schedule[str] = Schedule(
             "m",
             max_live=said.get("max_live", 10),
@@ -128,7 +129,7 @@ class Copy:
         return [f"displace {each.what}" for each in displaced]
 
     def next(self) -> list[str]:
-        found = self.schedule.next(max_rows=self.rows, delay_s=self.delay_s, now_s=self.now_s)
+        found = self.schedule.next(max_rows=self.rows, delay_s=self.delay_s, now_s=self.now_s, enough=self.enough)
         if isinstance(found, WaitUntil):
             return [] if found.at_s is None else [f"look again at {found.at_s:g}"]
         self.running.update({str(each.id): each for each in found})
