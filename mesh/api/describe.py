@@ -47,7 +47,8 @@ def model_config(model: ModelVersion) -> ModelConfig:
         config.output.add(name=spec.name, data_type=_CONFIG_TYPE[spec.dtype], dims=spec.shape[skip:])
     if model.sequence is not None:
         _sequence_batching(config.sequence_batching, model.sequence, model)
-    elif model.max_batch_size > 0:
+    elif model.max_batch_size > 0 or model.preserve_ordering:
+        config.dynamic_batching.preserve_ordering = model.preserve_ordering
         config.dynamic_batching.max_queue_delay_microseconds = model.max_queue_delay_us
         if model.max_queue_size:
             config.dynamic_batching.default_queue_policy.max_queue_size = model.max_queue_size

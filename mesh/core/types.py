@@ -174,6 +174,7 @@ class Tuning:
     max_queue_delay_us: int = 0
     max_queue_size: int = 0
     parameters: Mapping[str, str] = field(default_factory=dict)
+    preserve_ordering: bool = False
 
 
 class ScaleToZero(StrEnum):
@@ -365,6 +366,9 @@ class ModelVersion:
     rerun_failed_batches: bool = True
     """Requests of which a joined run failed are run again, each alone; False for a model whose runs change the
     world."""
+    preserve_ordering: bool = False
+    """A copy answers in the order in which requests came to it, whatever run ends first; of a decoupled model each
+    request's responses follow those of the one before it."""
     original: Tuning | None = None
     """What the files say, while a load request overrides it; None when nothing is overridden."""
 

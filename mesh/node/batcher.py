@@ -14,10 +14,12 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from functools import partial
 from itertools import islice
+from operator import methodcaller
 from typing import Any
 
 from mesh.core.batching import Run, Waiting, next_batch
 from mesh.core.errors import DeadlineExceeded, MeshError, ModelFailed, Overloaded, let_go
+from mesh.core.ordering import Ordering
 from mesh.core.types import ModelVersion
 from mesh.node.gauge import ON_LOOP_S, Gauge
 from mesh.node.heard import heard
@@ -85,6 +87,8 @@ class Batcher:
         self._timer: asyncio.TimerHandle | None = None
         self._gauge = Gauge(steady=loaded.steady)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._order: Ordering[Item, Callable[[Waiter], None]] | None = Ordering() if model.preserve_ordering else None
+        """What runs, and answers that wait for those of earlier requests; None: each goes out when it is there."""
         self._in_threads: dict[tuple[Item, ...], float] = {}
         """Runs in threads, and since when nobody waits for them; 0: somebody did when it was looked at."""
         self._loop = asyncio.get_running_loop()
@@ -183,6 +187,8 @@ class Batcher:
                 count = step.count
             batch = [self._queue.popleft() for _ in range(count)]
             self.running += 1
+            if self._order is not None:
+                self._order.begin_all(batch)
             if self._apart is not None:
                 self._run_apart(batch, now_s)
             elif self._gauge.predicted_s(bytes_of(batch)) < ON_LOOP_S:
@@ -291,9 +297,8 @@ class Batcher:
         try:
             for item in batch:
                 began_s = time.monotonic()
-                if item.deadline_s is not None and item.deadline_s <= began_s and item.end():
-                    item.waiter.failed(DeadlineExceeded(f"the deadline passed in the queue of model '{self._name}'"))
-                if item.over:
+                if item.over or (item.deadline_s is not None and item.deadline_s <= began_s):
+                    self._fail([item], DeadlineExceeded(f"the deadline passed in the queue of model '{self._name}'"))
                     continue
                 try:
                     self._finish([item], began_s, *await self._run_alone(item))
@@ -314,7 +319,9 @@ class Batcher:
 
     def is_free(self, scale: float) -> bool:
         """Tell whether a run may go on here and now: nobody waits and it is short. `scale` is its size in mean ones."""
-        return not self._queue and self.running < self._loaded.parallel and self._gauge.is_short(scale)
+        if self._queue or self.running >= self._loaded.parallel or (self._order is not None and self._order.waits):
+            return False
+        return self._gauge.is_short(scale)
 
     @property
     def work_s(self) -> float:
@@ -358,15 +365,27 @@ class Batcher:
             end = start + item.waiting.rows
             mine = outputs if len(batch) == 1 else {name: array[start:end] for name, array in outputs.items()}
             start = end
-            if item.end():
-                item.waiter.ran(Ran(mine, began_s - item.waiting.enqueued_s, run_s, rows))
+            ran = Ran(mine, began_s - item.waiting.enqueued_s, run_s, rows)
+            if self._order is not None:
+                self._in_order(item, methodcaller("ran", ran))
+            elif item.end():
+                item.waiter.ran(ran)
 
     def _fail(self, batch: list[Item], error: Exception) -> None:
         told = error if isinstance(error, MeshError) else model_failed(self._name, error)
         let_go(error)
         for item in batch:
-            if item.end():
+            if self._order is not None:
+                self._in_order(item, methodcaller("failed", told))
+            elif item.end():
                 item.waiter.failed(told)
+
+    def _in_order(self, item: Item, tell: Callable[[Waiter], None]) -> None:
+        """Answer those whose turn it is now that this one has its answer."""
+        assert self._order is not None
+        for each, told in self._order.answered(item, tell):
+            if each.end():
+                told(each.waiter)
 
     def __repr__(self) -> str:
         """Show the counts."""

@@ -26,6 +26,17 @@ async def responses(
     served: Served, inputs: Tensors, request: Request, deadline_s: float | None
 ) -> AsyncGenerator[Response]:
     """Yield the responses. Closing it stops the model at its next step. Raises `MeshError`."""
+    made = _made(served, inputs, request, deadline_s)
+    if served.in_order is not None:
+        made = served.in_order.of(made)
+    async with aclosing(made):
+        async for response in made:
+            yield response
+
+
+async def _made(
+    served: Served, inputs: Tensors, request: Request, deadline_s: float | None
+) -> AsyncGenerator[Response]:
     queue = served.sequences
     if queue is None:
         apart = served.loaded.apart

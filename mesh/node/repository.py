@@ -10,14 +10,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final
 from urllib.parse import unquote, urlsplit
 
 import msgspec
 
 from mesh.core.placement.window import MAX_SPAN_S
 from mesh.core.types import (
-    Dtype,
     Generation,
     Isolation,
     ModelName,
@@ -43,6 +42,7 @@ from mesh.node.folder import (
     shown,
 )
 from mesh.node.isolation_yaml import isolating
+from mesh.node.model_yaml import ModelYaml
 from mesh.node.remembered import Known, look_at
 from mesh.node.runtimes import onnx, python
 from mesh.node.sequence_yaml import generating, sequencing
@@ -57,47 +57,6 @@ RECORD_BYTES: Final = 512 * 1024
 """Of one version in the registry; etcd takes 1.5 MB in one request, and a node's copy of the record comes on top."""
 
 RUNTIME_FILES = {"onnx": onnx.FILE, "python": python.FILE}
-
-
-class TensorYaml(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One input or output in model.yaml."""
-
-    name: str
-    dtype: Dtype
-    shape: tuple[int, ...]
-    optional: bool = False
-
-
-class ModelYaml(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """model.yaml. The fields mean what they mean in `ModelVersion`."""
-
-    runtime: Literal["onnx", "python", "remote", ""] = ""
-    platform: str = ""
-    max_batch_size: int = 0
-    max_queue_delay_us: int = 0
-    max_queue_size: int = 0
-    min_copies: int | None = None
-    """Short for the one of `scaling`."""
-    scaling: dict[str, Any] = {}
-    """The fields of `Scaling`."""
-    inputs: tuple[TensorYaml, ...] = ()
-    outputs: tuple[TensorYaml, ...] = ()
-    decoupled: bool = False
-    rerun_failed_batches: bool = True
-    sequence: dict[str, Any] | None = None
-    """The fields of `Sequencing`."""
-    generation: dict[str, Any] | None = None
-    """The fields of `Generation`."""
-    device: Literal["auto", "cpu", "gpu"] = "auto"
-    node_labels: dict[str, str] = {}
-    parameters: dict[str, str] = {}
-    isolation: Literal["process", "none", ""] = ""
-    instances: int = 1
-    streams: int = 0
-    python: str = ""
-    memory_limit_bytes: int = 0
-    max_load_s: float = 600.0
-    max_run_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +196,7 @@ class Scanner:
             scaling=_scaling(config),
             decoupled=config.decoupled,
             rerun_failed_batches=config.rerun_failed_batches,
+            preserve_ordering=config.preserve_ordering,
             sequence=_sequencing(config),
             generation=_generation(config, runtime),
             node_labels=config.node_labels,
@@ -336,6 +296,11 @@ def _sequencing(config: ModelYaml) -> Sequencing | None:
     """Return how its sequences go. Raises `BadFolder` for what cannot be meant."""
     if config.sequence is None:
         return None
+    if config.preserve_ordering:
+        raise BadFolder(
+            f"{CONFIG}: preserve_ordering is for models without a sequence section, as the steps of each sequence are "
+            "answered in their order: leave one of both out"
+        )
     if config.decoupled:
         raise BadFolder(f"{CONFIG}: a decoupled model keeps the state of a generation; leave sequence out")
     try:

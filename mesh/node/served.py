@@ -11,6 +11,7 @@ from mesh.api.clock import steady_s
 from mesh.core.placement.forecast import History
 from mesh.core.types import ModelVersion, TensorSpec
 from mesh.node.batcher import Batcher
+from mesh.node.in_order import InOrder
 from mesh.node.runtimes.base import Loaded
 from mesh.node.sequences import SequenceBatcher
 from mesh.telemetry.statistics import Statistics
@@ -72,6 +73,8 @@ class Served:
         self.batcher: Batcher | SequenceBatcher = queue(
             model, loaded, executor, self.statistics, default_queue_size=default_queue_size
         )
+        self.in_order = InOrder() if model.decoupled and model.preserve_ordering else None
+        """Puts the responses of several requests in order, where the model wants that."""
         self.inputs: tuple[TensorSpec, ...] = loaded.inputs
         self.outputs: dict[str, TensorSpec] = {spec.name: spec for spec in loaded.outputs}
         self._steps: set[Future[Any]] = set()

@@ -1,7 +1,8 @@
 """Overriding a model's configuration at load, as Triton's RepositoryModelLoad with parameter ``config`` does.
 
-What may be overridden is `Tuning`: batch size, queue delay, queue size and parameters. A config may repeat any other
-field with the value it has (clients send back what ModelConfig told them); another value is refused, not ignored.
+What may be overridden is `Tuning`: batch size, queue delay, queue size, order of answers and parameters. A config may
+repeat any other field with the value it has (clients send back what ModelConfig told them); another value is refused,
+not ignored.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from mesh.core.errors import LoadFailed
 from mesh.core.types import ModelVersion, Tuning
 
 TUNABLE = frozenset({"max_batch_size", "dynamic_batching", "parameters"})
+
+BATCHING = frozenset({"max_queue_delay_microseconds", "preserve_ordering", "default_queue_policy"})
+"""What the mesh has of dynamic_batching."""
 
 MAX_PATH_PART_BYTES = 255
 """NAME_MAX of the usual file systems."""
@@ -72,7 +76,13 @@ def check_file_path(model: str, parameter: str) -> None:
 
 
 def _tuning(model: ModelVersion) -> Tuning:
-    return Tuning(model.max_batch_size, model.max_queue_delay_us, model.max_queue_size, model.parameters)
+    return Tuning(
+        model.max_batch_size,
+        model.max_queue_delay_us,
+        model.max_queue_size,
+        model.parameters,
+        model.preserve_ordering,
+    )
 
 
 def _tuned(base: ModelVersion, asked: ModelConfig) -> Tuning:
@@ -85,6 +95,7 @@ def _tuned(base: ModelVersion, asked: ModelConfig) -> Tuning:
             tuning,
             max_queue_delay_us=batching.max_queue_delay_microseconds,
             max_queue_size=batching.default_queue_policy.max_queue_size,
+            preserve_ordering=batching.preserve_ordering,
         )
     if asked.parameters:
         tuning = replace(tuning, parameters={key: value.string_value for key, value in asked.parameters.items()})
@@ -93,9 +104,28 @@ def _tuned(base: ModelVersion, asked: ModelConfig) -> Tuning:
 
 def _refuse_others(base: ModelVersion, asked: ModelConfig) -> None:
     held: Any = model_config(base)
+    if asked.HasField("dynamic_batching"):
+        _refuse_unknown(base, asked.dynamic_batching)
     for field, value in asked.ListFields():
         if field.name not in TUNABLE and value != getattr(held, field.name):
             raise LoadFailed(
                 f"failed to load '{base.name}', '{field.name}' cannot be overridden: change the model's files; "
                 f"{', '.join(sorted(TUNABLE))} can"
             )
+
+
+def _refuse_unknown(base: ModelVersion, batching: Any) -> None:
+    """Raise `LoadFailed` for what Triton's dynamic batcher has and the mesh's has not."""
+    said = [field.name for field, _ in batching.ListFields() if field.name not in BATCHING]
+    if base.sequence is not None and batching.preserve_ordering:
+        raise LoadFailed(
+            f"failed to load '{base.name}', preserve_ordering is for models without sequences, as steps are answered "
+            "in their order anyway"
+        )
+    policy = batching.default_queue_policy
+    said += [f"default_queue_policy.{field.name}" for field, _ in policy.ListFields() if field.name != "max_queue_size"]
+    if said:
+        raise LoadFailed(
+            f"failed to load '{base.name}', the mesh has no dynamic_batching.{said[0]}: leave it out; "
+            f"{', '.join(sorted(BATCHING))} can be overridden, of default_queue_policy max_queue_size"
+        )

@@ -59,7 +59,13 @@ class Doubling:
 
 
 def batcher(
-    loaded: Doubling, *, max_rows: int = 8, delay_us: int = 0, queue: int = 100, reruns: bool = True
+    loaded: Doubling,
+    *,
+    max_rows: int = 8,
+    delay_us: int = 0,
+    queue: int = 100,
+    reruns: bool = True,
+    in_order: bool = False,
 ) -> Batcher:
     model = ModelVersion(
         ModelName("m"),
@@ -71,6 +77,7 @@ def batcher(
         max_batch_size=max_rows,
         max_queue_delay_us=delay_us,
         rerun_failed_batches=reruns,
+        preserve_ordering=in_order,
     )
     return Batcher(model, loaded, ThreadPoolExecutor(2), Statistics(), default_queue_size=queue)
 
@@ -363,3 +370,99 @@ async def test_tiny_runs_come_to_stay_on_the_loop_and_large_ones_do_not() -> Non
     loaded.threads.clear()
     await run(target, {"x": np.zeros((100_000, 1), dtype=np.float32)})
     assert loaded.threads.isdisjoint({threading.get_ident()})
+
+
+class Gated(Doubling):
+    """Runs two at a time, each until the gate of its value is open. A negative value raises."""
+
+    parallel = 2
+    steady = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates = {value: threading.Event() for value in (-2.0, -1.0, 1.0, 2.0, 3.0)}
+        self.ended = {value: threading.Event() for value in self.gates}
+
+    def run(self, inputs: Tensors, request: Request) -> Tensors:
+        value = float(inputs["x"][0, 0])
+        assert self.gates[value].wait(60)
+        self.ended[value].set()
+        if value < 0:
+            raise ValueError("below zero")
+        return {"y": inputs["x"] * 2}
+
+
+async def ran(loaded: Gated, value: float) -> None:
+    """Let the run of `value` end, and its answer go through the event loop."""
+    loaded.gates[value].set()
+    assert await asyncio.to_thread(loaded.ended[value].wait, 60)
+    for _ in range(3):  # The answer of a thread takes a turn or two of the loop.
+        await asyncio.to_thread(int)
+
+
+@pytest.mark.parametrize("first", [1.0, -1.0])
+async def test_answers_keep_the_order_of_requests_where_the_model_wants_that(first: float) -> None:
+    loaded = Gated()
+    target = batcher(loaded, max_rows=0, in_order=True)
+    told: list[float] = []
+    tasks = []
+    for value in (first, 2.0, 3.0):
+        tasks.append(asyncio.create_task(run(target, rows(value)), name=str(value)))
+        tasks[-1].add_done_callback(lambda task: told.append(float(task.get_name())))
+        await asyncio.sleep(0)
+    await ran(loaded, 2.0)
+    await ran(loaded, 3.0)
+    assert told == []
+    assert not target.is_free(1.0)
+    loaded.gates[first].set()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert told == [first, 2.0, 3.0]
+    if first < 0:
+        assert isinstance(answers[0], ModelFailed)
+    assert [answer.outputs["y"].item() for answer in answers if isinstance(answer, Ran)] == [
+        value * 2 for value in (first, 2.0, 3.0) if value > 0
+    ]
+
+
+async def test_without_it_whoever_is_ready_is_answered() -> None:
+    loaded = Gated()
+    target = batcher(loaded, max_rows=0)
+    slow, quick = (asyncio.create_task(run(target, rows(value))) for value in (1.0, 2.0))
+    loaded.gates[2.0].set()
+    assert (await quick).outputs["y"].item() == 4.0
+    assert not slow.done()
+    loaded.gates[1.0].set()
+    await slow
+
+
+async def test_a_caller_who_left_holds_its_turn_until_its_run_ends() -> None:
+    loaded = Gated()
+    target = batcher(loaded, max_rows=0, in_order=True)
+    left, stays = (asyncio.create_task(run(target, rows(value))) for value in (1.0, 2.0))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    left.cancel()
+    await ran(loaded, 2.0)
+    assert not stays.done()
+    loaded.gates[1.0].set()
+    assert (await stays).outputs["y"].item() == 4.0
+
+
+async def test_requests_of_a_batch_that_failed_are_answered_in_order_too() -> None:
+    loaded = Doubling()
+    target = batcher(loaded, in_order=True)
+    first = await held(target, loaded)
+    told: list[int] = []
+    tasks = []
+    for at, value in enumerate((1.0, float("nan"), 3.0)):
+        tasks.append(asyncio.create_task(run(target, rows(value)), name=str(at)))
+        tasks[-1].add_done_callback(lambda task: told.append(int(task.get_name())))
+        await asyncio.sleep(0)
+    tasks[0].cancel()
+    loaded.free.set()
+    answers = await asyncio.gather(first, *tasks, return_exceptions=True)
+    assert told == [0, 1, 2]
+    assert isinstance(answers[2], ModelFailed)
+    assert isinstance(answers[3], Ran)
+    assert answers[3].outputs["y"].item() == 6.0
+    assert target.is_free(1.0) or target.running == 0

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.node import repository
+from mesh.node.model_yaml import ModelYaml
 from mesh.node.repository import Scanner
 
 
@@ -85,7 +86,7 @@ def test_a_folder_that_looks_as_before_is_not_read(tmp_path: Path, monkeypatch: 
     read: list[str] = []
     whole = repository._config
 
-    def counting(data: bytes) -> repository.ModelYaml:
+    def counting(data: bytes) -> ModelYaml:
         read.append("config")
         return whole(data)
 

@@ -67,6 +67,8 @@ def test_a_generation_that_cannot_be_meant_is_told(said: dict[str, Any], why: st
     ("yaml", "why"),
     [
         ("sequence: {max_live: 0}", "sequence: max_live must be 1 or more, got 0"),
+        ("preserve_ordering: true\nsequence: {}", "preserve_ordering is for models without a sequence section"),
+        ("preserve_order: true\n", "Object contains unknown field `preserve_order`"),
         ("decoupled: true\nsequence: {}", "a decoupled model keeps the state of a generation; leave sequence out"),
         ("generation: {}", "generation is for a decoupled onnx model"),
         ("decoupled: true\ngeneration: {max_tokens: 0}", "generation: max_tokens must be 1 or more, got 0"),

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
+from google.protobuf import json_format
 
+from mesh.api.describe import model_config
 from mesh.core.errors import LoadFailed
-from mesh.core.types import Dtype, ModelName, ModelVersion, TensorSpec, Tuning, Version
+from mesh.core.types import Dtype, ModelName, ModelVersion, Sequencing, TensorSpec, Tuning, Version
 from mesh.router.override import check_file_path, overridden, restored
 
 MODEL = ModelVersion(
@@ -50,6 +53,15 @@ def test_a_config_that_says_what_is_so_changes_nothing() -> None:
     [
         ('"parameters": {"config": {{"max_batch_size": "16"}}}', "no valid ModelConfig"),
         ('{"max_batch_size": -1}', "must not be negative"),
+        (
+            '{"dynamic_batching": {"preferred_batch_size": [4]}}',
+            "no dynamic_batching.preferred_batch_size: leave it out; default_queue_policy, max_queue_delay_",
+        ),
+        (
+            '{"dynamic_batching": {"default_queue_policy": {"timeout_action": "DELAY"}}}',
+            "the mesh has no dynamic_batching.default_queue_policy.timeout_action",
+        ),
+        ('{"dynamic_batching": {"no_such_field": 1}}', "no_such_field"),
         ('{"name": "other"}', "'name' cannot be overridden"),
         ('{"input": [{"name": "z", "data_type": "TYPE_FP32", "dims": [4]}]}', "'input' cannot be overridden"),
     ],
@@ -64,3 +76,21 @@ def test_a_config_that_cannot_be_is_refused(config: str, text: str) -> None:
 def test_a_path_that_cannot_be_a_file_of_the_model_is_refused(path: str) -> None:
     with pytest.raises(LoadFailed, match="Invalid file path"):
         check_file_path("m", "file:" + path)
+
+
+def test_the_order_of_answers_can_be_overridden_and_is_told() -> None:
+    changed = overridden(MODEL, '{"dynamic_batching": {"preserve_ordering": true}}')
+    assert changed.preserve_ordering
+    assert model_config(changed).dynamic_batching.preserve_ordering
+    assert not model_config(MODEL).dynamic_batching.preserve_ordering
+    assert restored(changed) == MODEL
+
+
+def test_what_a_configuration_says_can_be_sent_back() -> None:
+    for model in (MODEL, replace(MODEL, preserve_ordering=True, max_queue_size=7, max_queue_delay_us=3)):
+        assert overridden(model, json_format.MessageToJson(model_config(model))) == model
+
+
+def test_the_steps_of_sequences_have_an_order_anyway() -> None:
+    with pytest.raises(LoadFailed, match="preserve_ordering is for models without sequences"):
+        overridden(replace(MODEL, sequence=Sequencing()), '{"dynamic_batching": {"preserve_ordering": true}}')
