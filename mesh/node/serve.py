@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from mesh.api.clock import steady_s
 from mesh.api.messages import INFERENCE_SERVICE, NODE_CONTROL_SERVICE
@@ -42,6 +43,7 @@ from mesh.registry.keys import copies_prefix, node_key
 from mesh.registry.lease import Presence
 from mesh.registry.mirror import Mirror
 from mesh.registry.ready import answers_before
+from mesh.registry.restore import NODE_S, Restore
 from mesh.telemetry import logs
 from mesh.telemetry.metrics import NodeMetrics, observe_callers
 from mesh.telemetry.tracing import Tracing
@@ -95,6 +97,7 @@ class _Parts:
     journal: Journal
     report: Report
     presence: Presence
+    restore: Restore
     health: NodeHealth
     shared: Parts
     server: Server
@@ -152,12 +155,8 @@ def _build(  # noqa: PLR0917 - what lives longer than the parts
     kept = Kept(config.kept_bytes)
     metrics.observe_sequences(loader.served, lambda: kept.kept_bytes)
     health = NodeHealth(loader, report)
-    services = [
-        generic_handler(INFERENCE_SERVICE, NodeInferenceService(loader, report, infer)),
-        generic_handler(NODE_CONTROL_SERVICE, NodeControlService(loader, report, publisher, infer, kept, stop)),
-        *health_handlers(health),
-        *reflection_handlers([INFERENCE_SERVICE.full_name, NODE_CONTROL_SERVICE.full_name]),
-    ]
+    service = NodeControlService(loader, report, publisher, infer, kept, stop)
+    services = _services(NodeInferenceService(loader, report, infer), service, health)
     carrier = Carrier(config.wire, config.limits, asyncio.get_running_loop())
     observe_callers(metrics.registry, "mesh_node", carrier.held, carrier.clients)
     connect = carrier.connector(config.node_tls, on_silence=_nothing)
@@ -166,9 +165,20 @@ def _build(  # noqa: PLR0917 - what lives longer than the parts
     http = None
     if config.http_port is not None:
         http = HttpServer(config.host, config.http_port, metrics.registry, lambda: report.ready)
+    restore = Restore(mirror, store, NODE_S)
     return _Parts(
-        mirror, publisher, loader, suspects, workers, upkeep, journal, report, presence, health, shared, server, http
+        *(mirror, publisher, loader, suspects, workers, upkeep, journal, report, presence, restore),
+        *(health, shared, server, http),
     )
+
+
+def _services(inference: NodeInferenceService, control: NodeControlService, health: NodeHealth) -> list[Any]:
+    return [
+        generic_handler(INFERENCE_SERVICE, inference),
+        generic_handler(NODE_CONTROL_SERVICE, control),
+        *health_handlers(health),
+        *reflection_handlers([INFERENCE_SERVICE.full_name, NODE_CONTROL_SERVICE.full_name]),
+    ]
 
 
 def _hot(infer: Infer, shared: Parts) -> HotMethods:
@@ -216,6 +226,7 @@ async def _serve(
                 ("loading and unloading", loader.run),
                 ("reporting this node", report.run),
                 ("looking after workers", parts.upkeep.run),
+                ("putting back what the registry lost", parts.restore.run),
             )
             work += [tasks.create_task(lasting(what, each)) for what, each in rounds]
             log.info("node serving", id=config.id, grpc=parts.server.address, http=http_address)

@@ -47,6 +47,8 @@ class _Known:
     suspect: Suspect
     revision: int = 0
     """Of the registry when it was written; 0: it is not."""
+    history: object = None
+    """Which history of the registry that is a revision of (`Mirror.anew`)."""
 
 
 class Suspects:
@@ -90,12 +92,16 @@ class Suspects:
         """Return what is known of a version; None: nothing that counts for these files."""
         key = (model.name, model.version)
         known = self._known.get(key)
-        if known is not None and known.revision and self._mirror.view.revision >= known.revision:
+        if known is not None and known.revision and self._is_seen(known):
             # The view has it, or what came after it: another death, or an operator's release.
             del self._known[key]
             known = None
         suspect = known.suspect if known is not None else self._mirror.view.suspects.get(key)
         return suspect if suspect is not None and suspect.digest == model.digest else None
+
+    def _is_seen(self, known: _Known) -> bool:
+        # What another history lacks stays in the view (`mesh.core.lost`).
+        return self._mirror.view.revision >= known.revision or self._mirror.anew is not known.history
 
     def must_isolate(self, model: ModelVersion) -> bool:
         """Tell whether a version may not run in this node's own process. O(1)."""
@@ -139,7 +145,7 @@ class Suspects:
                 break
         more = any((each.model.name, each.model.version) == key for each in list(self._events)[1:])
         if not more:
-            self._known[key] = _Known(after, revision)
+            self._known[key] = _Known(after, revision, self._mirror.anew)
 
     def _after(self, before: Suspect | None, event: _Event) -> Suspect:
         return suspects.died(before, event.model, event.how, event.text, self._node, event.at_s)

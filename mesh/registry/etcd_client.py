@@ -10,6 +10,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Final
 
 from mesh.api.gen.etcd import rpc_pb2 as rpc
@@ -192,12 +193,15 @@ class EtcdClient:
             return
         self._revision(answer.message.header)
 
-    def watch(self, prefix: str, *, after: int) -> AsyncGenerator[Batch, None]:
+    def watch(self, prefix: str, *, after: int, mark: str = "") -> AsyncGenerator[Batch, None]:
         """Yield the changes under `prefix` after revision `after`, for ever; see `Store.watch`.
 
         Close the iterator (`contextlib.aclosing`) to end it.
         """
-        return EtcdWatch(self._caller, self._list, prefix, after=after, cluster=self._cluster).batches()
+        reads = partial(self.get, mark) if mark else None
+        return EtcdWatch(
+            self._caller, self._list, prefix, after=after, cluster=self._cluster, mark=mark, read_mark=reads
+        ).batches()
 
     async def _range(self, request: rpc.RangeRequest) -> rpc.RangeResponse:
         answer = await self._caller.unary(_KV + "Range", request, rpc.RangeResponse)

@@ -3,8 +3,9 @@
 Owns the watch stream's protocol and the choice between resuming and listing again. Calls and endpoints are
 `etcd_calls`'s affair.
 
-History is gone when etcd compacted it, when the cluster has another id than before, or when its revision went back
-(a registry that was wiped, or an embedded one that restarted).
+History is gone when etcd compacted it. It is another one when the cluster has another id than before, its revision went
+back, or the mark that names it is another or none (a registry that was wiped, or an embedded one that restarted). The
+mark decides where the others do not: an etcd whose data was deleted has its old id, and may have more revisions by now.
 """
 
 from __future__ import annotations
@@ -61,13 +62,22 @@ class EtcdWatch:
         *,
         after: int,
         cluster: int,
+        mark: str = "",
+        read_mark: Callable[[], Awaitable[Entry | None]] | None = None,
     ) -> None:
-        """`relist` gives a listing and its cluster id; `cluster` is the one `after` belongs to, 0 when not known."""
+        """`relist` gives a listing and its cluster id; `cluster` is the one `after` belongs to, 0 when not known.
+
+        `read_mark` gives the key `mark`.
+        """
         self._caller = caller
         self._relist = relist
         self._prefix = prefix
         self._seen = after
         self._cluster = cluster
+        self._mark = mark
+        self._read_mark = read_mark
+        self._marked: bytes | None = None
+        """The mark's value; None as long as there was none."""
         self._live = True
         self._trouble = Trouble(lambda _: None)
 
@@ -99,12 +109,13 @@ class EtcdWatch:
         call, endpoint = await self._caller.open(PATH, rpc.WatchRequest, rpc.WatchResponse)
         try:
             created = await self._create(call)
-            if created.header.cluster_id != self._cluster != 0 or created.header.revision < self._seen:
+            marked_anew = await self._is_marked_anew()
+            if marked_anew or created.header.cluster_id != self._cluster != 0 or created.header.revision < self._seen:
                 listing, cluster = await self._relist(self._prefix)
                 # A member that lags behind is no loss: the listing is as new as the whole cluster.
-                if cluster != self._cluster or listing.revision < self._seen:
+                if marked_anew or cluster != self._cluster or listing.revision < self._seen:
                     self._cluster = cluster
-                    yield _relisted(listing)
+                    yield self._relisted(listing, anew=True)
                     return
             self._cluster = created.header.cluster_id
             if not self._live:
@@ -119,6 +130,30 @@ class EtcdWatch:
             raise
         finally:
             call.cancel()
+
+    async def _is_marked_anew(self) -> bool:
+        """Tell whether the mark is another one than before. Notes the first one that is read."""
+        if self._read_mark is None:
+            return False
+        entry = await self._read_mark()
+        found = entry.value if entry is not None else None
+        if self._marked is None:
+            self._marked = found
+        return found != self._marked
+
+    def _note(self, key: bytes, entry: Entry | None) -> None:
+        """Take the mark from a change, or from a listing."""
+        if entry is not None and self._mark and key == bytes_of(self._mark):
+            self._marked = entry.value
+
+    def _relisted(self, listing: Listing, *, anew: bool) -> Batch:
+        if anew:
+            self._marked = None
+        for entry in listing.entries:
+            if entry.key == self._mark:
+                self._marked = entry.value
+        events = tuple(Event(entry.key, entry) for entry in listing.entries)
+        return Batch(events, listing.revision, relisted=True, anew=anew)
 
     async def _create(self, call: Any) -> rpc.WatchResponse:
         key = bytes_of(self._prefix)
@@ -145,12 +180,13 @@ class EtcdWatch:
             if response.canceled:
                 if not response.compact_revision:
                     raise _ended(response)
-                listing, self._cluster = await self._relist(self._prefix)
-                yield _relisted(listing)
+                before, (listing, self._cluster) = self._cluster, await self._relist(self._prefix)
+                yield self._relisted(listing, anew=self._cluster != before != 0)
                 return
             for event in response.events:
                 last = max(last, event.kv.mod_revision)
                 entry = entry_of(event.kv) if event.type == rpc.Event.PUT else None
+                self._note(event.kv.key, entry)
                 pending.append(Event(text_of(event.kv.key), entry))
             if response.fragment:
                 continue
@@ -173,7 +209,3 @@ async def _read(call: Any) -> rpc.WatchResponse:
 def _ended(response: rpc.WatchResponse) -> MeshError:
     """Return why etcd ended a watch. It says so in a text alone, which holds the text of one of its errors."""
     return error_of(Code.UNKNOWN, response.cancel_reason or "the watch was ended without a reason")
-
-
-def _relisted(listing: Listing) -> Batch:
-    return Batch(tuple(Event(entry.key, entry) for entry in listing.entries), listing.revision, relisted=True)

@@ -25,6 +25,8 @@ PIPELINES = ROOT + "pipelines/"
 SUSPECTS = ROOT + "suspects/"
 FORECAST = ROOT + "forecast"
 LEADER = ROOT + "leader/placement"
+HISTORY = ROOT + "history"
+"""Holds a random text for as long as the registry keeps its data: with another one, or none, it is another history."""
 
 
 def node_key(node: NodeId) -> str:

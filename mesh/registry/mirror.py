@@ -27,12 +27,14 @@ from mesh.core.fold import (
     fold,
 )
 from mesh.core.grace import Grace
+from mesh.core.lost import Lost
 from mesh.core.sightings import Sightings
 from mesh.core.suspects import Suspect
 from mesh.core.view import ClusterView
 from mesh.registry.keys import (
     COPIES,
     FORECAST,
+    HISTORY,
     MODELS,
     NODES,
     PIPELINES,
@@ -87,12 +89,16 @@ class Mirror:
         self._changed = asyncio.Event()
         self._bad: set[str] = set()
         self._sightings = Sightings()
+        self.lost = Lost()
+        """What another history of the registry lacks and is to be put back."""
+        self.anew = asyncio.Event()
+        """Set, and replaced, when the registry was found to have another history."""
         self._live = False
         self._why = "the registry was not read yet"
 
     def __repr__(self) -> str:
         """Show the view's counts."""
-        return f"<Mirror live={self._live} {self.view!r} {self._grace!r}>"
+        return f"<Mirror live={self._live} {self.view!r} {self._grace!r} {self.lost!r}>"
 
     @property
     def live(self) -> bool:
@@ -123,7 +129,7 @@ class Mirror:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._release(held), name="mirror grace")
-                async with aclosing(self._store.watch(ROOT, after=first.revision)) as batches:
+                async with aclosing(self._store.watch(ROOT, after=first.revision, mark=HISTORY)) as batches:
                     async for batch in batches:
                         self._apply(batch)
                         held.set()
@@ -169,10 +175,18 @@ class Mirror:
         if not self._live:
             _log.info("the registry is followed again", revision=batch.revision)
         self._live = True
+        if batch.anew:
+            # Also where the watch only went on elsewhere: nodes need their time to register again.
+            self._grace.lost()
         self._grace.live(now_s)
         changes = [change for event in batch.events if (change := self._change(event)) is not None]
+        self.lost.changed(changes)
         if batch.relisted:
-            changes.extend(_absent(self.view, batch.events))
+            changes.extend(self.lost.listed(_absent(self.view, batch.events), anew=batch.anew))
+        if batch.anew:
+            _log.warning("the registry has lost what it held", revision=batch.revision, lost=len(self.lost.held))
+            anew, self.anew = self.anew, asyncio.Event()
+            anew.set()
         self._publish(self._grace.step(self.view, changes, now_s), batch.revision)
 
     def _publish(self, changes: tuple[Change, ...], revision: int) -> None:

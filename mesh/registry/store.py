@@ -65,6 +65,8 @@ class Batch:
     events: tuple[Event, ...]
     revision: int
     relisted: bool = False
+    anew: bool = False
+    """With `relisted`: the registry has another history than before. It was wiped, or restored from a backup."""
     live: bool = True
     why: str = ""
     """What the registry said, where `live` is false."""
@@ -163,11 +165,12 @@ class Store(Protocol):
     async def revoke(self, lease: int) -> None:
         """End `lease` and delete its keys; a lease that is gone already is fine."""
 
-    def watch(self, prefix: str, *, after: int) -> AsyncGenerator[Batch, None]:
+    def watch(self, prefix: str, *, after: int, mark: str = "") -> AsyncGenerator[Batch, None]:
         """Yield the changes under `prefix` after revision `after`, for ever.
 
         Resumes from the last revision after a lost connection (on another endpoint where there is one) and re-lists
         after a compaction. Raises no error of the registry: it waits and tries again with backoff, also when it is not
-        permitted to watch, as it may be again.
+        permitted to watch, as it may be again. `mark` is a key under `prefix` whose value names the registry's history:
+        where that is another one than before, it re-lists as well, however many revisions there are.
         Close the generator (`contextlib.aclosing`) to end the watch at once.
         """

@@ -20,6 +20,7 @@ from mesh.gateway.seam import GrpcCalls
 from mesh.registry.etcd_client import EtcdClient
 from mesh.registry.mirror import Mirror
 from mesh.registry.ready import answers_before
+from mesh.registry.restore import ROUTER_S, Restore
 from mesh.router import hop, hop_stream
 from mesh.router.catalog import Catalog
 from mesh.router.channels import Channels
@@ -79,6 +80,7 @@ class _Parts:
     dispatch: Dispatch
     cold: Cold
     steward: Steward
+    restore: Restore
     health: RouterHealth
     server: Server
     http: HttpServer | None
@@ -143,7 +145,8 @@ def _build(config: RouterConfig, store: EtcdClient, tracing: Tracing) -> _Parts:
     http = _http(config, metrics, health, _calls(config, dispatch, streams, inference, carrier))
     candidate = f"{socket.gethostname()}-{os.getpid()}"
     steward = Steward(mirror, store, channels, candidate, compact_s=config.compact_s)
-    return _Parts(mirror, metrics, balancer, channels, dispatch, cold, steward, health, server, http)
+    restore = Restore(mirror, store, ROUTER_S)
+    return _Parts(mirror, metrics, balancer, channels, dispatch, cold, steward, restore, health, server, http)
 
 
 def _calls(
@@ -173,6 +176,7 @@ async def _serve(
         await parts.mirror.wait_synced()
         tidying = tasks.create_task(lasting("forgetting nodes that left", partial(_tidy, parts)))
         leading = tasks.create_task(lasting("leading", parts.steward.run))
+        restoring = tasks.create_task(lasting("putting back what the registry lost", parts.restore.run))
         try:
             await parts.server.start()
             if parts.http is not None:
@@ -195,6 +199,7 @@ async def _serve(
             await parts.cold.close()
             following.cancel()
             tidying.cancel()
+            restoring.cancel()
             leading.cancel()
             await parts.channels.close()
     log.info("router stopped")

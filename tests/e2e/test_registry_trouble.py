@@ -2,60 +2,24 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import pytest
 
 from mesh_client import Client, Unavailable
+from tests.fixtures.calls import Calls
 from tests.fixtures.etcd import EtcdServer
 from tests.fixtures.etcd_full import FULL_BYTES, fill, make_room
 from tests.fixtures.etcd_users import PASSWORD, USER, set_password, turn_on
 from tests.fixtures.mesh import MODELS, Process, start_node, start_router, until
 from tests.fixtures.tools import need
 
-ROW = np.array([[5.1, 3.5, 1.4, 0.2]], dtype=np.float32)
 DIGIT = {"image": np.zeros((1, 8, 8), np.float32)}
-PAUSE_S = 0.02
-
-
-class Calls:
-    """One call after another on a model, each counted by how it ended."""
-
-    def __init__(self, address: str, model: str) -> None:
-        self._address, self._model = address, model
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self.answered = 0
-        self.failed: list[str] = []
-
-    def _run(self) -> None:
-        with Client(self._address) as client:
-            while not self._stop.wait(PAUSE_S):
-                try:
-                    client.infer(self._model, {"x": ROW}, timeout_s=30)
-                    self.answered += 1
-                except Exception as error:  # noqa: BLE001 - every failure is what this counts
-                    self.failed.append(f"{type(error).__name__}: {error}")
-
-    def more(self, count: int) -> None:
-        """Return when `count` further calls were answered."""
-        goal = self.answered + count
-        until(lambda: self.answered >= goal or self.failed, what=f"{count} more answers")
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(60)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
@@ -223,3 +224,47 @@ async def test_a_member_without_its_majority_is_left_by_a_watch(
         seen = await asyncio.wait_for(until_live(batches), 60)
         assert seen[-1].live
         assert await client.put("/t/a", b"3") > before
+
+
+async def test_an_etcd_that_was_wiped_is_noticed_though_it_has_more_revisions_by_now(
+    new_etcd: Callable[..., EtcdServer], connect: Connect
+) -> None:
+    """Its name gives it its old cluster id. Only the mark tells the two histories apart."""
+    server = new_etcd()
+    await server.start()
+    link = FaultyLink(server.address)
+    await link.start()
+    writer, watcher = connect(server.address, timeout_s=60), connect(link.address, timeout_s=60)
+    await writer.put("/t/mark", b"one")
+    before = await writer.put("/t/a", b"1")
+    async with aclosing(watcher.watch("/t/", after=before, mark="/t/mark")) as batches:
+        await writer.put("/t/b", b"2")
+        assert [event.key for event in (await anext(batches)).events] == ["/t/b"]
+        await link.stop()
+        assert not (await anext(batches)).live
+        await server.stop()
+        shutil.rmtree(server.folder / "data")
+        await server.start()
+        for each in range(20):
+            await writer.put("/t/new", b"%d" % each)
+        await link.start()
+        seen = await until_live(batches)
+        while not seen[-1].relisted:
+            seen.append(await anext(batches))
+        assert seen[-1].anew
+        assert [event.key for event in seen[-1].events] == ["/t/new"]
+        await writer.put("/t/mark", b"two")
+        seen = [await anext(batches)]
+        assert [event.key for event in seen[-1].events] == ["/t/mark"]
+        # The same history, cut off once more: nothing is listed again.
+        await link.stop()
+        assert not (await anext(batches)).live
+        await writer.put("/t/c", b"3")
+        await link.start()
+        seen = await until_live(batches)
+        while not seen[-1].events:
+            seen.append(await anext(batches))
+        assert not any(batch.relisted for batch in seen)
+        assert [event.key for event in seen[-1].events] == ["/t/c"]
+    await watcher.close()
+    await link.stop()
