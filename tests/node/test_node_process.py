@@ -81,6 +81,8 @@ class Mesh:
         self.router.wait_ready()
         client = Client(self.router.grpc, timeout_s=60)
         until(client.server_ready, what="the router has heard of the node")
+        folders = {each.name for each in self.repository.iterdir() if each.is_dir()}
+        until(lambda: folders <= {each.name for each in client.models()}, what="the router has heard of the models")
         return client
 
     def ask(self, name: str, **kwargs: object) -> float:
