@@ -62,6 +62,7 @@ def mesh(new_etcd: Callable[..., EtcdServer], repository: Path, tmp_path: Path) 
             process.wait_ready()
         client = stack.enter_context(Client(router.grpc, timeout_s=60))
         until(client.server_ready, what="the router has heard of the nodes")
+        until(lambda: any(each.name == "echo" for each in client.models()), what="the router has heard of the models")
         yield client, router.grpc, log
         assert all(process.running for process in (*nodes, router))
 

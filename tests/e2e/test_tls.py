@@ -61,6 +61,7 @@ def secured(new_etcd: Callable[..., EtcdServer], tmp_path: Path) -> Iterator[Sec
             each.wait_ready()
         with secured.client() as client:
             until(client.server_ready, what="the router has heard of the node")
+            until(lambda: any(each.name == "iris" for each in client.models()), what="the router has heard of iris")
         yield secured
 
 
